@@ -1,0 +1,27 @@
+"""Transfer learning on images as plain scikit-learn estimators."""
+
+from sktransfer import datasets
+from sktransfer._backbones import Backbone
+from sktransfer._cache import EmbeddingCache
+from sktransfer._classifier import FineTuneClassifier
+from sktransfer._extractor import PretrainedFeatureExtractor
+from sktransfer._loading import list_backbones, load_backbone, register_backbone
+from sktransfer._regressor import FineTuneRegressor
+from sktransfer._stages import split_stages
+from sktransfer._weights import WeightsMismatchError
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Backbone",
+    "EmbeddingCache",
+    "FineTuneClassifier",
+    "FineTuneRegressor",
+    "PretrainedFeatureExtractor",
+    "WeightsMismatchError",
+    "datasets",
+    "list_backbones",
+    "load_backbone",
+    "register_backbone",
+    "split_stages",
+]

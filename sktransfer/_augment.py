@@ -1,0 +1,41 @@
+"""Random changes of training pictures, the same ones for the same seed."""
+
+from collections.abc import Callable
+
+import torch
+from torchvision.transforms import v2
+
+AUGMENTS = ("light", "strong")
+
+
+def resolve_augment(augment, side: int) -> Callable | None:
+    """Turn an ``augment=`` parameter into a function of a picture.
+
+    Parameters
+    ----------
+    augment : None, "light", "strong" or callable
+    side : int
+        Of the network's input, in pixels.
+
+    Returns
+    -------
+    callable or None
+        Takes and returns a picture, a tensor of shape (3, H, W).
+    """
+    if augment is None or callable(augment):
+        return augment
+    if augment not in AUGMENTS:
+        raise ValueError(
+            f"augment={augment!r} is not known. Accepted are None, 'light' (crop and "
+            "flip), 'strong' (TrivialAugmentWide as well) and any callable that takes "
+            "and returns a picture, a tensor of shape (3, H, W)."
+        )
+    steps = [
+        v2.RandomResizedCrop(side, scale=(0.5, 1.0), antialias=True),
+        v2.RandomHorizontalFlip(),
+    ]
+    if augment == "strong":
+        # It counts colours, and so works on 8 bits.
+        steps.append(v2.ToDtype(torch.uint8, scale=True))
+        steps.append(v2.TrivialAugmentWide(interpolation=v2.InterpolationMode.BILINEAR))
+    return v2.Compose(steps)

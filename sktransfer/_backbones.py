@@ -1,0 +1,302 @@
+"""Backbone: a network as named stages, with the recipe of its input."""
+
+import copy
+import functools
+import hashlib
+import numbers
+from dataclasses import dataclass, replace
+from difflib import get_close_matches
+
+import torch
+from torch import nn
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.v2 import functional as F
+
+from sktransfer._fusion import fuse
+from sktransfer._images import decode
+from sktransfer._weights import WeightsMismatchError, module_digest
+
+# Beyond this aspect ratio the ends of a picture, which the centre crop would cut
+# anyway, are cut before the resize: 1 x 60,000 pixels would else become 224 x 13.4 M.
+_MAX_ASPECT = 16
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a picture becomes the input of a network, as in torchvision's presets.
+
+    Parameters
+    ----------
+    resize : int
+        Length in pixels that the shorter side is resized to, antialiased.
+    crop : int
+        Side of the square that is cut from the centre.
+    mean, std : tuple of float
+        Of the three channels, on the scale [0, 1].
+    interpolation : str
+        "bilinear" or "bicubic".
+    """
+
+    resize: int = 256
+    crop: int = 224
+    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
+    std: tuple[float, ...] = (0.229, 0.224, 0.225)
+    interpolation: str = "bilinear"
+
+    @classmethod
+    def of(cls, transforms) -> "Recipe":
+        """Read the recipe off a torchvision preset."""
+        return cls(
+            resize=transforms.resize_size[0],
+            crop=transforms.crop_size[0],
+            mean=tuple(transforms.mean),
+            std=tuple(transforms.std),
+            interpolation=transforms.interpolation.value,
+        )
+
+    def at_size(self, side: int) -> "Recipe":
+        """Return the recipe at another size, its proportions kept."""
+        return replace(self, crop=side, resize=round(self.resize * side / self.crop))
+
+    def read(self, source) -> torch.Tensor:
+        """Decode a source; give its square of pixels, (3, crop, crop)."""
+        return self.square(decode(source))
+
+    def square(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Resize and cut decoded pixels of shape (3, H, W), dtype kept."""
+        return self.cut(self.resized(pixels))
+
+    def resized(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Resize decoded pixels, so that their shorter side is `resize`."""
+        height, width = pixels.shape[-2:]
+        most = _MAX_ASPECT * min(height, width)
+        if max(height, width) > most:
+            pixels = F.center_crop(pixels, [min(height, most), min(width, most)])
+        mode = InterpolationMode(self.interpolation)
+        return F.resize(pixels, [self.resize], interpolation=mode, antialias=True)
+
+    def cut(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Cut the square from the centre of resized pixels."""
+        return F.center_crop(pixels, [self.crop, self.crop])
+
+    def normalise(self, batch: torch.Tensor) -> torch.Tensor:
+        """Scale a batch of squares to [0, 1] if it is uint8, then by mean and std."""
+        if batch.dtype == torch.uint8:
+            batch = batch.float().div_(255)
+        shape = (1, 3, 1, 1)
+        mean = torch.tensor(self.mean, device=batch.device).view(shape)
+        std = torch.tensor(self.std, device=batch.device).view(shape)
+        return (batch - mean) / std
+
+
+class Backbone:
+    """A pretrained network without its classifier: named stages in a row.
+
+    A backbone is never changed, so that it can be shared by estimators, threads and
+    processes: `copy.deepcopy` gives the backbone itself, cloning an estimator that
+    holds one costs nothing.
+
+    Parameters
+    ----------
+    stages : torch.nn.Sequential
+        Named stages, the last of which gives embeddings of shape (n, n_features), as
+        `split_stages` makes them. They are deep-copied.
+    recipe : Recipe, optional
+        How pictures are resized, cropped and normalised; ImageNet's by default.
+    name : str, default="custom"
+        For messages and reprs.
+    rebuild : callable, optional
+        Takes nothing and loads the same backbone again. A pickle then holds this
+        callable in place of the weights, and checks their digest when loaded.
+
+    Attributes
+    ----------
+    stage_names : tuple of str
+        Of all stages, first to last.
+    shapes : list of tuple of int
+        Of one image's output of each stage.
+    n_features : int
+        Length of an embedding.
+    n_parameters : int
+        Of all stages.
+    digest : str
+        SHA-256 of the structure and of all tensors, in hex digits.
+
+    Examples
+    --------
+    >>> from torch import nn
+    >>> from sktransfer import Backbone
+    >>> stages = nn.Sequential(nn.AdaptiveAvgPool2d(2), nn.Flatten())
+    >>> backbone = Backbone(stages, name="mine")
+    >>> backbone.stage_names, backbone.n_features
+    (('0', '1'), 12)
+    """
+
+    def __init__(self, stages, recipe=None, *, name="custom", rebuild=None):
+        self.stages = copy.deepcopy(stages).cpu().eval().requires_grad_(False)
+        self.recipe = Recipe() if recipe is None else recipe
+        self.name = name
+        self.stage_names = tuple(name for name, _ in self.stages.named_children())
+        self._rebuild = rebuild
+        self._fused = {}
+
+    def __repr__(self):
+        return (
+            f"<Backbone {self.name!r}: {len(self.stages)} stages, "
+            f"{self.n_parameters:,} parameters, {self.recipe.crop} px>"
+        )
+
+    def __deepcopy__(self, memo):
+        return self
+
+    def __reduce__(self):
+        if self._rebuild is None:
+            return _restore, (self.stages, self.recipe, self.name)
+        return _rebuild_checked, (self._rebuild, self.recipe, self.digest)
+
+    @property
+    def n_parameters(self):
+        return sum(p.numel() for p in self.stages.parameters())
+
+    @property
+    def n_features(self):
+        shape = self.shapes[-1]
+        return shape[-1] if len(shape) == 2 else shape[0]
+
+    @functools.cached_property
+    def shapes(self):
+        x = torch.zeros(1, 3, self.recipe.crop, self.recipe.crop)
+        try:
+            return _shapes(self.stages, x.to("meta"))
+        except (RuntimeError, NotImplementedError):
+            # A stage that looks at its data, or is too small; the latter fails again.
+            return _shapes(self.stages, x)
+
+    @functools.cached_property
+    def _stage_digests(self):
+        return [module_digest(stage) for stage in self.stages]
+
+    @property
+    def digest(self):
+        return self.prefix_digest(len(self.stages))
+
+    def prefix_digest(self, depth):
+        """SHA-256, in hex digits, of the first `depth` stages."""
+        return hashlib.sha256("".join(self._stage_digests[:depth]).encode()).hexdigest()
+
+    def depth(self, stage, *, parameter="stage"):
+        """Number of leading stages that a specification means.
+
+        Parameters
+        ----------
+        stage : int, str or None
+            A number of leading stages (negative counts from the end), the name of
+            the last of them, or "all" (None means the same).
+        parameter : str, default="stage"
+            What the specification is called in an error message.
+        """
+        count = len(self.stages)
+        if stage is None or isinstance(stage, str):
+            if stage in (None, "all"):
+                return count
+            if stage in self.stage_names:
+                return self.stage_names.index(stage) + 1
+        elif isinstance(stage, numbers.Integral) and not isinstance(stage, bool):
+            stage = int(stage) + (count if stage < 0 else 0)
+            if 0 <= stage <= count:
+                return stage
+        close = get_close_matches(str(stage), self.stage_names, n=1)
+        hint = f" Did you mean {close[0]!r}?" if close else ""
+        raise ValueError(
+            f"{parameter}={stage!r} is no stage of backbone {self.name!r}.{hint} "
+            f"Accepted are the names {list(self.stage_names)}, a number of leading "
+            f"stages from {-count} to {count}, or 'all'."
+        )
+
+    def at_size(self, side):
+        """Return the same network for inputs of another size, in pixels.
+
+        Raises
+        ------
+        ValueError
+            If the architecture cannot take that size.
+        """
+        if not isinstance(side, numbers.Integral) or isinstance(side, bool) or side < 1:
+            raise ValueError(
+                f"image_size={side!r} is no size. Accepted are None, for the size of "
+                "the weights' own recipe, or the side of the input in pixels."
+            )
+        resized = self._with_recipe(self.recipe.at_size(int(side)))
+        try:
+            resized.shapes  # noqa: B018
+        except Exception as error:
+            raise ValueError(
+                f"Backbone {self.name!r} cannot take image_size={side}: {error}. Its "
+                f"own size is {self.recipe.crop}; leave image_size=None, or choose a "
+                "convolutional network, which takes any size that is not too small."
+            ) from error
+        return resized
+
+    def _with_recipe(self, recipe):
+        other = object.__new__(Backbone)
+        vars(other).update(vars(self), recipe=recipe)
+        vars(other).pop("shapes", None)
+        return other
+
+    def inference_stages(self, device="cpu"):
+        """Return the stages as they compute fastest, on a device.
+
+        In evaluation mode, batch norm folded into the convolutions and channels last:
+        equal to `stages` up to rounding.
+        """
+        if device not in self._fused:
+            stages = [fuse(stage) for stage in self.stages]
+            self._fused[device] = nn.Sequential(*stages).to(
+                device, memory_format=torch.channels_last
+            )
+        return self._fused[device]
+
+    def tuned(self, depth, suffix):
+        """Return this backbone with its stages from `depth` on replaced.
+
+        Its pickles hold the new stages and refer to this backbone for the rest.
+        """
+        stages = nn.Sequential()
+        for name, stage in [*self.stages[:depth].named_children()] + [
+            *suffix.named_children()
+        ]:
+            stages.add_module(name, stage)
+        rebuild = functools.partial(self.tuned, depth, suffix)
+        name = f"{self.name} (tuned)" if depth < len(self.stages) else self.name
+        return Backbone(stages, self.recipe, name=name, rebuild=rebuild)
+
+
+def _restore(stages, recipe, name):
+    return Backbone(stages, recipe, name=name)
+
+
+def _rebuild_checked(rebuild, recipe, digest):
+    backbone = rebuild()
+    if backbone.digest != digest:
+        raise WeightsMismatchError(
+            f"The weights of backbone {backbone.name!r} are not those that the pickled "
+            f"estimator was made with: their digest is {backbone.digest[:12]}, not "
+            f"{digest[:12]}. Nothing was loaded. Install the weights of then (the "
+            "file, or the version of torchvision), or fit again."
+        )
+    return backbone._with_recipe(recipe)
+
+
+def _shapes(stages, x) -> list[tuple[int, ...]]:
+    """Shapes of the outputs of all stages, computed without numbers if possible."""
+    shapes = []
+    with torch.inference_mode():
+        for stage in stages:
+            if x.is_meta:
+                tensors = [*stage.named_parameters(), *stage.named_buffers()]
+                empty = {name: tensor.to("meta") for name, tensor in tensors}
+                x = torch.func.functional_call(stage, empty, (x,))
+            else:
+                x = stage(x)
+            shapes.append(tuple(x.shape[1:]))
+    return shapes

@@ -1,0 +1,342 @@
+"""The one function that runs images through a backbone, each of them once."""
+
+import functools
+import threading
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from joblib import Parallel, delayed, effective_n_jobs
+from threadpoolctl import threadpool_limits
+from tqdm.auto import tqdm
+
+from sktransfer._cache import EmbeddingCache
+from sktransfer._images import ACCEPTED, Images, digest
+from sktransfer._passes import Pass
+
+
+def embed(
+    images: Images,
+    way: Pass,
+    *,
+    cache: EmbeddingCache | None = None,
+    digests: list[bytes] | None = None,
+    taps: bool = False,
+    n_jobs: int | None = None,
+    on_error: str = "raise",
+    verbose: int = 0,
+) -> np.ndarray:
+    """Run images through the leading stages of a backbone, each image once.
+
+    Parameters
+    ----------
+    images : Images of length n
+    way : Pass
+    cache : EmbeddingCache or None
+        Looked up before anything is decoded; gets what was not in it. A pass starts
+        from the deepest stage that it knows of an image.
+    digests : list of bytes, optional
+        Of the images, where they are known already.
+    taps : bool, default=False
+        Also cache the outputs of all stages on the way, as far as they fit.
+    n_jobs : int or None
+        Number of joblib workers over which chunks of the images are spread; None
+        stays in this process, whose threads decode and compute on all its cores.
+    on_error : {"raise", "nan"}
+        Whether an image that cannot be read is an error, or a row of NaN and one
+        warning that lists the rows.
+    verbose : int
+        1 shows a progress bar on standard error.
+
+    Returns
+    -------
+    ndarray of shape (n, *way.shape), float32
+    """
+    refusals = _Refusals(images, strict=on_error == "raise")
+    out = np.empty((len(images), *way.shape), dtype=np.float32)
+    keys = None
+    if cache is not None:
+        if digests is None:
+            digests = image_digests(images, refusals)
+        keys = way.keys(digests)
+    todo = _fill_known(out, keys, cache, refusals)
+    job = _Job(way, cache, digests, keys, _tapped(way, cache, len(todo), taps))
+    with tqdm(
+        total=len(images), desc=way.backbone.name, unit="image", disable=not verbose
+    ) as progress:
+        progress.update(len(images) - sum(map(len, todo.values())))
+
+        def accept(rows, values):
+            for row, value in zip(rows, values, strict=True):
+                out[todo[row]] = value
+            progress.update(sum(len(todo[row]) for row in rows))
+
+        job.run(images, list(todo), refusals, n_jobs, accept)
+    refusals.report(out)
+    return out
+
+
+def _fill_known(out, keys, cache, refusals) -> dict[int, list[int]]:
+    """Fill the rows that the cache has; group the others by equal image."""
+    rows = [row for row in range(len(out)) if row not in refusals.rows]
+    if cache is None:
+        return {row: [row] for row in rows}
+    found = cache.get_many([keys[row] for row in rows])
+    first, todo = {}, {}
+    for row in rows:
+        known = found.get(keys[row])
+        if known is not None and known.shape == out.shape[1:]:
+            out[row] = known
+        else:
+            todo.setdefault(first.setdefault(keys[row], row), []).append(row)
+    return todo
+
+
+def _tapped(way: Pass, cache, n_images: int, taps: bool) -> list[int]:
+    """Depths before the last whose outputs are kept: all of them, if they fit."""
+    depths = list(range(1, way.depth))
+    numbers = sum(np.prod(shape) for shape in way.backbone.shapes[: way.depth])
+    fit = cache is not None and 4 * n_images * numbers <= cache.max_bytes / 2
+    return depths if taps and fit else []
+
+
+@dataclass
+class _Job:
+    """The computation of what the cache does not have."""
+
+    way: Pass
+    cache: EmbeddingCache | None
+    digests: list[bytes] | None
+    keys: list[bytes] | None
+    taps: list[int]
+
+    def run(self, images, rows, refusals, n_jobs, accept) -> None:
+        size = self.way.size
+        batches = [rows[i : i + size] for i in range(0, len(rows), size)]
+        writer = _Writer(self.cache)
+
+        def store(batch, found):
+            values = found[self.way.depth]
+            for depth, depth_values in found.items() if self.cache is not None else ():
+                keys = self._keys(batch, depth)
+                for key, value in zip(keys, depth_values, strict=True):
+                    writer.add(key, value.numpy())
+            accept(batch, values.numpy())
+
+        try:
+            if effective_n_jobs(n_jobs) > 1 and len(batches) > 1:
+                _spread(batches, images, self.way, n_jobs, refusals, store)
+            else:
+                work = functools.partial(self._batch, images, refusals)
+                run_lanes(batches, work, store)
+        finally:
+            writer.flush()
+
+    def _keys(self, rows, depth) -> list[bytes]:
+        if depth == self.way.depth:
+            return [self.keys[row] for row in rows]
+        return self.way.at(depth).keys(self.digests[row] for row in rows)
+
+    def _batch(self, images, refusals, rows):
+        """Rows and results of a batch, each image from where it is known."""
+        for start, group, inputs in self._starts(images, refusals, rows):
+            yield (
+                group,
+                self.way.run(inputs, start, [d for d in self.taps if d > start]),
+            )
+
+    def _starts(self, images, refusals, rows):
+        """Group a batch by the deepest stage that the cache has of an image."""
+        for depth in range(self.way.depth - 1, 0, -1) if self.cache else ():
+            keys = dict(zip(rows, self._keys(rows, depth), strict=True))
+            found = self.cache.get_many(list(keys.values()))
+            group = [row for row in rows if keys[row] in found]
+            if group:
+                stacked = np.stack([found[keys[row]] for row in group])
+                yield depth, group, torch.from_numpy(stacked)
+                rows = [row for row in rows if keys[row] not in found]
+        squares = {row: refusals.read(row, self.way.read) for row in rows}
+        squares = {row: x for row, x in squares.items() if x is not None}
+        if squares:
+            yield 0, list(squares), stack_squares(squares.values())
+
+
+def read_images(images: Images, rows, read) -> list:
+    """Read the images at some rows, source -> result, in threads."""
+    refusals, found = _Refusals(images, strict=True), {}
+    run_lanes(
+        list(rows),
+        lambda row: [(row, refusals.read(row, read))],
+        found.__setitem__,
+    )
+    return [found[row] for row in rows]
+
+
+def stack_squares(squares) -> torch.Tensor:
+    """Stack squares of pixels; scaled to float32 if any of them is float."""
+    squares = list(squares)
+    if any(square.dtype != torch.uint8 for square in squares):
+        squares = [
+            square.float().div_(255) if square.dtype == torch.uint8 else square
+            for square in squares
+        ]
+    return torch.stack(squares)
+
+
+def run_on(rows: torch.Tensor, way: Pass, start: int = 0) -> torch.Tensor:
+    """Run rows that are outputs of the stage before `start` (0: squares of pixels)."""
+    batches = [
+        range(i, min(i + way.size, len(rows))) for i in range(0, len(rows), way.size)
+    ]
+    found = {}
+
+    def work(batch):
+        yield batch, way.run(rows[batch.start : batch.stop], start)
+
+    def accept(batch, values):
+        found[batch.start] = values[way.depth]
+
+    run_lanes(batches, work, accept)
+    return torch.cat([found[start] for start in sorted(found)])
+
+
+class _Refusals:
+    """The images that could not be read, and what that means to the caller."""
+
+    def __init__(self, images: Images, strict: bool):
+        self.images = images
+        self.strict = strict
+        self.rows: dict[int, str] = {}
+
+    def read(self, row: int, step):
+        """Do a step with an image's source; None if the image is refused."""
+        if row in self.rows:
+            return None
+        try:
+            return step(self.images[row])
+        except Exception as error:
+            reason = str(error) or type(error).__name__
+            if not self.strict:
+                self.rows[row] = f"{self.images.describe(row)}: {reason}"
+                return None
+            raise ValueError(
+                f"Cannot read the image in {self.images.describe(row)}: {reason}. "
+                f"{ACCEPTED} Nothing was returned. Repair or remove that image (a "
+                "PretrainedFeatureExtractor with on_error='nan' gives a row of NaN)."
+            ) from error
+
+    def report(self, out: np.ndarray) -> None:
+        if not self.rows:
+            return
+        rows = sorted(self.rows)
+        out[rows] = np.nan
+        listed = "; ".join(self.rows[row] for row in rows[:5])
+        more = f"; and {len(rows) - 5} more" if len(rows) > 5 else ""
+        warnings.warn(
+            f"{len(rows)} of {len(out)} images cannot be read, and their rows are NaN: "
+            f"rows {rows[:20]}{'...' if len(rows) > 20 else ''}. {listed}{more}.",
+            UserWarning,
+            stacklevel=2,
+        )
+
+
+def image_digests(images: Images, refusals: _Refusals | None = None) -> list[bytes]:
+    """Digest of each image, in threads (reading and hashing release the GIL)."""
+    refusals = refusals or _Refusals(images, strict=True)
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        found = pool.map(lambda row: refusals.read(row, digest), range(len(images)))
+        return [value or b"" for value in found]
+
+
+def run_lanes(batches: list, work, accept) -> None:
+    """Let threads each take the next batch, until none is left.
+
+    Each lane decodes and computes its own batches, with one OpenMP thread: on a CPU,
+    as many lanes as cores are faster than one computation on all cores, most of all
+    when another program takes one of them, and the numbers do not depend on how many
+    cores there are.
+
+    Parameters
+    ----------
+    batches : list
+    work : callable
+        Batch -> iterable of results, each a tuple of arguments for `accept`.
+    accept : callable
+        Called by one lane at a time.
+    """
+    queue, lock, stop = iter(batches), threading.Lock(), threading.Event()
+
+    def lane():
+        with threadpool_limits(1, user_api="openmp"):
+            while not stop.is_set():
+                with lock:
+                    batch = next(queue, None)
+                if batch is None:
+                    return
+                try:
+                    for result in work(batch):
+                        with lock:
+                            accept(*result)
+                except BaseException:
+                    stop.set()
+                    raise
+
+    count = min(torch.get_num_threads(), len(batches))
+    with ThreadPoolExecutor(max(count, 1)) as pool:
+        lanes = [pool.submit(lane) for _ in range(count)]
+        try:
+            for future in lanes:
+                future.result()
+        finally:
+            # After an error or Ctrl-C the others end with their present batch.
+            stop.set()
+
+
+def _spread(batches, images, way, n_jobs, refusals, accept) -> None:
+    """Run chunks of whole batches on joblib's workers."""
+    workers = effective_n_jobs(n_jobs)
+    size = max(1, -(-len(batches) // (4 * workers)))
+    chunks = [sum(batches[i : i + size], []) for i in range(0, len(batches), size)]
+    results = Parallel(n_jobs=n_jobs, return_as="generator")(
+        delayed(_chunk)(images.take(chunk), way, refusals.strict) for chunk in chunks
+    )
+    for chunk, (done, values, refused) in zip(chunks, results, strict=True):
+        refusals.rows.update({chunk[row]: text for row, text in refused.items()})
+        accept([chunk[row] for row in done], {way.depth: values})
+
+
+def _chunk(images, way, strict):
+    """Compute a chunk in a worker, where its rows are numbered from 0."""
+    refusals, done, values = _Refusals(images, strict), [], []
+
+    def accept(rows, rows_values):
+        done.extend(rows)
+        values.extend(rows_values)
+
+    job = _Job(way, None, None, None, [])
+    job.run(images, list(range(len(images))), refusals, None, accept)
+    return done, torch.from_numpy(np.array(values)), refusals.rows
+
+
+class _Writer:
+    """Gathers rows, so that a store on disk gets few files rather than many."""
+
+    _BYTES = 2**23
+
+    def __init__(self, cache: EmbeddingCache | None):
+        self._cache = cache
+        self._rows: dict[bytes, np.ndarray] = {}
+        self._bytes = 0
+
+    def add(self, key: bytes, value: np.ndarray) -> None:
+        self._rows[key] = value
+        self._bytes += value.nbytes
+        if self._bytes >= self._BYTES:
+            self.flush()
+
+    def flush(self) -> None:
+        if self._rows:
+            self._cache.put_many(self._rows)
+            self._rows, self._bytes = {}, 0

@@ -1,0 +1,374 @@
+"""What FineTuneClassifier and FineTuneRegressor share: all but the meaning of `y`."""
+
+import copy
+from dataclasses import dataclass
+from numbers import Integral, Real
+
+import numpy as np
+import torch
+from scipy.sparse import issparse
+from sklearn.base import BaseEstimator, _fit_context
+from sklearn.utils import check_random_state
+from sklearn.utils._param_validation import Interval, StrOptions
+from sklearn.utils.validation import (
+    _check_sample_weight,
+    check_is_fitted,
+    column_or_1d,
+    validate_data,
+)
+
+from sktransfer._augment import resolve_augment
+from sktransfer._backbones import Backbone
+from sktransfer._images import Images, image_samples, table_images
+from sktransfer._loading import SourceMixin, load_backbone, seeded
+from sktransfer._passes import Pass, resolve_cache, resolve_device, resolve_precision
+from sktransfer._training import (
+    LR_SCHEDULES,
+    OPTIMIZERS,
+    Network,
+    Plan,
+    Standardise,
+    epochs_table,
+    make_head,
+    train,
+)
+from sktransfer._tuning import Examples, Inputs, embed_tuned
+
+POSITIVE = Interval(Real, 0, None, closed="neither")
+_NOT_NEGATIVE = Interval(Real, 0, None, closed="left")
+_COUNT = Interval(Integral, 0, None, closed="left")
+_AT_LEAST_ONE = Interval(Integral, 1, None, closed="left")
+
+
+@dataclass
+class _Start:
+    """A fitted estimator as the start of a further fit."""
+
+    backbone: Backbone
+    head: torch.nn.Module
+    known: dict
+    value_range: tuple[float, float] | None
+
+
+class BaseFineTune(SourceMixin, BaseEstimator):
+    """What classifier and regressor share: all but the meaning of `y`."""
+
+    _parameter_constraints: dict = {
+        "freeze": [Integral, str],
+        "hidden_layer_sizes": ["array-like"],
+        "dropout": [Interval(Real, 0, 1, closed="left")],
+        "optimizer": [StrOptions(set(OPTIMIZERS)), callable],
+        "lr": [POSITIVE],
+        "backbone_lr_mult": [_NOT_NEGATIVE],
+        "layer_decay": [Interval(Real, 0, 1, closed="right")],
+        "weight_decay": [_NOT_NEGATIVE],
+        "l2_sp": [_NOT_NEGATIVE],
+        "head_epochs": [_COUNT],
+        "max_epochs": [_COUNT],
+        "unfreeze_every": [_COUNT],
+        "lr_schedule": [StrOptions(set(LR_SCHEDULES))],
+        "batch_size": [_AT_LEAST_ONE],
+        "early_stopping": ["boolean"],
+        "validation_fraction": [Interval(Real, 0, 1, closed="neither")],
+        "n_iter_no_change": [_AT_LEAST_ONE],
+        "image_shape": [list, tuple, None],
+        "image_size": [_AT_LEAST_ONE, None],
+        "precision": [StrOptions({"float32", "bfloat16"})],
+        "warm_start": ["boolean"],
+        "random_state": ["random_state"],
+        "verbose": ["verbose"],
+        "net_params": [dict, None],
+    }
+
+    def __init__(
+        self,
+        backbone,
+        *,
+        weights,
+        freeze,
+        hidden_layer_sizes,
+        dropout,
+        optimizer,
+        lr,
+        backbone_lr_mult,
+        layer_decay,
+        weight_decay,
+        l2_sp,
+        head_epochs,
+        max_epochs,
+        unfreeze_every,
+        lr_schedule,
+        batch_size,
+        augment,
+        early_stopping,
+        validation_fraction,
+        n_iter_no_change,
+        image_shape,
+        image_size,
+        device,
+        precision,
+        cache,
+        warm_start,
+        random_state,
+        verbose,
+        net_params,
+    ):
+        self.backbone = backbone
+        self.weights = weights
+        self.freeze = freeze
+        self.hidden_layer_sizes = hidden_layer_sizes
+        self.dropout = dropout
+        self.optimizer = optimizer
+        self.lr = lr
+        self.backbone_lr_mult = backbone_lr_mult
+        self.layer_decay = layer_decay
+        self.weight_decay = weight_decay
+        self.l2_sp = l2_sp
+        self.head_epochs = head_epochs
+        self.max_epochs = max_epochs
+        self.unfreeze_every = unfreeze_every
+        self.lr_schedule = lr_schedule
+        self.batch_size = batch_size
+        self.augment = augment
+        self.early_stopping = early_stopping
+        self.validation_fraction = validation_fraction
+        self.n_iter_no_change = n_iter_no_change
+        self.image_shape = image_shape
+        self.image_size = image_size
+        self.device = device
+        self.precision = precision
+        self.cache = cache
+        self.warm_start = warm_start
+        self.random_state = random_state
+        self.verbose = verbose
+        self.net_params = net_params
+
+    @_fit_context(prefer_skip_nested_validation=True)
+    def fit(self, X, y, sample_weight=None):
+        """Tune the network on images and their targets.
+
+        Parameters
+        ----------
+        X : sequence of images, or array-like of shape (n_samples, n_pixels)
+        y : array-like of shape (n_samples,) or (n_samples, n_outputs)
+        sample_weight : array-like of shape (n_samples,), optional
+            A weight of k is the same as k copies of the image, one of 0 as none.
+
+        Returns
+        -------
+        self
+            This estimator, fitted. If the fit fails or is interrupted, it is unfitted.
+        """
+        start = self._start() if self.warm_start and self._is_fitted() else None
+        for name in [name for name in vars(self) if name.endswith("_")]:
+            delattr(self, name)
+        vars(self).update(self._fitted(X, y, sample_weight, start, self.max_epochs))
+        return self
+
+    def _partial_fit(self, X, y, sample_weight, classes=None):
+        start = self._start() if self._is_fitted() else None
+        fitted = self._fitted(X, y, sample_weight, start, 1, classes=classes)
+        if start is not None:
+            fitted["history_"] = self.history_ + fitted["history_"]
+        vars(self).update(fitted)
+        return self
+
+    def _start(self):
+        """What a further fit starts from."""
+        return _Start(self.backbone_, self.head_, self._known(), self.value_range_)
+
+    def _fitted(self, X, y, sample_weight, start, epochs, classes=None):
+        """Fit; return what is to be known of it."""
+        samples, y = self._checked(X, y, reset=start is None)
+        weights = _check_sample_weight(sample_weight, y, dtype=np.float64)
+        if not (weights > 0).any():
+            raise ValueError(
+                "All sample weights are zero, which leaves no example to learn from. "
+                "Sample weights must contain at least one non-zero number."
+            )
+        value_range = None
+        if isinstance(samples, np.ndarray):
+            value_range = start.value_range if start else _range(samples[weights > 0])
+            images = table_images(samples, self.image_shape, value_range)
+        else:
+            images = Images(samples)
+        targets, known = self._encode(y, weights, classes, start and start.known)
+        weights = weights * self._class_weights(targets, weights, known)
+        teacher = self._teacher_scores(X, known)
+        if teacher is not None:
+            targets = np.column_stack([targets, teacher])
+        tuned = self._tune(Examples(images, targets, weights), start, epochs, known)
+        return {**known, **tuned, "value_range_": value_range}
+
+    def _checked(self, X, y, reset):
+        """Samples, or the rows of a table as an ndarray; and valid targets."""
+        checks = {"y_numeric": self._kind(None) == "values", "multi_output": True}
+        samples = image_samples(X)
+        if samples is None:
+            X, y = validate_data(self, X, y, dtype="numeric", reset=reset, **checks)
+            return X, self._column(y)
+        if len(getattr(X, "shape", ())) == 2:
+            validate_data(self, X, skip_check_array=True, reset=reset)
+        y = self._column(validate_data(self, y=y, **checks))
+        if len(y) != len(samples):
+            raise ValueError(
+                f"X has {len(samples)} images and y has {len(y)} targets. Pass one "
+                "target for each image."
+            )
+        return list(samples), y
+
+    def _column(self, y):
+        y = y.toarray() if issparse(y) else y
+        return column_or_1d(y, warn=True) if y.ndim == 2 and y.shape[1] == 1 else y
+
+    def _images(self, X) -> Images:
+        samples = image_samples(X)
+        if samples is None:
+            X = validate_data(self, X, dtype="numeric", reset=False)
+            return table_images(X, self.image_shape, self.value_range_)
+        if len(getattr(X, "shape", ())) == 2:
+            validate_data(self, X, skip_check_array=True, reset=False)
+        return Images(samples)
+
+    def _tune(self, examples, start, epochs, known) -> dict:
+        """Train on examples; return the fitted attributes."""
+        seed = int(check_random_state(self.random_state).randint(2**31 - 1))
+        if start is None:
+            backbone = load_backbone(
+                self.backbone,
+                weights=self.weights,
+                image_size=self.image_size,
+                random_state=seed,
+            )
+        else:
+            backbone = start.backbone
+        depth = backbone.depth(self.freeze, parameter="freeze")
+        way = self._pass(backbone, depth)
+        cache = resolve_cache(self.cache)
+        augment = resolve_augment(self.augment, backbone.recipe.crop)
+        inputs = Inputs(way, cache, examples, augment)
+        train_rows, valid_rows = self._split(examples, known, seed)
+        with seeded(seed, way.device):
+            if start is None:
+                head, history = self._first_head(inputs, train_rows, valid_rows, known)
+            else:
+                head, history = copy.deepcopy(start.head), []
+            network = inputs.network(head, self.precision)
+            net = train(
+                network,
+                inputs.rows(train_rows, training=True),
+                None if valid_rows is None else inputs.rows(valid_rows),
+                self._plan(known, way.device),
+                epochs,
+            )
+        return {
+            "backbone_": backbone.tuned(depth, network.suffix),
+            "head_": network.head,
+            "net_": net,
+            "history_": history + epochs_table(net, "tune"),
+            "freeze_depth_": depth,
+        }
+
+    def _first_head(self, inputs, train_rows, valid_rows, known):
+        """Make the head and train it alone, on the embeddings of the source network.
+
+        A random head would first spoil the features that it stands on: Kumar et al.,
+        "Fine-tuning can distort pretrained features and underperform
+        out-of-distribution", ICLR 2022.
+        """
+        embeddings = inputs.embeddings()
+        weights = inputs.examples.weights
+        head = make_head(
+            Standardise(embeddings[train_rows], weights[train_rows]),
+            self.hidden_layer_sizes,
+            self.dropout,
+            self._n_outputs(known),
+        )
+        if not self.head_epochs or inputs.all_frozen:
+            return head, []
+        read = torch.from_numpy(embeddings).__getitem__
+        net = train(
+            Network(torch.nn.Sequential(), head),
+            inputs.examples.rows(read, train_rows),
+            None if valid_rows is None else inputs.examples.rows(read, valid_rows),
+            self._plan(known, inputs.way.device, head_only=True),
+            self.head_epochs,
+        )
+        return head.cpu(), epochs_table(net, "head")
+
+    def _plan(self, known, device, head_only=False) -> Plan:
+        stops = self.early_stopping and not head_only
+        return Plan(
+            kind=self._kind(known),
+            optimizer=self.optimizer,
+            lr=self.lr,
+            backbone_lr_mult=self.backbone_lr_mult,
+            layer_decay=self.layer_decay,
+            weight_decay=self.weight_decay,
+            l2_sp=0.0 if head_only else self.l2_sp,
+            lr_schedule="constant" if head_only else self.lr_schedule,
+            batch_size=self.batch_size,
+            unfreeze_every=0 if head_only else self.unfreeze_every,
+            patience=self.n_iter_no_change if stops else None,
+            device=device,
+            verbose=self.verbose,
+            net_params=self.net_params or {},
+            loss_options=self._loss_options(),
+        )
+
+    def _split(self, examples, known, seed):
+        """Numbers of the examples to train on, and of those to validate on, if any."""
+        everything = np.arange(len(examples))
+        if not self.early_stopping:
+            return everything, None
+        try:
+            splitter = self._splitter(known, seed)
+            return next(splitter.split(everything, examples.targets[:, 0]))
+        except ValueError as error:
+            raise ValueError(
+                f"early_stopping=True cannot set aside validation_fraction="
+                f"{self.validation_fraction} of {len(examples)} different examples: "
+                f"{error} Pass more examples, or early_stopping=False."
+            ) from error
+
+    def _pass(self, backbone, depth, pooling="none") -> Pass:
+        device = resolve_device(self.device)
+        precision = resolve_precision(self.precision, device)
+        return Pass(backbone, depth, pooling, device=device, precision=precision)
+
+    def _outputs(self, X) -> np.ndarray:
+        """Outputs of the head for images, (n_samples, n_outputs) float64."""
+        check_is_fitted(self)
+        images = self._images(X)
+        way = self._pass(self.backbone_, len(self.backbone_.stages), "avg")
+        embeddings = embed_tuned(
+            images, way, self.freeze_depth_, resolve_cache(self.cache)
+        )
+        head = copy.deepcopy(self.head_).cpu().double().eval()
+        with torch.inference_mode():
+            return head(embeddings.double()).numpy()
+
+    def _is_fitted(self):
+        return hasattr(self, "backbone_")
+
+    __sklearn_is_fitted__ = _is_fitted
+
+    def __sklearn_tags__(self):
+        tags = super().__sklearn_tags__()
+        tags.input_tags.three_d_array = True
+        tags.target_tags.multi_output = True
+        return tags
+
+    @property
+    def frozen_stages_(self):
+        """Names of the leading stages that were not trained."""
+        check_is_fitted(self)
+        return self.backbone_.stage_names[: self.freeze_depth_]
+
+
+def _range(X):
+    """Values of a table that stand for black and white."""
+    if X.dtype == bool or X.dtype in (np.uint8, np.uint16):
+        return None
+    low, high = float(X.min()), float(X.max())
+    return (0.0, 1.0) if low >= 0 and high <= 1 else (low, high)

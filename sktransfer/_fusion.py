@@ -1,0 +1,48 @@
+"""Batch norm folded into the convolution before it, for inference."""
+
+import copy
+
+from torch import nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torchvision.models.densenet import _DenseLayer
+from torchvision.models.googlenet import BasicConv2d as GoogLeNetConv
+from torchvision.models.inception import BasicConv2d as InceptionConv
+from torchvision.models.resnet import BasicBlock, Bottleneck
+
+# Of blocks that are no `nn.Sequential`: which convolution feeds which norm alone.
+_PAIRS = {
+    BasicBlock: [("conv1", "bn1"), ("conv2", "bn2")],
+    Bottleneck: [("conv1", "bn1"), ("conv2", "bn2"), ("conv3", "bn3")],
+    GoogLeNetConv: [("conv", "bn")],
+    InceptionConv: [("conv", "bn")],
+    _DenseLayer: [("conv1", "norm2")],
+}
+
+
+def fuse(stage: nn.Module) -> nn.Module:
+    """Copy a stage, with batch norms folded in where it is known what feeds them.
+
+    That is within an `nn.Sequential`, where each child feeds the next one alone, and
+    in the blocks listed above. (Tracing the network would find more, but
+    `torch.fx` replaces ``nn.Module.__call__`` meanwhile, for all threads.)
+    """
+    stage = copy.deepcopy(stage)
+    for module in stage.modules():
+        pairs = _PAIRS.get(type(module), [])
+        if type(module) is nn.Sequential:
+            names = list(module._modules)
+            pairs = zip(names, names[1:], strict=False)
+        for conv, norm in pairs:
+            _fuse_pair(module, conv, norm)
+    return stage
+
+
+def _fuse_pair(module: nn.Module, conv: str, norm: str) -> None:
+    first, second = module._modules[conv], module._modules[norm]
+    if (
+        type(first) is nn.Conv2d
+        and type(second) is nn.BatchNorm2d
+        and second.track_running_stats
+    ):
+        module._modules[conv] = fuse_conv_bn_eval(first, second)
+        module._modules[norm] = nn.Identity()

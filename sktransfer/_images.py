@@ -1,0 +1,423 @@
+"""Any image input -> undecoded sources, their content digests and their pixels.
+
+A *source* is what is hashed and decoded: the encoded bytes of a file, or an array
+of pixels. Everything is lazy: an `Images` holds what the user gave, one source is
+read when its turn comes.
+"""
+
+import hashlib
+import io
+import math
+import numbers
+import os
+import stat
+import warnings
+from collections.abc import Callable, Sequence
+from functools import singledispatch
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import torch
+from scipy.sparse import issparse
+
+ACCEPTED = (
+    "An image is a path, a PIL image, encoded bytes, or an array or tensor of shape "
+    "(H, W), (H, W, 1|3|4) or (3, H, W) of dtype uint8, uint16 or float in [0, 1]."
+)
+MAX_FILE_BYTES = 2**29
+_EXIF_ORIENTATION = 0x0112
+
+
+class Images(Sequence):
+    """Images as given, each read when asked for.
+
+    Parameters
+    ----------
+    samples : sequence
+        Paths, PIL images, arrays, tensors, encoded bytes, mixed as they come.
+    read : callable, optional
+        Sample -> source; `read` by default.
+    rows : sequence of int, optional
+        What the rows are called in messages, if not 0 to n - 1.
+    """
+
+    def __init__(
+        self,
+        samples: Sequence,
+        read: Callable | None = None,
+        rows: Sequence[int] | None = None,
+    ):
+        self.samples = samples
+        self.rows = range(len(samples)) if rows is None else rows
+        self._read = globals()["read"] if read is None else read
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, row: int) -> bytes | np.ndarray:
+        return self._read(self.samples[row])
+
+    def take(self, rows: Sequence[int]) -> "Images":
+        """Return the images at these rows, in this order."""
+        samples = [self.samples[row] for row in rows]
+        return Images(samples, self._read, [self.rows[row] for row in rows])
+
+    def describe(self, row: int) -> str:
+        """Name a row for an error message, by its file where it has one."""
+        sample = self.samples[row]
+        if isinstance(sample, str | os.PathLike):
+            return f"row {self.rows[row]} ({os.fspath(sample)!r})"
+        return f"row {self.rows[row]} (a {type(sample).__name__})"
+
+
+def image_samples(X) -> Sequence | None:
+    """Return the samples of `X`, or None where `X` is a table of numbers.
+
+    Parameters
+    ----------
+    X : list, array, tensor, series, one-column frame, or stack of images
+        A table is everything that scikit-learn's own validation is to judge: 2-D
+        numbers (flattened images), a flat list of numbers, a sparse matrix.
+
+    Raises
+    ------
+    ValueError
+        If `X` is a single image, empty, or nothing that holds images.
+    """
+    _refuse_single(X)
+    if issparse(X):
+        return None
+    if isinstance(X, torch.Tensor):
+        X = X.detach().cpu().numpy()
+    if not isinstance(X, np.ndarray | Sequence):
+        if not hasattr(X, "__array__"):
+            raise ValueError(
+                f"X is a {type(X).__name__}, which holds no sequence of images. "
+                "Pass a list, array, series or one-column frame of images."
+            )
+        X = np.asarray(X)
+    if isinstance(X, np.ndarray):
+        return _array_samples(X)
+    if len(X) == 0:
+        raise ValueError("Found 0 images in X; a minimum of 1 is required.")
+    return None if _is_numbers(X[0]) else X
+
+
+def _refuse_single(X) -> None:
+    single = isinstance(X, str | bytes | os.PathLike | PIL.Image.Image)
+    shape = getattr(X, "shape", ())
+    if single or (len(shape) == 3 and shape[-1] in (3, 4)):
+        what = f"array of shape {tuple(shape)}" if shape else type(X).__name__
+        raise ValueError(
+            f"X looks like a single image (a {what}), where a list or stack of images "
+            "is needed. Wrap one image in a list: [image]."
+        )
+
+
+def _array_samples(X: np.ndarray) -> Sequence | None:
+    if X.ndim in (3, 4):
+        return list(X)
+    if X.dtype.kind not in "OUST":
+        if X.ndim > 4:
+            raise ValueError(
+                f"X has shape {X.shape}; a stack of images has shape (n, H, W) or "
+                "(n, H, W, C), flattened images (n, n_pixels)."
+            )
+        return None
+    if X.ndim == 2 and X.shape[1] == 1:
+        X = X[:, 0]
+    if X.ndim != 1 or (len(X) and _is_numbers(X[0])):
+        return None
+    if len(X) == 0:
+        raise ValueError("Found 0 images in X; a minimum of 1 is required.")
+    return list(X)
+
+
+def _is_numbers(sample) -> bool:
+    if isinstance(sample, list | tuple) and sample:
+        return isinstance(sample[0], numbers.Number)
+    if isinstance(sample, np.ndarray) and sample.ndim < 2:
+        return sample.dtype.kind not in "OUST"
+    return isinstance(sample, numbers.Number)
+
+
+def table_images(
+    X: np.ndarray,
+    image_shape: tuple[int, ...] | None = None,
+    value_range: tuple[float, float] | None = None,
+) -> Images:
+    """Read the rows of a table as flattened images.
+
+    Parameters
+    ----------
+    X : ndarray of shape (n_samples, n_features)
+        uint8, uint16 and bool are scaled by their range. Of other numbers, a row
+        within [0, 1] is taken as it is, and any other is stretched between its own
+        minimum and maximum, so that a row never depends on its neighbours.
+    image_shape : tuple of int or None
+        As in `numpy.reshape`, one -1 allowed. None infers a square grey or RGB
+        image, else one row of pixels. A one-row image is repeated downwards to a
+        square, so that a square crop loses none of it.
+    value_range : (low, high) or None
+        The values that stand for black and white, in place of the rule above.
+    """
+    shape = _flat_shape(X.shape[1], image_shape)
+    pictures = X.reshape(len(X), *shape)
+    if X.dtype == bool or X.dtype in (np.uint8, np.uint16):
+        return Images(list(pictures), _row_source)
+
+    def read_row(picture):
+        return _row_source(_scale(picture.astype(np.float64), value_range))
+
+    return Images(list(pictures), read_row)
+
+
+def _row_source(picture: np.ndarray) -> np.ndarray:
+    if len(picture) == 1:
+        side = picture.shape[1]
+        picture = np.broadcast_to(picture, (side, *picture.shape[1:]))
+    return picture
+
+
+def _scale(picture: np.ndarray, value_range: tuple[float, float] | None) -> np.ndarray:
+    low, high = value_range or (picture.min(), picture.max())
+    if value_range is not None or low < 0 or high > 1:
+        picture = (picture - low) / ((high - low) or 1.0)
+    return picture.astype(np.float32)
+
+
+def _flat_shape(n_pixels: int, image_shape) -> tuple[int, ...]:
+    if image_shape is None:
+        return _inferred_shape(n_pixels)
+    shape = tuple(image_shape) if isinstance(image_shape, list | tuple) else ()
+    known = math.prod(side for side in shape if side != -1)
+    fits = n_pixels == known if -1 not in shape else n_pixels % max(known, 1) == 0
+    if not (
+        len(shape) in (2, 3)
+        and all(isinstance(side, numbers.Integral) for side in shape)
+        and all(side > 0 or side == -1 for side in shape)
+        and shape.count(-1) <= 1
+        and (len(shape) == 2 or shape[2] in (1, 3, 4))
+        and fits
+    ):
+        raise ValueError(
+            f"image_shape={image_shape!r} does not fit rows of {n_pixels} values. "
+            "Accepted are (H, W) and (H, W, 1|3|4), one -1 allowed, whose product is "
+            "the number of columns of X; None infers a square."
+        )
+    return tuple(n_pixels // known if side == -1 else int(side) for side in shape)
+
+
+def _inferred_shape(n_pixels: int) -> tuple[int, ...]:
+    for channels in ((), (3,)):
+        side = math.isqrt(n_pixels // math.prod(channels))
+        if side * side * math.prod(channels) == n_pixels:
+            return (side, side, *channels)
+    warnings.warn(
+        f"Rows of {n_pixels} values are no square grey or RGB image, so each is read "
+        f"as a picture of one row, {n_pixels} pixels wide. If that is not what they "
+        "are, set image_shape=(height, width) or (height, width, channels).",
+        UserWarning,
+        stacklevel=4,
+    )
+    return (1, n_pixels)
+
+
+@singledispatch
+def read(sample) -> bytes | np.ndarray:
+    """Turn one sample into its source: encoded bytes, or an array of pixels.
+
+    New kinds of samples are added with ``read.register``.
+    """
+    if hasattr(sample, "__array__"):
+        return read(np.asarray(sample))
+    raise ValueError(f"it is a {type(sample).__name__}")
+
+
+@read.register(str)
+@read.register(os.PathLike)
+def _read_path(path) -> bytes:
+    # Opening a FIFO or a device would block for ever; O_NONBLOCK opens it at once,
+    # and what was opened (not what the name means a moment later) is then judged.
+    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+    path = Path(path).expanduser()
+    with open(os.open(path, flags), "rb") as file:
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode):
+            raise ValueError("it is no regular file")
+        if status.st_size > MAX_FILE_BYTES:
+            raise ValueError(
+                f"the file has {status.st_size:,} bytes, more than {MAX_FILE_BYTES:,}"
+            )
+        return file.read()
+
+
+@read.register(bytes)
+def _read_bytes(data) -> bytes:
+    return data
+
+
+@read.register(bytearray)
+@read.register(memoryview)
+def _read_buffer(data) -> bytes:
+    return bytes(data)
+
+
+@read.register(torch.Tensor)
+def _read_tensor(tensor) -> np.ndarray:
+    return read(tensor.detach().cpu().numpy())
+
+
+@read.register(PIL.Image.Image)
+def _read_pil(image) -> np.ndarray:
+    return _pil_array(image)
+
+
+@read.register(np.ndarray)
+def _read_array(array) -> np.ndarray:
+    if array.size == 0:
+        raise ValueError(f"it is an empty array of shape {array.shape}")
+    if array.ndim not in (2, 3) or (
+        array.ndim == 3
+        and array.shape[2] not in (1, 3, 4)
+        and array.shape[0] not in (1, 3)
+    ):
+        raise ValueError(f"it is an array of shape {array.shape}")
+    if array.dtype.kind == "f":
+        if not np.isfinite(array).all():
+            raise ValueError("it is a float array with NaN or infinite values")
+        if array.min() < 0 or array.max() > 1:
+            raise ValueError(
+                f"it is a float array with values from {array.min():.4g} to "
+                f"{array.max():.4g}, outside [0, 1] (divide by the value of white)"
+            )
+    elif array.dtype != bool and array.dtype not in (np.uint8, np.uint16):
+        raise ValueError(
+            f"it is an array of dtype {array.dtype} (convert with .astype(np.uint8) if "
+            "its values are 0 to 255)"
+        )
+    return array
+
+
+def digest(source: bytes | np.ndarray) -> bytes:
+    """SHA-256 of what a source says: the encoded bytes, or dtype, shape and values."""
+    if isinstance(source, bytes):
+        return hashlib.sha256(source).digest()
+    array = np.ascontiguousarray(source)
+    head = f"{array.dtype.str}{array.shape}".encode()
+    return hashlib.sha256(head + array.tobytes()).digest()
+
+
+def decode(source: bytes | np.ndarray) -> torch.Tensor:
+    """Decode a source into an upright RGB picture.
+
+    Returns
+    -------
+    torch.Tensor of shape (3, H, W)
+        uint8, or float32 in [0, 1] for a picture that has more than 8 bits.
+
+    Raises
+    ------
+    Exception
+        Whatever the decoder raises; the caller adds which image it was.
+    """
+    if isinstance(source, np.ndarray):
+        return _array_pixels(source)
+    with PIL.Image.open(io.BytesIO(source)) as image:
+        return _array_pixels(_pil_array(image))
+
+
+def _refuse_huge(image: PIL.Image.Image) -> None:
+    limit = PIL.Image.MAX_IMAGE_PIXELS
+    if limit is not None and image.width * image.height > limit:
+        raise ValueError(
+            f"it has {image.width} x {image.height} pixels, more than the limit of "
+            f"{limit:,} (raise PIL.Image.MAX_IMAGE_PIXELS if you trust the file)"
+        )
+
+
+def _pil_array(image: PIL.Image.Image) -> np.ndarray:
+    """Pixels of a PIL image, upright, its alpha kept for `_array_pixels`."""
+    _refuse_huge(image)
+    image.load()
+    if image.mode == "F" or image.mode.startswith("I"):
+        array = np.asarray(image)
+        if image.mode == "I":
+            array = _sixteen_bits(array)
+        elif array.dtype.kind == "u":
+            array = array.astype(np.uint16)
+        array = _read_array(array)
+    else:
+        mode = "RGBA" if image.has_transparency_data else "RGB"
+        array = np.asarray(image.convert(mode))
+    # TIFF and AVIF are turned, and their tag removed, by Pillow's own load.
+    return _upright(array, _orientation(image))
+
+
+def _sixteen_bits(array: np.ndarray) -> np.ndarray:
+    if array.min() < 0 or array.max() > 65535:
+        raise ValueError(
+            f"its 32-bit integer values go from {array.min()} to {array.max()}, beyond "
+            "16 bits (convert it to a float array in [0, 1])"
+        )
+    return array.astype(np.uint16)
+
+
+def _orientation(image: PIL.Image.Image) -> int:
+    try:
+        return image.getexif().get(_EXIF_ORIENTATION, 1)
+    except Exception:
+        # Broken metadata is no reason to refuse a picture that can be read.
+        return 1
+
+
+def _upright(array: np.ndarray, orientation: int) -> np.ndarray:
+    """Undo an EXIF orientation (1 to 8; anything else is as good as 1)."""
+    if orientation in (5, 6, 7, 8):
+        array = array.swapaxes(0, 1)
+    flips = {2: 1, 3: (0, 1), 4: 0, 6: 1, 7: (0, 1), 8: 0}
+    return np.flip(array, flips[orientation]) if orientation in flips else array
+
+
+def _array_pixels(array: np.ndarray) -> torch.Tensor:
+    if array.ndim == 2:
+        array = array[:, :, None]
+    if array.shape[2] not in (1, 3, 4):
+        array = np.moveaxis(array, 0, 2)
+    array = _eight_bits(array)
+    if array.shape[2] == 4:
+        array = _on_white(array)
+    # Channels last in memory, which is what decoders give and resizing is fast on.
+    array = np.ascontiguousarray(np.broadcast_to(array, (*array.shape[:2], 3)))
+    if not array.flags.writeable:
+        array = array.copy()
+    return torch.from_numpy(array).permute(2, 0, 1)
+
+
+def _eight_bits(array: np.ndarray) -> np.ndarray:
+    """uint8 where that loses nothing, else float32.
+
+    A float or 16-bit picture whose values are k / 255 is an 8-bit picture, and must
+    give the same embedding to the last bit.
+    """
+    if array.dtype == np.uint8:
+        return array
+    if array.dtype == bool:
+        return array.astype(np.uint8) * np.uint8(255)
+    if array.dtype == np.uint16:
+        array = array / np.float32(65535)
+    scaled = array.astype(np.float32) * np.float32(255)
+    rounded = np.rint(scaled)
+    exact = np.abs(scaled - rounded).max() < 1e-4
+    if exact and rounded.min() >= 0 and rounded.max() <= 255:
+        return rounded.astype(np.uint8)
+    return array.astype(np.float32)
+
+
+def _on_white(array: np.ndarray) -> np.ndarray:
+    colour, alpha = array[:, :, :3], array[:, :, 3:]
+    if array.dtype == np.uint8:
+        mixed = colour.astype(np.uint16) * alpha + 255 * (255 - alpha.astype(np.uint16))
+        return ((mixed + 127) // 255).astype(np.uint8)
+    return colour * alpha + (1 - alpha)

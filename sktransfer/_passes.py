@@ -1,0 +1,198 @@
+"""A way through a backbone: which stages, on what device, and the key of its values."""
+
+import functools
+import hashlib
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+import torch
+
+from sktransfer._backbones import Backbone
+from sktransfer._cache import EmbeddingCache
+
+_KEY_FORMAT = "sktransfer-1"
+_DEFAULT_BATCH = {"cpu": 16, "cuda": 128, "mps": 64}
+POOLINGS = ("avg", "max", "avgmax", "none")
+
+
+@functools.cache
+def process_cache() -> EmbeddingCache:
+    """The store in memory that all estimators of the process share."""
+    return EmbeddingCache()
+
+
+def resolve_cache(cache) -> EmbeddingCache | None:
+    """Turn a ``cache=`` parameter into a store, or None for no caching."""
+    if cache is None or isinstance(cache, EmbeddingCache):
+        return cache
+    if isinstance(cache, str) and cache == "auto":
+        return process_cache()
+    if isinstance(cache, str | os.PathLike):
+        return EmbeddingCache(cache)
+    raise ValueError(
+        f"cache={cache!r} is no cache. Accepted are 'auto', None, a folder's path and "
+        "an EmbeddingCache."
+    )
+
+
+def resolve_device(device) -> str:
+    """Turn a ``device=`` parameter into the name of a device that is there."""
+    if not isinstance(device, str | torch.device):
+        raise ValueError(
+            f"device={device!r} is no device. Accepted are 'auto', 'cpu', 'cuda', "
+            "'cuda:<number>' and 'mps'."
+        )
+    if device == "auto":
+        if torch.cuda.is_available():
+            return "cuda"
+        return "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).split("\n")[0]
+        raise ValueError(
+            f"device={device!r} cannot be used on this machine: {reason} Accepted are "
+            "'auto', 'cpu', 'cuda', 'cuda:<number>' and 'mps'."
+        ) from error
+    return str(device)
+
+
+def resolve_precision(precision: str, device: str) -> str:
+    """Refuse bfloat16 where the hardware only emulates it, which is slower."""
+    if precision == "bfloat16" and not _has_bfloat16(torch.device(device).type):
+        raise ValueError(
+            f"precision='bfloat16' is slower than 'float32' on this {device}, which "
+            "has no instructions for it (a CPU needs avx512_bf16 or amx, a GPU compute "
+            "capability 8.0). Use precision='float32'."
+        )
+    return precision
+
+
+def _has_bfloat16(kind: str) -> bool:
+    if kind == "cuda":
+        return torch.cuda.get_device_capability() >= (8, 0)
+    return kind == "cpu" and torch.cpu._is_avx512_bf16_supported()
+
+
+@dataclass(frozen=True)
+class Pass:
+    """A way through the leading stages of a backbone: all that decides its values.
+
+    Parameters
+    ----------
+    backbone : Backbone
+    depth : int
+        How many leading stages.
+    pooling : str
+        How feature maps and tokens become one row: "avg", "max", "avgmax" (both, one
+        after the other), or "none", which leaves them as they are.
+    batch_size : int or None
+        Every batch has exactly this size, the last one is filled up: then a row does
+        not depend on its neighbours, to the last bit. None chooses by the device.
+    device, precision : str
+    """
+
+    backbone: Backbone
+    depth: int
+    pooling: str = "none"
+    batch_size: int | None = None
+    device: str = "cpu"
+    precision: str = "float32"
+
+    @property
+    def size(self) -> int:
+        return self.batch_size or _DEFAULT_BATCH.get(torch.device(self.device).type, 16)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one row of the result."""
+        crop = self.backbone.recipe.crop
+        shape = self.backbone.shapes[self.depth - 1] if self.depth else (3, crop, crop)
+        if self.pooling == "none" or len(shape) == 1:
+            return shape
+        width = shape[-1] if len(shape) == 2 else shape[0]
+        return (2 * width if self.pooling == "avgmax" else width,)
+
+    def keys(self, digests: Iterable[bytes]) -> list[bytes]:
+        """Keys of the results for images of these digests: hashes of the full cause."""
+        # What is flat already is not pooled, and shares its entries.
+        pooling = "none" if self.shape == self.at(self.depth).shape else self.pooling
+        cause = (
+            _KEY_FORMAT,
+            torch.__version__,
+            torch.device(self.device).type,
+            self.precision,
+            self.size,
+            self.backbone.recipe,
+            self.backbone.prefix_digest(self.depth),
+            pooling,
+        )
+        head = hashlib.sha256(repr(cause).encode())
+        return [_extended(head, image) for image in digests]
+
+    def at(self, depth: int) -> "Pass":
+        """Return the same way to another depth, unpooled there."""
+        return replace(self, depth=depth, pooling="none")
+
+    def whole(self) -> "Pass":
+        """Return the same way through all stages, to an embedding."""
+        return replace(self, depth=len(self.backbone.stages), pooling="avg")
+
+    def read(self, source) -> torch.Tensor:
+        """Turn an image's source into the square of pixels that the way starts from."""
+        return self.backbone.recipe.read(source)
+
+    def run(self, batch: torch.Tensor, start: int = 0, keep=()) -> dict:
+        """Run one batch through the stages.
+
+        Parameters
+        ----------
+        batch : Tensor of at most `size` rows
+            Squares of pixels or, from a later start, outputs of the stage before it.
+        start : int
+            How many stages the batch has behind it.
+        keep : collection of int
+            Depths on the way whose outputs are wanted, too.
+
+        Returns
+        -------
+        dict of int to Tensor
+            The rows at depth `self.depth`, pooled, and those at the depths of `keep`,
+            as they are.
+        """
+        count = len(batch)
+        if count < self.size:
+            filler = batch[-1:].expand(self.size - count, *batch.shape[1:])
+            batch = torch.cat([batch, filler])
+        x = batch.to(self.device, non_blocking=True)
+        stages = self.backbone.inference_stages(self.device)
+        kind, low = torch.device(self.device).type, self.precision == "bfloat16"
+        found = {}
+        with torch.inference_mode(), torch.autocast(kind, torch.bfloat16, enabled=low):
+            if not start and self.depth:
+                x = self.backbone.recipe.normalise(x)
+            if x.dim() == 4:
+                x = x.contiguous(memory_format=torch.channels_last)
+            for depth in range(start + 1, self.depth + 1):
+                # float32 between stages, so that a later start makes no difference.
+                x = stages[depth - 1](x).float()
+                if depth in keep:
+                    found[depth] = x[:count]
+            found[self.depth] = _pool(x, self.pooling)[:count]
+        return {depth: rows.contiguous().cpu() for depth, rows in found.items()}
+
+
+def _extended(head, image: bytes) -> bytes:
+    key = head.copy()
+    key.update(image)
+    return key.digest()
+
+
+def _pool(x: torch.Tensor, pooling: str) -> torch.Tensor:
+    if pooling == "none" or x.dim() == 2:
+        return x
+    dims = (1,) if x.dim() == 3 else (2, 3)
+    parts = {"avg": [x.mean(dims)], "max": [x.amax(dims)]}
+    parts["avgmax"] = parts["avg"] + parts["max"]
+    return torch.cat(parts[pooling], dim=1)

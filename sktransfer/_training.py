@@ -1,0 +1,405 @@
+"""Training of a suffix and a head over skorch: network, loss, schedule, callbacks."""
+
+import functools
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from skorch import NeuralNet
+from skorch.callbacks import Callback, EarlyStopping, EpochScoring, LRScheduler
+from skorch.helper import predefined_split
+from torch import nn
+from torch.optim import lr_scheduler
+
+OPTIMIZERS = {
+    "adamw": (torch.optim.AdamW, {}),
+    "sgd": (torch.optim.SGD, {"momentum": 0.9, "nesterov": True}),
+}
+LR_SCHEDULES = ("cosine", "one-cycle", "constant")
+# Li et al. (2018) weigh the head's decay at a tenth of the pull to the source.
+_HEAD_PULL = 0.1
+
+
+class Standardise(nn.Module):
+    """Centre and scale embeddings by fixed numbers, as a StandardScaler does."""
+
+    def __init__(self, embeddings: np.ndarray, weights: np.ndarray):
+        super().__init__()
+        mean = np.average(embeddings, axis=0, weights=weights)
+        variance = np.average((embeddings - mean) ** 2, axis=0, weights=weights)
+        scale = np.sqrt(variance)
+        # A feature that hardly varies is left alone rather than blown up to noise.
+        scale[scale < 1e-6 * max(scale.max(), 1e-12)] = 1.0
+        self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32))
+        self.register_buffer("scale", torch.tensor(scale, dtype=torch.float32))
+
+    def forward(self, x):
+        return (x - self.mean) / self.scale
+
+
+def make_head(
+    standardise: Standardise, hidden_layer_sizes: tuple, dropout: float, n_outputs: int
+) -> nn.Sequential:
+    """Make the layers that stand on the embedding."""
+    layers, width = [standardise], len(standardise.mean)
+    for size in hidden_layer_sizes:
+        layers += [nn.Linear(width, size), nn.ReLU()]
+        if dropout:
+            layers.append(nn.Dropout(dropout))
+        width = size
+    if dropout and not hidden_layer_sizes:
+        layers.append(nn.Dropout(dropout))
+    output = nn.Linear(width, n_outputs)
+    # Zero scores for all classes at first: no random gradient reaches the backbone.
+    nn.init.zeros_(output.weight)
+    nn.init.zeros_(output.bias)
+    return nn.Sequential(*layers, output)
+
+
+class Network(nn.Module):
+    """What is trained: the stages after the frozen ones, and the head.
+
+    Parameters
+    ----------
+    suffix : nn.Sequential
+        Named stages.
+    head : nn.Module
+    prefix : callable or None
+        What happens to the input first, without gradient: the frozen stages where
+        they cannot be computed beforehand, or the normalisation of pixels.
+    precision : str
+    """
+
+    def __init__(self, suffix, head, prefix=None, precision="float32"):
+        super().__init__()
+        self.suffix = suffix
+        self.head = head
+        self.prefix = prefix
+        self.precision = precision
+        self.n_resting = 0
+
+    def forward(self, x):
+        if self.prefix is not None:
+            with torch.no_grad():
+                x = self.prefix(x)
+        low = self.precision == "bfloat16"
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=low):
+            x = self.head(self.suffix(x))
+        return x.float()
+
+    def rest(self, count: int) -> None:
+        """Keep the first stages of the suffix as they are, for now."""
+        self.n_resting = count
+        for i, stage in enumerate(self.suffix):
+            stage.requires_grad_(i >= count)
+        self.train(self.training)
+
+    def train(self, mode=True):
+        super().train(mode)
+        for stage in self.suffix[: self.n_resting]:
+            stage.eval()
+        return self
+
+
+class Rows(torch.utils.data.Dataset):
+    """Training rows that are taken by the batch: inputs, targets and weights.
+
+    Parameters
+    ----------
+    read : callable
+        Array of row numbers -> tensor of inputs.
+    targets : ndarray of shape (n, n_targets)
+    weights : ndarray of shape (n,)
+    """
+
+    def __init__(self, read: Callable, targets: np.ndarray, weights: np.ndarray):
+        self.read = read
+        y = np.column_stack([targets, weights])
+        self.y = torch.from_numpy(y.astype(np.float32))
+
+    def __len__(self):
+        return len(self.y)
+
+    def __getitems__(self, rows):
+        rows = list(rows)
+        y = self.y[rows]
+        if len(rows) == 1:
+            # Batch norm needs two rows; the second one weighs nothing.
+            rows = [rows[0], (rows[0] + 1) % len(self)]
+            y = self.y[rows]
+            y[1, -1] = 0
+        return self.read(np.array(rows)), y
+
+    def __getitem__(self, row):
+        return self.__getitems__([row])
+
+
+def as_batch(batch):
+    """Collate what is a batch already."""
+    return batch
+
+
+class WeightedLoss(nn.Module):
+    """Mean of a loss over rows, each with its weight, the last column of the target.
+
+    Parameters
+    ----------
+    kind : {"classes", "labels", "values"}
+        Cross-entropy on one class for each row, binary cross-entropy on an indicator
+        matrix, or the squared error.
+    temperature : float or None
+        For distillation, where log-probabilities of a teacher follow the class in the
+        target: Hinton, Vinyals and Dean, "Distilling the knowledge in a neural
+        network", 2015.
+    distill_weight : float
+        Weight of the teacher's term; the labels have the rest.
+    **options
+        For torch's loss, such as ``label_smoothing``.
+    """
+
+    def __init__(self, kind: str, temperature=None, distill_weight=0.0, **options):
+        super().__init__()
+        self.temperature = temperature
+        self.distill_weight = distill_weight
+        losses = {
+            "classes": nn.CrossEntropyLoss,
+            "labels": nn.BCEWithLogitsLoss,
+            "values": nn.MSELoss,
+        }
+        self.kind = kind
+        self.loss = losses[kind](reduction="none", **options)
+
+    def forward(self, output, target):
+        target, weight = target[:, :-1], target[:, -1]
+        if self.kind == "classes":
+            rows = self.loss(output, target[:, 0].long())
+            if self.temperature is not None:
+                rows = rows + self.distill_weight * (
+                    self._from_teacher(output, target[:, 1:]) - rows
+                )
+        else:
+            rows = self.loss(output, target).mean(dim=1)
+        return (rows * weight).sum() / weight.sum()
+
+    def _from_teacher(self, output, teacher):
+        heat = self.temperature
+        student = nn.functional.log_softmax(output / heat, dim=1)
+        teacher = nn.functional.log_softmax(teacher / heat, dim=1)
+        gap = (teacher.exp() * (teacher - student)).sum(dim=1)
+        # The gradient of softened scores shrinks with the square of the temperature.
+        return heat**2 * gap
+
+
+def split_decay(optimizer: type, groups, **options):
+    """Make an optimizer that lets biases and norms, all 1-D tensors, not decay."""
+    split = []
+    for group in groups:
+        flat = [p for p in group["params"] if p.ndim <= 1]
+        rest = [p for p in group["params"] if p.ndim > 1]
+        split += [{**group, "params": rest}] if rest else []
+        split += [{**group, "params": flat, "weight_decay": 0.0}] if flat else []
+    return optimizer(split, **options)
+
+
+def cosine(n_steps: int, step: int) -> float:
+    """Factor of the learning rate at a step: half a cosine from 1 to 0."""
+    return 0.5 * (1 + math.cos(math.pi * min(step / n_steps, 1)))
+
+
+class PullToSource(Callback):
+    """L2-SP: add the gradient of the pull of the weights to where they started.
+
+    Of ``strength / 2 * |w - w_source|^2 + beta / 2 * |head|^2``, Li, Grandvalet and
+    Davoine, "Explicit inductive bias for transfer learning with convolutional
+    networks", ICML 2018.
+    """
+
+    def __init__(self, strength: float):
+        self.strength = strength
+
+    def on_train_begin(self, net, **kwargs):
+        self.start_ = {
+            name: parameter.detach().clone()
+            for name, parameter in net.module_.suffix.named_parameters()
+        }
+
+    def on_grad_computed(self, net, named_parameters, **kwargs):
+        with torch.no_grad():
+            for name, parameter in net.module_.suffix.named_parameters():
+                if parameter.grad is not None:
+                    away = parameter - self.start_[name]
+                    parameter.grad.add_(away, alpha=self.strength)
+            for parameter in net.module_.head.parameters():
+                parameter.grad.add_(parameter, alpha=_HEAD_PULL * self.strength)
+
+    def on_train_end(self, net, **kwargs):
+        del self.start_
+
+
+class GradualUnfreezing(Callback):
+    """Let one more stage train, from the last to the first, every so many epochs.
+
+    Howard and Ruder, "Universal language model fine-tuning for text
+    classification", ACL 2018.
+    """
+
+    def __init__(self, every: int):
+        self.every = every
+
+    def on_epoch_begin(self, net, **kwargs):
+        awake = 1 + (len(net.history) - 1) // self.every
+        net.module_.rest(max(len(net.module_.suffix) - awake, 0))
+
+    def on_train_end(self, net, **kwargs):
+        net.module_.rest(0)
+
+
+def validation_accuracy(net, X, y) -> float:
+    """Accuracy on the validation rows, for the table of epochs."""
+    scores = net.predict_proba(X)
+    target = X.y[:, :-1].numpy()
+    if net.criterion_.kind == "labels":
+        return float(((scores > 0) == (target > 0.5)).mean())
+    return float((scores.argmax(axis=1) == target[:, 0]).mean())
+
+
+def validation_r2(net, X, y) -> float:
+    """R2 on the validation rows, targets weighted alike."""
+    target = X.y[:, :-1].numpy()
+    left = ((target - net.predict_proba(X)) ** 2).sum(axis=0)
+    total = ((target - target.mean(axis=0)) ** 2).sum(axis=0)
+    return float(np.mean(1 - left / np.maximum(total, 1e-12)))
+
+
+@dataclass
+class Plan:
+    """How to train: the parameters of an estimator, resolved to plain values."""
+
+    kind: str
+    optimizer: str | type
+    lr: float
+    backbone_lr_mult: float = 1.0
+    layer_decay: float = 1.0
+    weight_decay: float = 0.0
+    l2_sp: float = 0.0
+    lr_schedule: str = "cosine"
+    batch_size: int = 32
+    unfreeze_every: int = 0
+    patience: int | None = None
+    device: str = "cpu"
+    verbose: int = 0
+    net_params: dict = field(default_factory=dict)
+    loss_options: dict = field(default_factory=dict)
+
+
+def train(network: Network, rows: Rows, valid: Rows | None, plan: Plan, epochs: int):
+    """Train a network; return the skorch net that did it.
+
+    Ctrl-C propagates, where skorch's own ``fit`` would swallow it.
+    """
+    net = _make_net(network, len(rows), valid, plan, epochs)
+    net.initialize()
+    net.notify("on_train_begin", X=rows, y=None)
+    if epochs:
+        net.fit_loop(rows, None, epochs=epochs)
+    net.notify("on_train_end", X=rows, y=None)
+    # The net is kept, and pickled, without the data it was validated on.
+    net.train_split = None
+    return net
+
+
+def _make_net(network, n_rows, valid, plan, epochs) -> NeuralNet:
+    optimizer, options = OPTIMIZERS.get(plan.optimizer, (plan.optimizer, {}))
+    # L2-SP takes the place of the decay to zero, which would pull against it.
+    decay = 0.0 if plan.l2_sp else plan.weight_decay
+    settings = {
+        "optimizer": functools.partial(split_decay, optimizer),
+        "optimizer__weight_decay": decay,
+        "optimizer__param_groups": _stage_rates(network.suffix, plan),
+        **{f"optimizer__{name}": value for name, value in options.items()},
+        "lr": plan.lr,
+        "criterion": functools.partial(WeightedLoss, plan.kind, **plan.loss_options),
+        "batch_size": plan.batch_size,
+        "max_epochs": epochs,
+        "iterator_train__shuffle": True,
+        "iterator_train__collate_fn": as_batch,
+        "iterator_valid__collate_fn": as_batch,
+        "train_split": None if valid is None else predefined_split(valid),
+        "device": plan.device,
+        "verbose": plan.verbose,
+        **{name: v for name, v in plan.net_params.items() if name != "callbacks"},
+    }
+    callbacks = [
+        *_callbacks(plan, epochs * math.ceil(n_rows / settings["batch_size"]), valid),
+        *(plan.net_params.get("callbacks") or []),
+    ]
+    # A factory, since skorch would keep training a module given as an instance.
+    factory = functools.partial(_same_network, network)
+    return NeuralNet(factory, callbacks=callbacks, **settings)
+
+
+def _same_network(network):
+    return network
+
+
+def _stage_rates(suffix, plan) -> list:
+    """Learning rate of each stage: lower the further from the head."""
+    names = [name for name, _ in suffix.named_children()]
+    rates = {}
+    for distance, name in enumerate(reversed(names)):
+        factor = plan.backbone_lr_mult * plan.layer_decay**distance
+        rates[name] = plan.lr * factor
+    return [(f"suffix.{name}.*", {"lr": rate}) for name, rate in rates.items()]
+
+
+def _callbacks(plan, n_steps, valid) -> list:
+    callbacks = []
+    if valid is not None:
+        regression = plan.kind == "values"
+        score = validation_r2 if regression else validation_accuracy
+        scoring = EpochScoring(score, lower_is_better=False, name="valid_score")
+        callbacks.append(("valid_score", scoring))
+    if plan.patience is not None:
+        stopping = EarlyStopping(patience=plan.patience, load_best=True, sink=_silent)
+        callbacks.append(("early_stopping", stopping))
+    if plan.lr_schedule == "cosine" and n_steps:
+        factor = functools.partial(cosine, n_steps)
+        schedule = LRScheduler(
+            lr_scheduler.LambdaLR, lr_lambda=factor, step_every="batch"
+        )
+        callbacks.append(("lr_schedule", schedule))
+    elif plan.lr_schedule == "one-cycle" and n_steps:
+        schedule = LRScheduler(_one_cycle, n_steps=n_steps, step_every="batch")
+        callbacks.append(("lr_schedule", schedule))
+    if plan.l2_sp:
+        callbacks.append(("l2_sp", PullToSource(plan.l2_sp)))
+    if plan.unfreeze_every:
+        callbacks.append(("unfreezing", GradualUnfreezing(plan.unfreeze_every)))
+    return callbacks
+
+
+def _one_cycle(optimizer, n_steps, last_epoch=-1):
+    peaks = [group["lr"] for group in optimizer.param_groups]
+    # One step more than there are, since skorch asks for the rate after the last.
+    return lr_scheduler.OneCycleLR(optimizer, max_lr=peaks, total_steps=n_steps + 1)
+
+
+def _silent(*args, **kwargs):
+    pass
+
+
+def epochs_table(net: NeuralNet, phase: str) -> list[dict]:
+    """What happened in each epoch, a row each."""
+    names = {
+        "train_loss": "train_loss",
+        "valid_loss": "valid_loss",
+        "valid_score": "valid_score",
+        "dur": "seconds",
+    }
+    return [
+        {"phase": phase, "epoch": epoch["epoch"]}
+        | {name: epoch[key] for key, name in names.items() if key in epoch}
+        for epoch in net.history
+    ]

@@ -1,0 +1,177 @@
+"""Examples of a fit, and how they become the inputs of the stages that are trained."""
+
+import copy
+import functools
+
+import numpy as np
+import torch
+
+from sktransfer._embeddings import (
+    embed,
+    image_digests,
+    read_images,
+    run_on,
+    stack_squares,
+)
+from sktransfer._images import Images, decode
+from sktransfer._passes import Pass
+from sktransfer._training import Network, Rows
+
+# Images whose feature maps are in memory at the same time in predict.
+_CHUNK = 1024
+# Decoded pictures, or outputs of frozen stages, kept in memory during a fit.
+_MAX_BYTES = 2**32
+
+
+class Examples:
+    """Training examples, each (image, target) once, in an order of their content.
+
+    Rows of weight 0 are dropped, and the weights of equal rows summed: then a weight
+    of k is the same as k copies to the last digit, and so is any order of the rows.
+    """
+
+    def __init__(self, images: Images, targets: np.ndarray, weights: np.ndarray):
+        positive = np.flatnonzero(weights > 0)
+        images, weights = images.take(positive), weights[positive]
+        targets = np.asarray(targets, dtype=np.float64)[positive]
+        digests = image_digests(images)
+        merged = {}
+        for row, image in enumerate(digests):
+            key = image + targets[row].tobytes()
+            merged.setdefault(key, [row, 0.0])[1] += weights[row]
+        firsts = [merged[key] for key in sorted(merged)]
+        order = [row for row, _ in firsts]
+        self.images = images.take(order)
+        self.digests = [digests[row] for row in order]
+        self.targets = targets[order]
+        self.weights = np.array([weight for _, weight in firsts])
+
+    def __len__(self):
+        return len(self.weights)
+
+    def rows(self, read, chosen) -> Rows:
+        """Give chosen examples to training; `read` turns their numbers into inputs."""
+        chosen = np.asarray(chosen)
+        targets, weights = self.targets[chosen], self.weights[chosen]
+        return Rows(lambda rows: read(chosen[rows]), targets, weights)
+
+
+class Inputs:
+    """What the trained stages are given, for the examples of a fit.
+
+    Without augmentation, the frozen stages have run once for each image, before the
+    first epoch. With it, or where their outputs would not fit in memory, they run in
+    each step, by the same function at the same batch size: to the last bit the same.
+
+    Parameters
+    ----------
+    way : Pass
+        Through the frozen stages.
+    cache : EmbeddingCache or None
+    examples : Examples
+    augment : callable or None
+    """
+
+    def __init__(self, way: Pass, cache, examples, augment):
+        self.way = way
+        self.cache = cache
+        self.examples = examples
+        self.augment = augment
+        self._pictures = _Pictures(examples.images, way)
+        self.all_frozen = way.depth == len(way.backbone.stages)
+        size = 4 * len(examples) * int(np.prod(way.shape))
+        self._in_step = way.depth == 0 or augment is not None or size > _MAX_BYTES
+
+    def network(self, head, precision: str) -> Network:
+        """Make what is trained: a copy of the stages not frozen, and a head."""
+        suffix = copy.deepcopy(self.way.backbone.stages[self.way.depth :])
+        prefix = None
+        if self._in_step:
+            prefix = functools.partial(_frozen, self.way)
+        return Network(suffix.requires_grad_(True), head, prefix, precision)
+
+    def rows(self, chosen, training: bool = False) -> Rows:
+        if not self._in_step:
+            return self.examples.rows(self.features.__getitem__, chosen)
+        if self.augment is None or not training:
+            return self.examples.rows(self._squares, chosen)
+        return self.examples.rows(self._augmented, chosen)
+
+    @functools.cached_property
+    def features(self) -> torch.Tensor:
+        """Outputs of the frozen stages."""
+        examples = self.examples
+        return torch.from_numpy(
+            embed(
+                examples.images,
+                self.way,
+                cache=self.cache,
+                digests=examples.digests,
+                taps=True,
+            )
+        )
+
+    def embeddings(self) -> np.ndarray:
+        """Embeddings by the whole network as it is before training."""
+        whole = self.way.whole()
+        if self._in_step:
+            examples = self.examples
+            return embed(
+                examples.images, whole, cache=self.cache, digests=examples.digests
+            )
+        return run_on(self.features, whole, self.way.depth).numpy()
+
+    def _squares(self, rows) -> torch.Tensor:
+        recipe = self.way.backbone.recipe
+        return stack_squares(recipe.cut(x) for x in self._pictures.get(rows))
+
+    def _augmented(self, rows) -> torch.Tensor:
+        recipe, squares = self.way.backbone.recipe, []
+        for picture in self._pictures.get(rows):
+            x = self.augment(picture)
+            squares.append(x if x.shape[1:] == (recipe.crop,) * 2 else recipe.square(x))
+        return stack_squares(squares)
+
+
+class _Pictures:
+    """Training pictures at the size of the recipe, decoded once where they fit."""
+
+    def __init__(self, images: Images, way: Pass):
+        self._images = images
+        self._way = way
+        self._known = {}
+        self._bytes = 0
+
+    def get(self, rows) -> list[torch.Tensor]:
+        missing = [row for row in rows if row not in self._known]
+        recipe = self._way.backbone.recipe
+        read = read_images(
+            self._images, missing, lambda source: recipe.resized(decode(source))
+        )
+        found = dict(zip(missing, read, strict=True))
+        pictures = [self._known.get(row, found.get(row)) for row in rows]
+        for row, picture in found.items():
+            if self._bytes < _MAX_BYTES:
+                self._known[row] = picture
+                self._bytes += picture.nbytes
+        return pictures
+
+
+def _frozen(way: Pass, squares: torch.Tensor) -> torch.Tensor:
+    """Run squares of pixels through the frozen stages, inside a training step."""
+    if not way.depth:
+        return way.backbone.recipe.normalise(squares)
+    return run_on(squares.cpu(), way).to(squares.device)
+
+
+def embed_tuned(images: Images, way: Pass, depth: int, cache) -> torch.Tensor:
+    """Embed images with a tuned network whose first stages, frozen, may be cached."""
+    rows = []
+    for first in range(0, len(images), _CHUNK):
+        chunk = images.take(range(first, min(first + _CHUNK, len(images))))
+        if depth:
+            frozen = embed(chunk, way.at(depth), cache=cache, taps=True)
+            rows.append(run_on(torch.from_numpy(frozen), way, depth))
+        else:
+            rows.append(torch.from_numpy(embed(chunk, way, cache=None)))
+    return torch.cat(rows)

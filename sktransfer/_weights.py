@@ -1,0 +1,238 @@
+"""A weights specification -> verified tensors and their digest.
+
+The one place where weight files are read: no code in them is ever executed.
+"""
+
+import hashlib
+import os
+import re
+import warnings
+import zipfile
+from collections.abc import Mapping
+from difflib import get_close_matches
+from enum import Enum
+from pathlib import Path
+from pickle import UnpicklingError
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import nn
+
+_PICKLED = (".pth", ".pt", ".bin", ".ckpt")
+_HASH = re.compile(r"sha256:([0-9a-f]{8,64})", re.IGNORECASE)
+
+
+class WeightsMismatchError(ValueError):
+    """Weights that are not those of the network, or not those that were demanded."""
+
+
+def read_weights(path: str | os.PathLike, sha256: str | None = None) -> dict:
+    """Read a file of weights without executing code.
+
+    Parameters
+    ----------
+    path : str or path-like
+        A ``.safetensors`` file, or a state dict saved by `torch.save` (``.pth``,
+        ``.pt``), which is read with ``weights_only=True``.
+    sha256 : str, optional
+        ``"sha256:<hex digits>"``, at least 8 of them: what the file's hash must
+        begin with.
+
+    Returns
+    -------
+    dict of str to torch.Tensor
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    WeightsMismatchError
+        If the hash is not the demanded one.
+    ValueError
+        If the file is truncated, of another kind, or holds more than tensors.
+    """
+    path = Path(path).expanduser()
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"There is no weights file {str(path)!r}. Pass the path of a .safetensors "
+            "file or of a state dict saved by torch.save (.pth, .pt)."
+        )
+    if sha256 is not None:
+        _demand_hash(path, sha256)
+    try:
+        state = _load(path)
+    except (SafetensorError, UnpicklingError, zipfile.BadZipFile) as error:
+        raise _unreadable(path, error) from error
+    except (RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
+        raise _unreadable(path, error) from error
+    return _state_dict(state, path)
+
+
+def _load(path: Path):
+    if path.suffix == ".safetensors":
+        return load_file(path)
+    if path.suffix in _PICKLED:
+        with warnings.catch_warnings():
+            # Of unusual pickle protocols: it loads, or is refused by name.
+            warnings.simplefilter("ignore", UserWarning)
+            return torch.load(path, map_location="cpu", weights_only=True)
+    raise ValueError(f"its suffix is {path.suffix!r}")
+
+
+def _unreadable(path: Path, error: Exception) -> ValueError:
+    reason = str(error).strip().split("\n")[0] or type(error).__name__
+    return ValueError(
+        f"Cannot read weights from {str(path)!r}: {reason}. Accepted are complete "
+        ".safetensors files and state dicts of tensors alone (.pth, .pt); nothing was "
+        "executed or loaded. Copy the file again, or save it anew with "
+        "safetensors.torch.save_file(model.state_dict(), path)."
+    )
+
+
+def _state_dict(state, path: Path) -> dict:
+    # Training scripts often wrap the state dict beside their optimizer's.
+    for key in ("state_dict", "model_state_dict", "model"):
+        if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
+            state = state[key]
+    if not isinstance(state, Mapping) or not all(
+        isinstance(value, torch.Tensor) for value in state.values()
+    ):
+        raise _unreadable(path, ValueError("it holds no state dict"))
+    return {name.removeprefix("module."): value for name, value in state.items()}
+
+
+def file_sha256(path: str | os.PathLike) -> str:
+    """SHA-256 of a file's bytes, in hex digits."""
+    with open(path, "rb") as file:
+        digest = hashlib.sha256()
+        while chunk := file.read(2**20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _demand_hash(path: Path, demanded: str) -> None:
+    match = _HASH.fullmatch(demanded)
+    if match is None:
+        raise ValueError(
+            f"A demanded hash is 'sha256:' and 8 to 64 hex digits; got {demanded!r}."
+        )
+    found = file_sha256(path)
+    if not found.startswith(match[1].lower()):
+        raise WeightsMismatchError(
+            f"The weights file {str(path)!r} has SHA-256 {found}, but {match[1]!r} was "
+            "demanded. Nothing was loaded. Either the file is not the one you think, "
+            "was changed or was cut short on the way: copy it again from its source."
+        )
+
+
+def download_weights(entry: Enum) -> dict:
+    """Read a torchvision weights entry, from torch's local store or the network.
+
+    torch.hub announces a download on standard error, checks the hash that is part
+    of the file's name, and renames the complete file into place.
+    """
+    target = Path(torch.hub.get_dir(), "checkpoints", entry.url.rpartition("/")[2])
+    try:
+        return entry.get_state_dict(progress=True, check_hash=True, weights_only=True)
+    except OSError as error:
+        raise OSError(
+            f"The weights {entry} are not on this machine and could not be downloaded "
+            f"({error}). Nothing was loaded. With a network, fetch {entry.url} and "
+            f"place it at {str(target)!r}, or pass its local path as weights=."
+        ) from error
+    except (RuntimeError, EOFError, UnpicklingError, zipfile.BadZipFile) as error:
+        raise ValueError(
+            f"The weights {entry} cannot be read from {str(target)!r} ({error}). "
+            "Nothing was loaded. Delete that file, so that it is fetched again."
+        ) from error
+
+
+def find_entry(entries: type[Enum] | None, weights) -> Enum:
+    """Find a member of a builder's weights enum by itself, its name or "default"."""
+    if entries is not None and isinstance(weights, entries):
+        return weights
+    names = [] if entries is None else list(entries.__members__)
+    if weights == "default" and names:
+        return entries.DEFAULT
+    name = weights.rpartition(".")[2] if isinstance(weights, str) else str(weights)
+    if name in names:
+        return entries[name]
+    close = get_close_matches(name.upper(), names, n=3, cutoff=0.4)
+    hint = f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
+    raise ValueError(
+        f"weights={weights!r} is not known for this backbone.{hint} Accepted are "
+        f"{['default', *names]}, the path of a .safetensors or .pth file, or None "
+        "for random weights."
+    )
+
+
+def is_weights_path(weights) -> bool:
+    """Tell whether a weights specification is meant as a file."""
+    return isinstance(weights, os.PathLike) or (
+        isinstance(weights, str)
+        and (os.sep in weights or weights.endswith((".safetensors", *_PICKLED)))
+    )
+
+
+def apply_weights(
+    model: nn.Module, stages: nn.Module, state: Mapping, origin: str
+) -> None:
+    """Load a state dict into the stages of a model, every name accounted for.
+
+    The classifier, which the stages leave out, may be missing from the state dict or
+    have another number of classes.
+
+    Raises
+    ------
+    WeightsMismatchError
+        If names or shapes differ: says which.
+    """
+    everything = model.state_dict(keep_vars=True)
+    kept = {id(tensor) for tensor in stages.state_dict(keep_vars=True).values()}
+    own = {name: value for name, value in everything.items() if id(value) in kept}
+    problems = _mismatches(own, state, known=everything)
+    if problems:
+        raise WeightsMismatchError(
+            f"The weights from {origin} are not those of this network: "
+            f"{'; '.join(problems)}. Nothing was loaded. Pass the weights of this "
+            "architecture, or the backbone that these weights belong to."
+        )
+    with torch.no_grad():
+        for name, tensor in own.items():
+            if name in state:
+                tensor.copy_(state[name])
+
+
+def _mismatches(own: Mapping, state: Mapping, known: Mapping) -> list[str]:
+    # Files older than PyTorch 0.4.1 have no counters, and evaluation needs none.
+    missing = [
+        name
+        for name in own
+        if name not in state and not name.endswith("num_batches_tracked")
+    ]
+    unknown = [name for name in state if name not in known]
+    shapes = [
+        f"{name} has shape {tuple(state[name].shape)}, not {tuple(own[name].shape)}"
+        for name in own
+        if name in state and state[name].shape != own[name].shape
+    ]
+    found = [("it lacks", missing), ("it has unknown", unknown), ("", shapes)]
+    return [f"{what} {_some(names)}".strip() for what, names in found if names]
+
+
+def _some(names: list[str], most: int = 3) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
+
+
+def module_digest(module: nn.Module) -> str:
+    """SHA-256, in hex digits, of a module's structure and of all its tensors."""
+    digest = hashlib.sha256(repr(module).encode())
+    for name, tensor in sorted(module.state_dict().items()):
+        value = tensor.detach().cpu().contiguous()
+        digest.update(f"{name}:{value.dtype}:{tuple(value.shape)};".encode())
+        digest.update(
+            value.view(torch.uint8).numpy() if value.dim() else bytes(value.numpy())
+        )
+    return digest.hexdigest()

@@ -1,0 +1,184 @@
+import copy
+import pickle
+
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+from conftest import make_picture
+from torch import nn
+from torchvision import models
+
+from sktransfer import Backbone, WeightsMismatchError, load_backbone, split_stages
+from sktransfer._backbones import Recipe
+from sktransfer._loading import _load_named
+
+
+def small_net():
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Sequential(nn.Conv2d(3, 6, 3, 2), nn.BatchNorm2d(6), nn.ReLU()),
+        nn.Sequential(nn.Conv2d(6, 8, 3, 2), nn.BatchNorm2d(8), nn.ReLU()),
+        nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten()),
+    )
+
+
+def test_a_backbone_owns_a_copy_that_does_not_train():
+    net = small_net().train()
+    backbone = Backbone(net)
+    assert net.training
+    assert not backbone.stages.training
+    assert not any(p.requires_grad for p in backbone.stages.parameters())
+    digest = backbone.digest
+    net[0][0].weight.data.zero_()
+    assert Backbone(backbone.stages).digest == digest
+
+
+def test_copies_are_the_backbone_itself():
+    backbone = Backbone(small_net())
+    assert copy.deepcopy(backbone) is backbone
+
+
+def test_shapes_and_names():
+    backbone = Backbone(small_net(), Recipe(resize=32, crop=32), name="small")
+    assert backbone.stage_names == ("0", "1", "2")
+    assert backbone.shapes == [(6, 15, 15), (8, 7, 7), (8,)]
+    assert backbone.n_features == 8
+    assert repr(backbone) == "<Backbone 'small': 3 stages, 640 parameters, 32 px>"
+
+
+@pytest.mark.parametrize(
+    ("stage", "depth"),
+    [(None, 3), ("all", 3), (0, 0), (2, 2), (-1, 2), (-3, 0), ("1", 2), (3, 3)],
+)
+def test_a_depth_is_a_number_a_name_or_all(stage, depth):
+    assert Backbone(small_net()).depth(stage) == depth
+
+
+@pytest.mark.parametrize("stage", ["layer9", 4, -4, True, 1.5, ()])
+def test_a_stage_that_does_not_exist_is_refused(stage):
+    with pytest.raises(ValueError, match=r"freeze=.* is no stage .*\['0', '1', '2'\]"):
+        Backbone(small_net()).depth(stage, parameter="freeze")
+
+
+def test_inference_stages_equal_the_stages():
+    backbone = load_backbone("resnet18", weights=None, random_state=0, image_size=64)
+    with torch.no_grad():
+        for module in backbone.stages.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.running_mean.normal_(0, 0.2)
+                module.running_var.uniform_(0.5, 2)
+        x = torch.rand(2, 3, 64, 64)
+        fused, plain = backbone.inference_stages()(x), backbone.stages(x)
+    torch.testing.assert_close(fused, plain, rtol=1e-4, atol=1e-5)
+    assert not any(
+        isinstance(m, nn.BatchNorm2d) for m in backbone.inference_stages().modules()
+    )
+
+
+class DataDependent(nn.Module):
+    def forward(self, x):
+        return x.mean((2, 3)) if x.sum() > 0 else x.amax((2, 3))
+
+
+def test_stages_that_look_at_their_data_have_shapes_too():
+    backbone = Backbone(nn.Sequential(DataDependent()), Recipe(resize=8, crop=8))
+    x = torch.rand(2, 3, 8, 8)
+    assert torch.equal(backbone.inference_stages()(x), x.mean((2, 3)))
+    assert backbone.n_features == 3
+
+
+def test_another_image_size_keeps_the_proportions():
+    backbone = load_backbone("resnet18", weights=None, random_state=0)
+    half = backbone.at_size(112)
+    assert (half.recipe.resize, half.recipe.crop) == (128, 112)
+    assert half.digest == backbone.digest
+    assert half.shapes[1] == (64, 28, 28)
+    assert backbone.shapes[1] == (64, 56, 56)
+
+
+@pytest.mark.parametrize(
+    ("net", "size"),
+    [
+        (models.VisionTransformer(32, 16, 1, 1, 8, 8), 40),
+        (nn.Sequential(nn.Conv2d(3, 3, 9)), 8),
+    ],
+)
+def test_a_size_that_the_architecture_cannot_take_is_refused(net, size):
+    backbone = Backbone(split_stages(net), Recipe(resize=32, crop=32), name="net")
+    assert backbone.n_features
+    with pytest.raises(ValueError, match=f"'net' cannot take image_size={size}: .+Its"):
+        backbone.at_size(size)
+
+
+def test_a_pickle_refers_to_weights_that_can_be_loaded_again(monkeypatch):
+    backbone = load_backbone("resnet18", weights=None, random_state=0)
+    data = pickle.dumps(backbone.at_size(64))
+    assert len(data) < 2000
+    again = pickle.loads(data)
+    assert again.digest == backbone.digest
+    assert again.recipe.crop == 64
+
+
+def test_a_pickle_is_checked_against_the_weights_of_then(tmp_path):
+    path = tmp_path / "w.pth"
+    torch.save(models.squeezenet1_1().state_dict(), path)
+    data = pickle.dumps(load_backbone("squeezenet1_1", weights=path))
+    torch.save(models.squeezenet1_1().state_dict(), path)
+    _load_named.cache_clear()
+    with pytest.raises(WeightsMismatchError, match="Nothing was loaded"):
+        pickle.loads(data)
+
+
+def test_a_pickle_of_own_modules_holds_them():
+    backbone = Backbone(small_net(), Recipe(resize=20, crop=16), name="mine")
+    again = pickle.loads(pickle.dumps(backbone))
+    assert (again.digest, again.recipe, again.name) == (
+        backbone.digest,
+        backbone.recipe,
+        "mine",
+    )
+
+
+def test_a_tuned_backbone_pickles_what_was_tuned():
+    source = load_backbone("resnet18", weights=None, random_state=0)
+    suffix = copy.deepcopy(source.stages[4:])
+    suffix[0][0].conv1.weight.data += 1
+    tuned = source.tuned(4, suffix)
+    again = pickle.loads(pickle.dumps(tuned))
+    assert again.digest == tuned.digest != source.digest
+    assert tuned.prefix_digest(4) == source.prefix_digest(4)
+    assert again.stage_names == source.stage_names
+    nothing = source.tuned(len(source.stages), nn.Sequential())
+    assert nothing.digest == source.digest
+    assert len(pickle.dumps(nothing)) < 3000
+
+
+@pytest.mark.parametrize("size", [(300, 200), (200, 333), (64, 64), (100, 31)])
+@pytest.mark.parametrize("name", ["resnet18", "efficientnet_b0", "squeezenet1_1"])
+def test_the_recipe_is_that_of_the_weights(name, size):
+    entry = models.get_model_weights(name)["IMAGENET1K_V1"]
+    recipe = Recipe.of(entry.transforms())
+    picture = make_picture(0, *size)
+    ours = recipe.normalise(recipe.read(picture)[None])[0]
+    theirs = entry.transforms()(PIL.Image.fromarray(picture))
+    level = 1 / 255 / min(recipe.std)
+    difference = (ours - theirs).abs()
+    assert ours.shape == theirs.shape
+    assert difference.max() < 1.01 * level
+    assert difference.mean() < 0.02 * level
+
+
+def test_a_very_long_picture_costs_no_more_than_its_middle():
+    recipe = Recipe()
+    line = torch.zeros(3, 1, 60_000, dtype=torch.uint8)
+    line[:, :, 29_000:31_000] = 255
+    assert (recipe.square(line) == 255).all()
+
+
+def test_uint8_and_float_squares_are_normalised_alike():
+    recipe = Recipe()
+    x = torch.randint(0, 256, (2, 3, 8, 8), dtype=torch.uint8)
+    np.testing.assert_array_equal(
+        recipe.normalise(x), recipe.normalise(x.float().div_(255))
+    )

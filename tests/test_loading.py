@@ -1,0 +1,156 @@
+import functools
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+from torchvision import models
+
+from sktransfer import (
+    Backbone,
+    WeightsMismatchError,
+    list_backbones,
+    load_backbone,
+    register_backbone,
+)
+from sktransfer._loading import _registered
+from sktransfer._weights import file_sha256, module_digest
+
+
+def test_all_of_torchvision_and_tiny_are_listed():
+    names = list_backbones()
+    assert names == sorted(names)
+    assert {"tiny", *models.list_models(module=models)} <= set(names)
+    assert list_backbones("resnet*") == sorted(
+        name for name in names if name.startswith("resnet")
+    )
+    assert list_backbones("nothing*") == []
+
+
+def test_random_weights_are_seeded_and_leave_the_global_seed_alone():
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    one = load_backbone("mobilenet_v3_small", weights=None, random_state=0)
+    other = load_backbone("mobilenet_v3_small", weights=None, random_state=1)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert one.digest != other.digest
+    again = load_backbone("mobilenet_v3_small", weights=None, random_state=0)
+    assert again.digest == one.digest
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
+def test_a_local_file_is_loaded(tmp_path, suffix):
+    model = models.mobilenet_v3_small(num_classes=7)
+    path = tmp_path / f"w{suffix}"
+    if suffix == ".pth":
+        torch.save(model.state_dict(), path)
+    else:
+        save_file(model.state_dict(), path)
+    backbone = load_backbone("mobilenet_v3_small", weights=path)
+    features = dict(backbone.stages.named_parameters())
+    kept = {p.shape for p in model.features.parameters()}
+    assert kept == {p.shape for p in features.values()}
+    x = torch.rand(1, 3, 64, 64)
+    with torch.no_grad():
+        expected = model.eval().avgpool(model.features(x)).flatten(1)
+        torch.testing.assert_close(backbone.stages(x), expected)
+    hashed = load_backbone(
+        "mobilenet_v3_small", weights=(path, f"sha256:{file_sha256(path)}")
+    )
+    assert hashed.digest == backbone.digest
+    with pytest.raises(WeightsMismatchError, match="was demanded"):
+        load_backbone("mobilenet_v3_small", weights=(path, "sha256:00000000"))
+
+
+def test_a_changed_file_is_read_again(tmp_path):
+    path = tmp_path / "w.pth"
+    digests = set()
+    for seed in range(2):
+        torch.manual_seed(seed)
+        torch.save(models.squeezenet1_1().state_dict(), path)
+        digests.add(load_backbone("squeezenet1_1", weights=path).digest)
+    assert len(digests) == 2
+
+
+def test_weights_of_another_network_are_refused(tmp_path):
+    torch.save(models.squeezenet1_1().state_dict(), tmp_path / "w.pth")
+    with pytest.raises(
+        WeightsMismatchError, match=r"w\.pth.*it lacks .*it has unknown"
+    ):
+        load_backbone("resnet18", weights=tmp_path / "w.pth")
+
+
+def test_a_file_with_a_known_name_gets_its_entrys_recipe(tmp_path):
+    entry = models.MobileNet_V2_Weights.IMAGENET1K_V2
+    path = tmp_path / entry.url.rpartition("/")[2]
+    torch.save(models.mobilenet_v2().state_dict(), path)
+    assert load_backbone("mobilenet_v2", weights=path).recipe.resize == 232
+    other = path.rename(tmp_path / "mine.pth")
+    assert load_backbone("mobilenet_v2", weights=other).recipe.resize == 256
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"backbone": "resnet81"}, "Did you mean 'resnet18'"),
+        ({"backbone": "resnet18", "weights": "V9"}, "Accepted are"),
+        ({"backbone": 3}, "backbone=3 is no backbone"),
+        ({"backbone": "resnet18", "weights": None, "image_size": 0}, "is no size"),
+        ({"backbone": nn.Flatten, "weights": "IMAGENET1K_V1"}, "not known"),
+        ({"backbone": "timm/resnet_none"}, "timm"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:.*is one stage")
+def test_what_is_not_known_is_refused(arguments, message):
+    with pytest.raises((ValueError, ImportError), match=message):
+        load_backbone(**arguments)
+
+
+def three_stages():
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+
+
+def test_modules_and_factories_are_taken(tmp_path):
+    torch.manual_seed(0)
+    net = three_stages()
+    backbone = load_backbone(net)
+    assert module_digest(backbone.stages) == module_digest(net.eval())
+    assert backbone.stages[0] is not net[0]
+    one = load_backbone(three_stages, weights=None, random_state=0)
+    assert one.digest == load_backbone(net, weights=None, random_state=0).digest
+    assert one.digest != backbone.digest
+    torch.save(net.state_dict(), tmp_path / "net.pth")
+    again = load_backbone(three_stages, weights=tmp_path / "net.pth")
+    assert again.digest == backbone.digest
+    given = functools.partial(Backbone, net)
+    assert load_backbone(given).digest == backbone.digest
+    assert load_backbone(backbone) is backbone
+
+
+def test_a_module_that_cannot_be_initialised_says_so():
+    class Odd(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.scale = nn.Parameter(torch.ones(1))
+
+    with pytest.raises(ValueError, match="no reset_parameters"):
+        load_backbone(nn.Sequential(Odd()), weights=None)
+
+
+def test_names_can_be_registered():
+    try:
+        register_backbone("mine", three_stages)
+        assert "mine" in list_backbones("m*")
+        assert load_backbone("mine").name == "mine"
+        assert load_backbone("mine", image_size=32).shapes[0] == (4, 30, 30)
+    finally:
+        del _registered["mine"]
+    with pytest.raises(ValueError, match="name and a callable"):
+        register_backbone("mine", 3)
+
+
+def test_timm_models_are_one_stage():
+    pytest.importorskip("timm")
+    backbone = load_backbone("timm/resnet10t", weights=None, random_state=0)
+    assert len(backbone.stages) == 1
+    assert backbone.n_features == 512

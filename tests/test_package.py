@@ -1,0 +1,61 @@
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import sktransfer
+
+FOLDER = Path(sktransfer.__file__).parent
+LEAVES = {"_images", "_stages", "_weights", "_cache", "_tiny", "_fusion", "_augment", "datasets"}
+# What a module may import, one row above the other.
+LAYERS = [
+    LEAVES,
+    {"_backbones"},
+    {"_loading", "_passes"},
+    {"_embeddings"},
+    {"_training"},
+    {"_tuning"},
+    {"_finetune", "_extractor"},
+    {"_classifier", "_regressor"},
+    {"__init__"},
+]
+
+
+def imports_of(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module.startswith("sktransfer"):
+            if node.module == "sktransfer":
+                yield from (alias.name for alias in node.names)
+            else:
+                yield node.module.removeprefix("sktransfer.")
+
+
+def test_imports_go_down_only():
+    level = {name: i for i, names in enumerate(LAYERS) for name in names}
+    for path in FOLDER.glob("*.py"):
+        for name in imports_of(path):
+            assert level[name] < level[path.stem], f"{path.stem} imports {name}"
+
+
+def test_all_public_names_are_there_sorted():
+    assert sktransfer.__all__ == sorted(sktransfer.__all__)
+    for name in sktransfer.__all__:
+        assert getattr(sktransfer, name).__doc__
+
+
+def test_import_reads_and_writes_nothing():
+    watch = """
+import sys, torch, torchvision, sklearn.frozen, sklearn.model_selection, skorch
+import sklearn.utils.estimator_checks, safetensors.torch, tqdm.auto, pathlib
+import torch.fx.experimental.optimization, torchvision.transforms.v2, skorch.helper
+opened = []
+def hook(event, args):
+    if event == "open" and not str(args[0]).endswith((".py", ".pyc")):
+        opened.append(args[0])
+    if event.startswith(("socket.", "subprocess.")):
+        opened.append(event)
+sys.addaudithook(hook)
+import sktransfer
+assert not opened, opened
+"""
+    subprocess.run([sys.executable, "-c", watch], check=True)

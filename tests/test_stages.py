@@ -1,0 +1,334 @@
+"""The contract of `split_stages`, for every classifier that torchvision builds."""
+
+import copy
+import pickle
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+from torch.overrides import TorchFunctionMode
+from torchvision import models
+
+from sktransfer._stages import split_stages
+
+# What, in place of the classifier, makes the original model itself give its features.
+# The parameters that go with it are those that a split leaves out.
+IDENTITY, AVERAGE = nn.Identity(), nn.AdaptiveAvgPool2d(1)
+BEHEADING = {
+    models.ResNet: {"fc": IDENTITY},
+    models.RegNet: {"fc": IDENTITY},
+    models.VGG: {"avgpool": AVERAGE, "classifier": IDENTITY},
+    models.AlexNet: {"avgpool": AVERAGE, "classifier": IDENTITY},
+    models.SqueezeNet: {"classifier": AVERAGE},
+    models.DenseNet: {"classifier": IDENTITY},
+    models.GoogLeNet: {"fc": IDENTITY, "aux1": None, "aux2": None},
+    models.Inception3: {"fc": IDENTITY, "AuxLogits": None},
+    models.MobileNetV2: {"classifier": IDENTITY},
+    models.MobileNetV3: {"classifier": IDENTITY},
+    models.MNASNet: {"classifier": IDENTITY},
+    models.ShuffleNetV2: {"fc": IDENTITY},
+    models.EfficientNet: {"classifier": IDENTITY},
+    models.ConvNeXt: {"classifier.2": IDENTITY},
+    models.SwinTransformer: {"head": IDENTITY},
+    models.VisionTransformer: {"heads": IDENTITY},
+    models.MaxVit: {f"classifier.{i}": IDENTITY for i in (3, 4, 5)},
+}
+
+# The stages of one small network per family, and the length of its embedding.
+SMALL = {
+    "resnet18": ("stem layer1 layer2 layer3 layer4 pool", 512),
+    "regnet_y_400mf": ("stem block1 block2 block3 block4 pool", 440),
+    "vgg11": ("block1 block2 block3 block4 block5 pool", 512),
+    "alexnet": ("block1 block2 block3 pool", 256),
+    "squeezenet1_1": ("block1 block2 block3 block4 pool", 512),
+    "densenet121": (
+        "stem denseblock1 denseblock2 denseblock3 denseblock4 pool",
+        1024,
+    ),
+    "googlenet": ("stem inception3 inception4 inception5 pool", 1024),
+    "inception_v3": ("stem mixed5 mixed6 mixed7 pool", 2048),
+    "mobilenet_v2": (
+        "stem block1 block2 block3 block4 block5 block6 block7 last_conv pool",
+        1280,
+    ),
+    "mobilenet_v3_small": (
+        "stem block1 block2 block3 block4 block5 last_conv pool",
+        576,
+    ),
+    "mnasnet0_5": (
+        "stem block1 block2 block3 block4 block5 block6 last_conv pool",
+        1280,
+    ),
+    "shufflenet_v2_x0_5": ("stem stage2 stage3 stage4 last_conv pool", 1024),
+    "efficientnet_b0": (
+        "stem block1 block2 block3 block4 block5 block6 block7 last_conv pool",
+        1280,
+    ),
+    "convnext_tiny": ("stem stage1 stage2 stage3 stage4 pool", 768),
+    "swin_t": ("stem stage1 stage2 stage3 stage4 pool", 768),
+    "swin_v2_t": ("stem stage1 stage2 stage3 stage4 pool", 768),
+    "vit_b_32": (f"stem {' '.join(f'block{i}' for i in range(1, 13))} pool", 768),
+    "maxvit_t": ("stem block1 block2 block3 block4 pool", 512),
+}
+
+# Inputs are as small as leaves more than one position to the pool.
+SIDES = {"alexnet": 96, "inception_v3": 112, "maxvit_t": 224, "vit_h_14": 56}
+NOISE = torch.randn(1_000_003, generator=torch.Generator().manual_seed(0))
+
+
+class SkipInitialisers(TorchFunctionMode):
+    """Leave parameters as they were allocated: `build` fills them far faster."""
+
+    SKIPPED = ("uniform_", "normal_", "kaiming_uniform_", "trunc_normal_", "erfinv_")
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func.__name__ in self.SKIPPED:
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **(kwargs or {}))
+
+
+def build(name, **options):
+    if name.startswith("vit"):
+        options["image_size"] = SIDES.get(name, 64)
+    if name in ("googlenet", "inception_v3"):
+        options["init_weights"] = False
+    with SkipInitialisers():
+        model = models.get_model(name, weights=None, **options)
+    with torch.no_grad():
+        for i, p in enumerate(model.parameters()):
+            # Where the noise starts tells layers of the same shape from each other.
+            start = 1009 * i % 10_007
+            repeated = NOISE.repeat(1 + (start + p.numel()) // len(NOISE))
+            values = repeated[start : start + p.numel()].view_as(p)
+            p.copy_(values).mul_((p.numel() / len(p)) ** -0.5)
+            if p.dim() == 1:
+                p.mul_(0.1).add_(0.5)
+    return model.eval()
+
+
+def picture(name, n=2):
+    side = SIDES.get(name, 64)
+    return NOISE[: n * 3 * side * side].view(n, 3, side, side).clone()
+
+
+def behead(model):
+    for path, replacement in BEHEADING[type(model)].items():
+        parent, _, name = path.rpartition(".")
+        setattr(model.get_submodule(parent), name, replacement)
+    return model
+
+
+def run(stages, x):
+    """Outputs of all stages, and contiguous copies made as soon as each was there."""
+    outputs, copies = [], []
+    for stage in stages:
+        x = stage(x)
+        outputs.append(x)
+        copies.append(x.detach().clone(memory_format=torch.contiguous_format))
+    return outputs, copies
+
+
+@pytest.fixture(scope="module", params=models.list_models(module=models))
+def case(request):
+    model, x = (
+        build(request.param, **transformed(request.param)),
+        picture(request.param),
+    )
+    stages = split_stages(model)
+    with torch.no_grad():
+        outputs, copies = run(stages, x)
+    return SimpleNamespace(
+        model=behead(model), stages=stages, x=x, outputs=outputs, copies=copies
+    )
+
+
+def transformed(name):
+    return {"transform_input": True} if name in ("googlenet", "inception_v3") else {}
+
+
+@pytest.fixture(scope="module", params=SMALL)
+def small(request):
+    model, x = build(request.param), picture(request.param)
+    return SimpleNamespace(name=request.param, stages=split_stages(model), x=x)
+
+
+def test_stages_in_a_row_are_the_original_features(case):
+    with torch.no_grad():
+        expected = case.model(case.x)
+    assert torch.isfinite(expected).all()
+    assert expected.std() > 0
+    assert torch.equal(case.outputs[-1], expected)
+
+
+def test_stages_depend_on_values_alone_and_leave_their_inputs(case):
+    # A stage that gives, from a copy of what the one before it gave, what it gave in
+    # the row, can be started anew at its cut. By induction from the last stage, so
+    # can the suffix at every cut: suffix(prefix(x)) are the features. The copies are
+    # contiguous, as out of a cache, whatever the layout in the row was.
+    inputs = [case.x, *case.copies]
+    with torch.no_grad():
+        for stage, given, expected in zip(
+            case.stages, inputs, case.copies, strict=False
+        ):
+            before = given.clone()
+            assert torch.equal(stage(given), expected)
+            assert torch.equal(given, before)
+    for output, made in zip(case.outputs, case.copies, strict=True):
+        assert torch.equal(output, made)
+
+
+def test_every_kept_tensor_is_in_one_stage(case):
+    for tensors in (nn.Module.parameters, nn.Module.buffers):
+        kept = [id(tensor) for stage in case.stages for tensor in tensors(stage)]
+        assert len(kept) == len(set(kept))
+        assert set(kept) == {id(tensor) for tensor in tensors(case.model)}
+
+
+def test_layouts(case):
+    *outputs, features = case.outputs
+    assert features.dim() == 2
+    for output in outputs:
+        assert len(output) == 2
+        if output.dim() == 4:
+            assert output.shape[2] == output.shape[3]
+        else:
+            assert output.dim() == 3
+            assert output.shape[2] == features.shape[1]
+
+
+def test_each_family_has_a_small_network():
+    families = {type(build(name)) for name in SMALL}
+    assert families == set(BEHEADING)
+
+
+def test_names_and_features(small):
+    names, n_features = SMALL[small.name]
+    with torch.no_grad():
+        features = small.stages(small.x)
+    assert [name for name, _ in small.stages.named_children()] == names.split()
+    assert features.shape == (2, n_features)
+
+
+def test_every_cut(small):
+    x = small.x[:1]
+    with torch.no_grad():
+        expected = small.stages(x)
+        for k in range(len(small.stages) + 1):
+            crossing = small.stages[:k](x)
+            before = crossing.clone()
+            assert torch.equal(small.stages[k:](crossing), expected)
+            assert torch.equal(crossing, before)
+
+
+@pytest.mark.parametrize(
+    "copied", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))]
+)
+def test_copies_compute_the_same(small, copied):
+    twin = copied(small.stages)
+    with torch.no_grad():
+        assert torch.equal(twin(small.x[:1]), small.stages(small.x[:1]))
+    assert {id(p) for p in twin.parameters()}.isdisjoint(
+        id(p) for p in small.stages.parameters()
+    )
+
+
+def test_training_leaves_what_crosses_the_cuts(small):
+    stages = copy.deepcopy(small.stages).train()
+    outputs, copies = run(stages, small.x)
+    outputs[-1].sum().backward()
+    for output, made in zip(outputs, copies, strict=True):
+        assert torch.equal(output, made)
+    assert all(parameter.grad is not None for parameter in stages.parameters())
+
+
+def test_modules_are_shared_and_left_in_their_mode():
+    model = models.alexnet(weights=None).train()
+    model.features[0].eval()
+    stages = split_stages(model)
+    assert stages.block1[0] is model.features[0]
+    assert not model.features[0].training
+    assert model.features[3].training
+
+
+def test_transform_of_the_input_stays_only_where_it_is_on():
+    plain = split_stages(build("googlenet"))
+    transforming = split_stages(build("googlenet", transform_input=True))
+    assert "transform" not in dict(plain.stem.named_children())
+    assert "transform" in dict(transforming.stem.named_children())
+    assert plain.state_dict().keys() == transforming.state_dict().keys()
+
+
+def test_vision_transformer_refuses_other_sizes():
+    stages = split_stages(build("vit_b_32"))
+    with pytest.raises(ValueError, match=r"\(64, 64\) pixels, got \(32, 128\)"):
+        stages(torch.zeros(1, 3, 32, 128))
+
+
+def test_sequential_is_split_by_its_children():
+    relu = nn.ReLU()
+    layers = {
+        "conv": nn.Conv2d(3, 4, 1),
+        "a": relu,
+        "norm": nn.BatchNorm2d(4),
+        "b": relu,
+    }
+    model = nn.Sequential()
+    for name, layer in layers.items():
+        model.add_module(name, layer)
+    stages = split_stages(model)
+    assert [name for name, _ in stages.named_children()] == ["conv", "a", "norm", "b"]
+    assert stages.conv is model.conv
+    assert torch.equal(stages(torch.ones(2, 3, 1, 1)), model(torch.ones(2, 3, 1, 1)))
+    plain = split_stages(nn.Sequential(nn.Conv2d(3, 4, 1), nn.Flatten()))
+    assert [name for name, _ in plain.named_children()] == ["0", "1"]
+
+
+class Doubled(models.AlexNet):
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+class Renamed(models.AlexNet):
+    pass
+
+
+@pytest.mark.parametrize(
+    "model", [nn.Linear(3, 2), Doubled()], ids=["Linear", "Doubled"]
+)
+def test_a_type_that_is_not_known_is_one_stage(model):
+    name = type(model).__name__
+    with pytest.warns(
+        UserWarning, match=f"How to split a {name} is not known"
+    ) as caught:
+        stages = split_stages(model)
+    assert "only freeze=0 and freeze='all' make sense" in str(caught[0].message)
+    assert f"@split_stages.register({name})" in str(caught[0].message)
+    assert dict(stages.named_children()) == {"all": model}
+
+
+def test_a_forward_of_its_own_is_noticed_on_an_instance():
+    model = Renamed()
+    assert len(split_stages(model)) == 4
+    model.forward = torch.nn.functional.relu
+    with pytest.warns(UserWarning, match="How to split a Renamed"):
+        assert len(split_stages(model)) == 1
+
+
+def test_register():
+    class Own(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body, self.head = nn.Linear(3, 2), nn.Linear(2, 1)
+
+    @split_stages.register(Own)
+    def split_own(model):
+        return nn.Sequential(model.body)
+
+    model = Own()
+    assert [*split_stages(model)] == [model.body]
+
+
+def test_not_a_module():
+    with pytest.raises(TypeError, match=r"takes a torch.nn.Module, got 'resnet18'"):
+        split_stages("resnet18")
