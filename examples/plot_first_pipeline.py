@@ -34,7 +34,10 @@ patches = [photo[i : i + 32, j : j + 32] for photo in photos for i, j in corners
 labels = np.repeat(["china", "flower"], len(corners))
 search = GridSearchCV(
     probe,
-    {"logisticregression__C": [0.001, 0.01, 0.1], "pretrainedfeatureextractor__pooling": ["avg", "max"]},
+    {
+        "logisticregression__C": [0.001, 0.01, 0.1],
+        "pretrainedfeatureextractor__pooling": ["avg", "max"],
+    },
     cv=3,
 )
 search.fit(patches, labels)

@@ -373,14 +373,12 @@ class FineTuneClassifier(ClassifierMixin, BaseFineTune):
         if self.teacher is None:
             return None
         check_is_fitted(self.teacher)
-        same = np.array_equal(
-            getattr(self.teacher, "classes_", None), known["classes_"]
-        )
-        if known["multilabel_"] or not same:
+        taught = getattr(self.teacher, "classes_", None)
+        if known["multilabel_"] or not np.array_equal(taught, known["classes_"]):
             raise ValueError(
-                f"The teacher knows the classes {getattr(self.teacher, 'classes_', None)}"
-                f", and y has {known['classes_']}. Distillation needs a classifier "
-                "fitted on the same labels, one for each image."
+                f"The teacher knows the classes {taught}, and y has "
+                f"{known['classes_']}. Distillation needs a classifier fitted on the "
+                "same labels, one for each image."
             )
         proba = np.asarray(self.teacher.predict_proba(X), dtype=np.float64)
         return np.log(np.maximum(proba, 1e-12))

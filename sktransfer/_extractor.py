@@ -172,6 +172,7 @@ class PretrainedFeatureExtractor(
             This estimator.
         """
         self._images(X, reset=True)
+        resolve_cache(self.cache)
         self._loaded = None
         way = self._pass()
         self._loaded = (self._specification(), way.backbone)
@@ -210,13 +211,16 @@ class PretrainedFeatureExtractor(
         if samples is None:
             X = validate_data(self, X, dtype="numeric", reset=reset)
             return table_images(X, self.image_shape)
-        if len(getattr(X, "shape", ())) == 2:
+        if len(getattr(X, "shape", ())) == 2 and (reset or self._knows_columns()):
             validate_data(self, X, skip_check_array=True, reset=reset)
         elif reset:
             # What an earlier fit on a table has left.
             vars(self).pop("n_features_in_", None)
             vars(self).pop("feature_names_in_", None)
         return Images(samples)
+
+    def _knows_columns(self):
+        return hasattr(self, "n_features_in_")
 
     def _specification(self):
         return self.backbone, self.weights, self.image_size, self.random_state

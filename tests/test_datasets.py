@@ -23,7 +23,7 @@ def test_a_folder_of_class_folders(tmp_path):
     assert photos.target.tolist() == [0, 0, 1]
     assert photos.target_names.tolist() == ["ant", "wasp"]
     X, y = load_image_folder(str(tmp_path), return_X_y=True)
-    assert (X == photos.data).all()
+    assert (photos.data == X).all()
     assert (y == photos.target).all()
 
 

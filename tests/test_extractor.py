@@ -20,11 +20,17 @@ from torch import nn
 from sktransfer import PretrainedFeatureExtractor, load_backbone
 
 
+# Of tables whose rows are no squares, as those of most checks are.
+ONE_ROW = "ignore:Rows of .* values are no square:UserWarning"
+
+
+@pytest.mark.filterwarnings(ONE_ROW)
 @parametrize_with_checks([PretrainedFeatureExtractor()])
 def test_scikit_learns_estimator_checks(estimator, check):
     check(estimator)
 
 
+@pytest.mark.filterwarnings(ONE_ROW)
 def test_the_checks_that_scikit_learn_keeps_for_itself():
     from sklearn.utils import estimator_checks as checks
 

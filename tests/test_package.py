@@ -6,7 +6,16 @@ from pathlib import Path
 import sktransfer
 
 FOLDER = Path(sktransfer.__file__).parent
-LEAVES = {"_images", "_stages", "_weights", "_cache", "_tiny", "_fusion", "_augment", "datasets"}
+LEAVES = {
+    "_images",
+    "_stages",
+    "_weights",
+    "_cache",
+    "_tiny",
+    "_fusion",
+    "_augment",
+    "datasets",
+}
 # What a module may import, one row above the other.
 LAYERS = [
     LEAVES,

@@ -1,0 +1,477 @@
+import copy
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from conftest import make_picture
+from sklearn.base import clone
+from sklearn.calibration import CalibratedClassifierCV
+from sklearn.ensemble import StackingClassifier
+from sklearn.exceptions import NotFittedError
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import GridSearchCV, cross_val_predict
+from sklearn.pipeline import make_pipeline
+from skorch.callbacks import Callback
+from torch import nn
+
+from sktransfer import (
+    Backbone,
+    EmbeddingCache,
+    FineTuneClassifier,
+    FineTuneRegressor,
+    PretrainedFeatureExtractor,
+)
+from sktransfer._backbones import Recipe
+from sktransfer._weights import module_digest
+
+counts = {}
+
+
+class Block(nn.Module):
+    """A stage with batch norm that counts the rows that it computes."""
+
+    def __init__(self, name, n_in, n_out, norm=True):
+        super().__init__()
+        self.name = name
+        self.conv = nn.Conv2d(n_in, n_out, 3, stride=2, padding=1)
+        self.norm = nn.BatchNorm2d(n_out) if norm else nn.Identity()
+
+    def forward(self, x):
+        if x.device.type != "meta":
+            counts[self.name] = counts.get(self.name, 0) + len(x)
+        return torch.relu(self.norm(self.conv(x)))
+
+
+def make_net(norm=True):
+    torch.manual_seed(0)
+    return nn.Sequential(
+        Block("a", 3, 8, norm),
+        Block("b", 8, 12, norm),
+        Block("c", 12, 16, norm),
+        nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten()),
+    )
+
+
+def small_backbone(norm=True):
+    return Backbone(make_net(norm), Recipe(resize=18, crop=16), name="small")
+
+
+@pytest.fixture
+def task():
+    """Pictures of three classes, told apart by their brightness and hue."""
+    X, y = [], []
+    for seed in range(36):
+        label = seed % 3
+        picture = make_picture(seed, 20, 24).astype(float) * 0.3
+        picture[:, :, label] += 150
+        X.append(picture.astype(np.uint8))
+        y.append(["ant", "bee", "wasp"][label])
+    return X, np.array(y)
+
+
+def model(**parameters):
+    defaults = {
+        "backbone": small_backbone(),
+        "lr": 0.02,
+        "max_epochs": 4,
+        "batch_size": 8,
+        "random_state": 0,
+    }
+    return FineTuneClassifier(**{**defaults, **parameters})
+
+
+def tensors(stages):
+    return {name: t.clone() for name, t in stages.state_dict().items()}
+
+
+def assert_equal_tensors(one, other):
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.parametrize("norm", [True, False])
+@pytest.mark.parametrize("augment", [None, "light"])
+@pytest.mark.parametrize("freeze", [0, 1, "1", -1, "all"])
+def test_frozen_is_bit_identical(norm, augment, freeze, task):
+    source = small_backbone(norm)
+    before = tensors(source.stages)
+    fitted = model(backbone=source, augment=augment, freeze=freeze).fit(*task)
+    fitted.partial_fit(*task)
+    assert_equal_tensors(tensors(source.stages), before)
+    depth = source.depth(freeze)
+    assert fitted.freeze_depth_ == depth
+    assert fitted.frozen_stages_ == source.stage_names[:depth]
+    after = tensors(fitted.backbone_.stages)
+    for name, tensor in before.items():
+        if int(name.split(".")[0]) < depth:
+            assert torch.equal(after[name], tensor)
+    trained = [name for name in before if int(name.split(".")[0]) >= depth]
+    assert not trained or any(not torch.equal(after[n], before[n]) for n in trained)
+
+
+@pytest.mark.parametrize("freeze", [0, 1, 2, "all"])
+def test_the_prefix_computed_once_or_in_every_step_is_the_same(freeze, task):
+    once = model(freeze=freeze, max_epochs=2).fit(*task)
+    each = model(freeze=freeze, max_epochs=2, augment=lambda x: x, cache=None)
+    each.fit(*task)
+    np.testing.assert_array_equal(
+        once.decision_function(task[0]), each.decision_function(task[0])
+    )
+
+
+@pytest.mark.parametrize("order", [[0, 1, 2, "all"], ["all", 2, 1, 0]])
+def test_a_search_over_depth_computes_frozen_stages_once(order, task):
+    cache = EmbeddingCache()
+    search = GridSearchCV(
+        model(cache=cache, max_epochs=2), {"freeze": [d for d in order if d != 0]}, cv=3
+    )
+    counts.clear()
+    search.fit(*task)
+    size = 16  # of the batches of frozen stages, the last one filled up
+    once = -(-len(task[0]) // size) * size
+    assert counts["a"] <= once + 3 * size
+    counts.clear()
+    search.fit(*task)
+    assert "a" not in counts
+
+
+def test_a_cache_never_shows(task, tmp_path):
+    X, y = task
+    scores = [
+        model(freeze=2, cache=cache).fit(X, y).predict_proba(X)
+        for cache in [None, "auto", EmbeddingCache(), tmp_path, tmp_path]
+    ]
+    for other in scores[1:]:
+        np.testing.assert_array_equal(other, scores[0])
+
+
+def test_the_same_seed_is_the_same_model(task):
+    X, y = task
+    one, other = model(dropout=0.2).fit(X, y), model(dropout=0.2).fit(X, y)
+    np.testing.assert_array_equal(one.predict_proba(X), other.predict_proba(X))
+    seeds = model(random_state=1, dropout=0.2).fit(X, y)
+    assert not np.array_equal(seeds.predict_proba(X), one.predict_proba(X))
+    search = GridSearchCV(model(), {"freeze": [1]}, cv=[(range(24), range(24, 36))])
+    search.fit(X, y)
+    own = clone(model(freeze=1)).fit(X[:24], y[:24]).score(X[24:], y[24:])
+    assert search.cv_results_["split0_test_score"][0] == own
+
+
+def test_it_learns_and_tells_of_it(task):
+    X, y = task
+    fitted = model(max_epochs=10).fit(X, y)
+    assert fitted.score(X, y) > 0.9
+    assert fitted.classes_.tolist() == ["ant", "bee", "wasp"]
+    assert [row["phase"] for row in fitted.history_] == ["head"] + ["tune"] * 10
+    assert fitted.history_[-1]["train_loss"] < fitted.history_[1]["train_loss"]
+    proba = fitted.predict_proba(X)
+    np.testing.assert_allclose(proba.sum(axis=1), 1)
+    np.testing.assert_array_equal(fitted.classes_[proba.argmax(1)], fitted.predict(X))
+
+
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        {"optimizer": "sgd"},
+        {"optimizer": torch.optim.Adam},
+        {"lr_schedule": "one-cycle"},
+        {"lr_schedule": "constant"},
+        {"hidden_layer_sizes": (10,), "dropout": 0.1},
+        {"layer_decay": 0.5, "backbone_lr_mult": 1.0},
+        {"unfreeze_every": 1},
+        {"l2_sp": 0.1},
+        {"augment": "strong"},
+        {"head_epochs": 0},
+        {"early_stopping": True, "validation_fraction": 0.25},
+        {"class_weight": "balanced"},
+        {"class_weight": {"ant": 2.0, "bee": 1.0, "wasp": 1.0}},
+        {"net_params": {"criterion__label_smoothing": 0.1}},
+    ],
+)
+def test_every_way_of_training_learns(parameters, task):
+    assert model(max_epochs=8, **parameters).fit(*task).score(*task) > 0.8
+
+
+def test_l2_sp_keeps_the_weights_near_their_source(task):
+    source = small_backbone()
+    start = torch.cat([p.flatten() for p in source.stages.parameters()])
+
+    def distance(strength):
+        fitted = model(l2_sp=strength, backbone_lr_mult=1.0, optimizer="sgd", lr=0.05)
+        fitted.fit(*task)
+        end = torch.cat([p.flatten() for p in fitted.backbone_.stages.parameters()])
+        return float((end - start).norm())
+
+    assert distance(10.0) < 0.7 * distance(0.0)
+
+
+class Recorder(Callback):
+    """Remembers learning rates, and which stages may train."""
+
+    def on_batch_begin(self, net, training=False, **kwargs):
+        if training:
+            groups = net.optimizer_.param_groups
+            self.rates = [g["lr"] for g in groups if g["weight_decay"]]
+            self.flat = [
+                p.ndim for g in groups if not g["weight_decay"] for p in g["params"]
+            ]
+
+    def on_epoch_begin(self, net, **kwargs):
+        awake = [
+            any(p.requires_grad for p in stage.parameters())
+            for stage in net.module_.suffix
+        ]
+        self.awake = [*getattr(self, "awake", []), awake[:3]]
+
+
+def test_rates_decay_with_depth_and_flat_tensors_do_not_decay(task):
+    recorder = Recorder()
+    model(
+        lr=0.01,
+        backbone_lr_mult=0.5,
+        layer_decay=0.5,
+        lr_schedule="constant",
+        net_params={"callbacks": [recorder]},
+    ).fit(*task)
+    # Stages "0", "1", "2" and the pool without parameters; then the head.
+    np.testing.assert_allclose(recorder.rates, [0.000625, 0.00125, 0.0025, 0.01])
+    assert set(recorder.flat) == {1}
+
+
+def test_gradual_unfreezing_goes_from_the_last_stage_to_the_first(task):
+    recorder = Recorder()
+    model(unfreeze_every=1, head_epochs=0, net_params={"callbacks": [recorder]}).fit(
+        *task
+    )
+    assert recorder.awake == [
+        [False, False, False],
+        [False, False, True],
+        [False, True, True],
+        [True, True, True],
+    ]
+
+
+def test_augmentation_is_for_training_images_only(task):
+    X, y = task
+    seen = []
+
+    def augment(picture):
+        seen.append(picture.shape)
+        return picture.flip(2)
+
+    fitted = model(
+        augment=augment, early_stopping=True, validation_fraction=0.25, max_epochs=2
+    ).fit(X, y)
+    assert len(seen) == 2 * 27
+    before = len(seen)
+    fitted.predict(X)
+    assert len(seen) == before
+
+
+def test_early_stopping_returns_to_the_best_epoch(task):
+    fitted = model(early_stopping=True, validation_fraction=0.25, max_epochs=6)
+    fitted.fit(*task)
+    rows = [row for row in fitted.history_ if row["phase"] == "tune"]
+    assert {"valid_loss", "valid_score", "train_loss", "seconds"} <= rows[0].keys()
+    with pytest.raises(ValueError, match="early_stopping=True cannot set aside"):
+        fitted.fit(task[0][:3], task[1][:3])
+
+
+def test_weights_and_copies_are_the_same_thing(task):
+    X, y = task
+    weights = np.arange(len(y)) % 3
+    copies = np.repeat(np.arange(len(y)), weights)
+    weighted = model().fit(X, y, sample_weight=weights)
+    order = np.random.default_rng(0).permutation(copies)
+    copied = model().fit([X[i] for i in order], y[order])
+    np.testing.assert_array_equal(
+        weighted.decision_function(X), copied.decision_function(X)
+    )
+    with pytest.raises(ValueError, match="All sample weights are zero"):
+        model().fit(X, y, sample_weight=np.zeros(len(y)))
+
+
+def test_multilabel(task):
+    X, y = task
+    Y = np.column_stack([y != "ant", y != "bee"]).astype(int)
+    fitted = model(max_epochs=10, early_stopping=True).fit(X, Y)
+    assert fitted.predict(X).shape == Y.shape
+    assert (fitted.predict(X) == Y).mean() > 0.9
+    proba = fitted.predict_proba(X)
+    assert proba.shape == Y.shape
+    np.testing.assert_array_equal(fitted.predict(X), proba > 0.5)
+    with pytest.raises(ValueError, match="does not apply to multilabel"):
+        model(class_weight="balanced").fit(X, Y)
+
+
+def test_own_source_task_to_target_task(task):
+    X, y = task
+    source = model(max_epochs=8).fit(X, y)
+    target = model(backbone=source, freeze="all").fit(X, y != "ant")
+    assert_equal_tensors(
+        tensors(target.backbone_.stages), tensors(source.backbone_.stages)
+    )
+    assert clone(target).backbone is source
+    probe = make_pipeline(
+        PretrainedFeatureExtractor(backbone=source), LogisticRegression()
+    )
+    assert cross_val_predict(probe, X, y, cv=2).shape == y.shape
+    scratch = model(backbone=source, weights=None, max_epochs=0).fit(X, y)
+    assert scratch.backbone_.digest != source.backbone_.digest
+    with pytest.raises(NotFittedError):
+        model(backbone=model()).fit(X, y)
+
+
+def test_distillation_learns_the_teachers_scores(task):
+    X, y = task
+    teacher = model(max_epochs=10).fit(X, y)
+    soft = {"freeze": "all", "max_epochs": 60, "optimizer": "adamw", "lr": 0.05}
+    student = model(teacher=teacher, distill_weight=1.0, temperature=1.0, **soft)
+    alone = model(**soft)
+
+    def gap(one):
+        return np.abs(one.fit(X, y).predict_proba(X) - teacher.predict_proba(X)).mean()
+
+    assert gap(student) < gap(alone)
+    with pytest.raises(ValueError, match="fitted on the same labels"):
+        student.fit(X, np.where(y == "ant", "x", "z"))
+
+
+def test_partial_fit_and_warm_start_go_on(task):
+    X, y = task
+    with pytest.raises(ValueError, match="needs classes"):
+        model().partial_fit(X, y)
+    growing = model().partial_fit(X[:12], y[:12], classes=np.unique(y))
+    for _ in range(8):
+        growing.partial_fit(X, y)
+    assert growing.score(X, y) > 0.8
+    assert len(growing.history_) == 10
+    before = growing.predict_proba(X)
+    with pytest.raises(ValueError, match="not among the classes"):
+        growing.partial_fit(X, np.array(["new"] * len(y)))
+    np.testing.assert_array_equal(growing.predict_proba(X), before)
+    warm = model(warm_start=True, max_epochs=3).fit(X, y)
+    loss = warm.history_[-1]["train_loss"]
+    assert warm.fit(X, y).history_[-1]["train_loss"] < loss
+
+
+@pytest.mark.parametrize("freeze", [1, "all"])
+def test_copies_and_pickles_predict_the_same(freeze, task):
+    X, y = task
+    fitted = model(freeze=freeze).fit(X, y)
+    expected = fitted.predict_proba(X)
+    for other in [pickle.loads(pickle.dumps(fitted)), copy.deepcopy(fitted)]:
+        np.testing.assert_array_equal(other.predict_proba(X), expected)
+    fitted.fit(X, y)
+    np.testing.assert_array_equal(fitted.predict_proba(X), expected)
+
+
+def test_the_tools_of_scikit_learn(task):
+    X, y = task
+    X = np.stack(X)
+    quick = model(freeze="all", max_epochs=3)
+    assert cross_val_predict(quick, X, y, cv=2, method="predict_proba").shape == (36, 3)
+    for meta in [
+        CalibratedClassifierCV(quick, cv=2),
+        StackingClassifier([("net", quick)], cv=2),
+        GridSearchCV(
+            make_pipeline(quick), {"finetuneclassifier__freeze": [2, "all"]}, cv=2
+        ),
+    ]:
+        assert meta.fit(X, y).predict(X).shape == y.shape
+
+
+class Interrupt(Callback):
+    def on_epoch_end(self, net, **kwargs):
+        raise KeyboardInterrupt
+
+
+def test_ctrl_c_propagates_and_leaves_it_unfitted(task):
+    X, y = task
+    fitted = model().fit(X, y)
+    fitted.set_params(net_params={"callbacks": [Interrupt()]})
+    before = fitted.predict_proba(X)
+    with pytest.raises(KeyboardInterrupt):
+        fitted.partial_fit(X, y)
+    np.testing.assert_array_equal(fitted.predict_proba(X), before)
+    with pytest.raises(KeyboardInterrupt):
+        fitted.fit(X, y)
+    with pytest.raises(NotFittedError):
+        fitted.predict(X)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda X, y: (X, np.array(["ant"] * len(y))), "only one class, .*'ant'"),
+        (lambda X, y: (X[:-1], y), "35 images and y has 36"),
+        (lambda X, y: (X, np.where(y == "ant", np.nan, 1.0)), "NaN"),
+        (lambda X, y: (X, None), "y to be passed"),
+        (lambda X, y: (X, np.column_stack([y, y])), "several targets"),
+        (lambda X, y: ([*X[:-1], "no.png"], y), r"row 35 \('no.png'\)"),
+    ],
+)
+def test_bad_data_is_refused_and_leaves_it_unfitted(change, message, task):
+    broken = model().fit(*task)
+    with pytest.raises(ValueError, match=message):
+        broken.fit(*change(*task))
+    with pytest.raises(NotFittedError):
+        broken.predict(task[0])
+
+
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        ({"freeze": "layer9"}, "freeze='layer9' is no stage"),
+        ({"freeze": 7}, "freeze=7 is no stage"),
+        ({"augment": "heavy"}, "Accepted are None, 'light'"),
+        ({"lr": -1.0}, "'lr' parameter"),
+        ({"optimizer": "lion"}, "'optimizer' parameter"),
+    ],
+)
+def test_wrong_parameters_are_refused_by_name(parameters, message, task):
+    with pytest.raises(ValueError, match=message):
+        model(**parameters).fit(*task)
+
+
+def test_few_samples_and_a_last_batch_of_one(task):
+    X, y = task
+    for count in [2, 9]:
+        fitted = model().fit(X[:count], y[:count])
+        assert fitted.predict(X).shape == y.shape
+        assert all(np.isfinite(row["train_loss"]) for row in fitted.history_)
+
+
+def test_regression_of_one_and_several_targets(task):
+    X, _ = task
+    bright = np.array([picture.mean() for picture in X])
+    red = np.array([picture[:, :, 0].mean() for picture in X])
+    settings = {"backbone": small_backbone(), "lr": 0.02, "random_state": 0}
+    one = FineTuneRegressor(max_epochs=40, **settings).fit(X, red)
+    assert one.predict(X).shape == (36,)
+    assert one.score(X, red) > 0.7
+    two = FineTuneRegressor(max_epochs=40, early_stopping=True, **settings)
+    assert two.fit(X, np.column_stack([red, 1000 + bright])).predict(X).shape == (36, 2)
+    with pytest.raises(ValueError, match="y has 1 targets"):
+        two.partial_fit(X, red)
+
+
+def test_nobody_elses_state_moves(task):
+    torch.manual_seed(5)
+    np.random.seed(5)  # noqa: NPY002
+    before = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
+    threads, digest = torch.get_num_threads(), module_digest(net := make_net())
+    torch.manual_seed(5)
+    model(backbone=net).fit(*task)
+    assert torch.equal(torch.get_rng_state(), before[0])
+    assert (np.random.get_state()[1] == before[1]).all()  # noqa: NPY002
+    assert torch.get_num_threads() == threads
+    assert module_digest(net) == digest
+
+
+def test_verbose_prints_a_line_for_each_epoch(task, capsys):
+    model(verbose=1, max_epochs=2, head_epochs=0).fit(*task)
+    lines = capsys.readouterr().out.strip().split("\n")
+    assert lines[0].split() == ["epoch", "train_loss", "dur"]
+    assert [line.split()[0] for line in lines[-2:]] == ["1", "2"]
