@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from joblib import Parallel, delayed, effective_n_jobs
-from threadpoolctl import threadpool_limits
+from threadpoolctl import ThreadpoolController
 from tqdm.auto import tqdm
 
 from sktransfer._cache import EmbeddingCache
@@ -250,6 +250,12 @@ def image_digests(images: Images, refusals: _Refusals | None = None) -> list[byt
         return [value or b"" for value in found]
 
 
+@functools.cache
+def _openmp() -> ThreadpoolController:
+    # Looking for the libraries of the process takes far longer than limiting them.
+    return ThreadpoolController()
+
+
 def run_lanes(batches: list, work, accept) -> None:
     """Let threads each take the next batch, until none is left.
 
@@ -269,7 +275,7 @@ def run_lanes(batches: list, work, accept) -> None:
     queue, lock, stop = iter(batches), threading.Lock(), threading.Event()
 
     def lane():
-        with threadpool_limits(1, user_api="openmp"):
+        with _openmp().limit(limits=1, user_api="openmp"):
             while not stop.is_set():
                 with lock:
                     batch = next(queue, None)

@@ -22,11 +22,11 @@ class _InvertedResidual(nn.Module):
     def __init__(self, n_in, n_out, stride=1, expansion=6):
         super().__init__()
         width = n_in * expansion
-        widen = [*_conv(n_in, width), nn.ReLU6()] if expansion > 1 else []
+        widen = [*_conv(n_in, width), nn.ReLU6(inplace=True)] if expansion > 1 else []
         self.body = nn.Sequential(
             *widen,
             *_conv(width, width, 3, stride, groups=width),
-            nn.ReLU6(),
+            nn.ReLU6(inplace=True),
             *_conv(width, n_out),
         )
         self.adds = stride == 1 and n_in == n_out
@@ -55,8 +55,12 @@ def tiny():
         images `(n, 3, height, width)` to features `(n, 512)`. No stage changes its
         input in place.
     """
-    stem = [*_conv(3, 32, 3, 2), nn.ReLU6(), _InvertedResidual(32, 16, 1, 1)]
-    widen = [*_conv(96, 512), nn.ReLU6()]
+    stem = [
+        *_conv(3, 32, 3, 2),
+        nn.ReLU6(inplace=True),
+        _InvertedResidual(32, 16, 1, 1),
+    ]
+    widen = [*_conv(96, 512), nn.ReLU6(inplace=True)]
     return nn.Sequential(
         OrderedDict(
             stem=nn.Sequential(*stem),

@@ -4,6 +4,7 @@ from pathlib import Path
 import numpy as np
 import PIL.Image
 import pytest
+import torch
 
 # Before scikit-learn is imported: else it skips its check of array API input.
 os.environ["SCIPY_ARRAY_API"] = "1"
@@ -33,3 +34,12 @@ def real_data():
     if not folder:
         pytest.skip("SKTRANSFER_TEST_DATA does not name a folder of real images")
     return Path(folder)
+
+
+@pytest.fixture
+def one_thread():
+    """For networks so small that threads would spend their time on waiting."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

@@ -8,6 +8,7 @@ ONE_ROW = "ignore:Rows of .* values are no square:UserWarning"
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("one_thread")
 @pytest.mark.filterwarnings(ONE_ROW)
 @parametrize_with_checks([FineTuneClassifier()])
 def test_scikit_learns_estimator_checks(estimator, check):

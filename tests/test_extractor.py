@@ -1,4 +1,5 @@
 import io
+import pathlib
 import pickle
 
 import numpy as np
@@ -18,7 +19,6 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 from torch import nn
 
 from sktransfer import PretrainedFeatureExtractor, load_backbone
-
 
 # Of tables whose rows are no squares, as those of most checks are.
 ONE_ROW = "ignore:Rows of .* values are no square:UserWarning"
@@ -63,7 +63,7 @@ def test_the_same_picture_in_every_form_has_the_same_embedding(files, pictures):
     extractor = PretrainedFeatureExtractor(cache=None)
     expected = extractor.transform(files)
     assert expected.dtype == np.float32
-    encoded = [open(path, "rb").read() for path in files]  # noqa: SIM115
+    encoded = [pathlib.Path(path).read_bytes() for path in files]
     tensors = [torch.from_numpy(np.moveaxis(p, 2, 0).copy()) for p in pictures]
     mixed = [files[0], encoded[1], tensors[2], *pictures[3:]]
     frame = pd.DataFrame({"image": files})

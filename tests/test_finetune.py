@@ -25,6 +25,7 @@ from sktransfer import (
 from sktransfer._backbones import Recipe
 from sktransfer._weights import module_digest
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 counts = {}
 
 
