@@ -253,7 +253,9 @@ class BaseFineTune(SourceMixin, BaseEstimator):
                 head, history = self._first_head(inputs, train_rows, valid_rows, known)
             else:
                 head, history = copy.deepcopy(start.head), []
-            network = inputs.network(head, self.precision)
+            network = inputs.network(
+                head, self.precision, fixed_norms=self.weights is not None
+            )
             net = train(
                 network,
                 inputs.rows(train_rows, training=True),

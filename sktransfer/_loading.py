@@ -8,7 +8,6 @@ import os
 import warnings
 from collections.abc import Callable
 from difflib import get_close_matches
-from importlib import resources
 
 import torch
 from sklearn.frozen import FrozenEstimator
@@ -66,7 +65,8 @@ def load_backbone(
         deep-copied and split by `split_stages`. Of a fitted `FineTuneClassifier` or
         `FineTuneRegressor`, the tuned backbone is taken.
     weights : str, enum member, path, (path, "sha256:...") or None, default="default"
-        "default" are the bundled weights of "tiny", torchvision's ``DEFAULT`` entry
+        "default" are the weights of "tiny" (random ones, until its trained weights
+        exist: a warning says so), torchvision's ``DEFAULT`` entry
         of its builders, and the module's own where a module is given. Else an entry
         of torchvision's weights enum or its name ("IMAGENET1K_V1"), or a
         ``.safetensors`` or state-dict (``.pth``, ``.pt``) file, read without
@@ -225,11 +225,13 @@ def _load_given(backbone, weights, seed):
 def _load_tiny(weights):
     stages = tiny()
     if weights == "default":
-        folder = resources.files("sktransfer") / "data"
-        demanded = "sha256:" + (folder / "tiny.sha256").read_text().split()[0]
-        with resources.as_file(folder / "tiny.safetensors") as path:
-            weights = (path, demanded)
-            apply_weights(stages, stages, *_read_file(weights, "tiny"))
+        warnings.warn(
+            "The bundled weights of 'tiny' do not exist yet: its weights are random, "
+            "the same ones every time. Its embeddings are far worse than those of a "
+            "pretrained network; pass a torchvision backbone for real work.",
+            UserWarning,
+            stacklevel=5,
+        )
     elif weights is not None:
         apply_weights(stages, stages, *_read_file(weights, "tiny"))
     return stages, Recipe(resize=64, crop=64)

@@ -22,7 +22,8 @@ class FineTuneRegressor(RegressorMixin, BaseFineTune):
         `FineTuneRegressor` gives its tuned weights: one's own source task.
     weights : str, enum member, path, (path, "sha256:...") or None, default="default"
         The weights to start from; see `load_backbone`. None initialises at random:
-        training from scratch, the baseline that shows whether transfer helps.
+        training from scratch, the baseline that shows whether transfer helps. Only
+        then do batch norms learn new statistics; else they keep those of the source.
     freeze : int or str, default=0
         How many leading stages stay as they are, to the last bit, batch-norm
         statistics included: a number (negative counts from the end), the name of the

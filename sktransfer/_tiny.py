@@ -1,10 +1,8 @@
-"""The network behind the backbone ``"tiny"``, whose weights ship in this package."""
+"""The network behind the backbone ``"tiny"``."""
 
 from collections import OrderedDict
 
 from torch import nn
-
-__all__ = ["tiny"]
 
 
 def _conv(n_in, n_out, kernel_size=1, stride=1, groups=1):

@@ -70,10 +70,17 @@ class Network(nn.Module):
         What happens to the input first, without gradient: the frozen stages where
         they cannot be computed beforehand, or the normalisation of pixels.
     precision : str
+    fixed_norms : bool
+        Whether batch norms keep the statistics of the source. Small batches of few
+        images estimate them badly, and a network whose norms were folded into its
+        convolutions would lose its scales.
     """
 
-    def __init__(self, suffix, head, prefix=None, precision="float32"):
+    def __init__(
+        self, suffix, head, prefix=None, precision="float32", fixed_norms=False
+    ):
         super().__init__()
+        self.fixed_norms = fixed_norms
         self.suffix = suffix
         self.head = head
         self.prefix = prefix
@@ -100,6 +107,9 @@ class Network(nn.Module):
         super().train(mode)
         for stage in self.suffix[: self.n_resting]:
             stage.eval()
+        for module in self.suffix.modules() if self.fixed_norms else ():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.eval()
         return self
 
 
@@ -112,10 +122,13 @@ class Rows(torch.utils.data.Dataset):
         Array of row numbers -> tensor of inputs.
     targets : ndarray of shape (n, n_targets)
     weights : ndarray of shape (n,)
+    training : bool
+        Whether batch norm will see the batches, which needs two rows.
     """
 
-    def __init__(self, read: Callable, targets: np.ndarray, weights: np.ndarray):
+    def __init__(self, read: Callable, targets, weights, training: bool = False):
         self.read = read
+        self.training = training
         y = np.column_stack([targets, weights])
         self.y = torch.from_numpy(y.astype(np.float32))
 
@@ -125,8 +138,8 @@ class Rows(torch.utils.data.Dataset):
     def __getitems__(self, rows):
         rows = list(rows)
         y = self.y[rows]
-        if len(rows) == 1:
-            # Batch norm needs two rows; the second one weighs nothing.
+        if len(rows) == 1 and self.training:
+            # The second row weighs nothing.
             rows = [rows[0], (rows[0] + 1) % len(self)]
             y = self.y[rows]
             y[1, -1] = 0

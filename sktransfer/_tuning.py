@@ -49,11 +49,11 @@ class Examples:
     def __len__(self):
         return len(self.weights)
 
-    def rows(self, read, chosen) -> Rows:
+    def rows(self, read, chosen, training: bool = False) -> Rows:
         """Give chosen examples to training; `read` turns their numbers into inputs."""
         chosen = np.asarray(chosen)
         targets, weights = self.targets[chosen], self.weights[chosen]
-        return Rows(lambda rows: read(chosen[rows]), targets, weights)
+        return Rows(lambda rows: read(chosen[rows]), targets, weights, training)
 
 
 class Inputs:
@@ -82,20 +82,20 @@ class Inputs:
         size = 4 * len(examples) * int(np.prod(way.shape))
         self._in_step = way.depth == 0 or augment is not None or size > _MAX_BYTES
 
-    def network(self, head, precision: str) -> Network:
+    def network(self, head, precision: str, fixed_norms: bool) -> Network:
         """Make what is trained: a copy of the stages not frozen, and a head."""
         suffix = copy.deepcopy(self.way.backbone.stages[self.way.depth :])
         prefix = None
         if self._in_step:
             prefix = functools.partial(_frozen, self.way)
-        return Network(suffix.requires_grad_(True), head, prefix, precision)
+        suffix.requires_grad_(True)
+        return Network(suffix, head, prefix, precision, fixed_norms)
 
     def rows(self, chosen, training: bool = False) -> Rows:
-        if not self._in_step:
-            return self.examples.rows(self.features.__getitem__, chosen)
-        if self.augment is None or not training:
-            return self.examples.rows(self._squares, chosen)
-        return self.examples.rows(self._augmented, chosen)
+        read = self._squares if self._in_step else self.features.__getitem__
+        if self.augment is not None and training:
+            read = self._augmented
+        return self.examples.rows(read, chosen, training)
 
     @functools.cached_property
     def features(self) -> torch.Tensor:
