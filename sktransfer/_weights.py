@@ -188,6 +188,11 @@ def apply_weights(
     WeightsMismatchError
         If names or shapes differ: says which.
     """
+    # A counter may be written as a vector of one number, as torch itself accepts.
+    state = {
+        name: tensor.reshape(()) if tensor.shape == (1,) and _counts(name) else tensor
+        for name, tensor in state.items()
+    }
     everything = model.state_dict(keep_vars=True)
     kept = {id(tensor) for tensor in stages.state_dict(keep_vars=True).values()}
     own = {name: value for name, value in everything.items() if id(value) in kept}
@@ -206,11 +211,7 @@ def apply_weights(
 
 def _mismatches(own: Mapping, state: Mapping, known: Mapping) -> list[str]:
     # Files older than PyTorch 0.4.1 have no counters, and evaluation needs none.
-    missing = [
-        name
-        for name in own
-        if name not in state and not name.endswith("num_batches_tracked")
-    ]
+    missing = [name for name in own if name not in state and not _counts(name)]
     unknown = [name for name in state if name not in known]
     shapes = [
         f"{name} has shape {tuple(state[name].shape)}, not {tuple(own[name].shape)}"
@@ -219,6 +220,10 @@ def _mismatches(own: Mapping, state: Mapping, known: Mapping) -> list[str]:
     ]
     found = [("it lacks", missing), ("it has unknown", unknown), ("", shapes)]
     return [f"{what} {_some(names)}".strip() for what, names in found if names]
+
+
+def _counts(name: str) -> bool:
+    return name.endswith("num_batches_tracked")
 
 
 def _some(names: list[str], most: int = 3) -> str:

@@ -94,6 +94,17 @@ def test_weights_are_applied_and_a_dropped_classifier_ignored(state):
     assert torch.equal(body[0].weight, state["0.weight"])
 
 
+def test_a_counter_may_be_missing_or_a_vector_of_one():
+    norm = nn.BatchNorm2d(2)
+    state = {**norm.state_dict(), "weight": torch.tensor([2.0, 3.0])}
+    state["num_batches_tracked"] = torch.tensor([7])
+    apply_weights(norm, norm, state, "here")
+    assert norm.num_batches_tracked.item() == 7
+    del state["num_batches_tracked"]
+    apply_weights(norm, norm, state, "here")
+    assert norm.weight.tolist() == [2.0, 3.0]
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
