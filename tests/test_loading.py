@@ -100,7 +100,7 @@ def test_a_file_with_a_known_name_gets_its_entrys_recipe(tmp_path):
         ({"backbone": "timm/resnet_none"}, "timm"),
     ],
 )
-@pytest.mark.filterwarnings("ignore:.*is one stage")
+@pytest.mark.filterwarnings("ignore:How to split")
 def test_what_is_not_known_is_refused(arguments, message):
     with pytest.raises((ValueError, ImportError), match=message):
         load_backbone(**arguments)

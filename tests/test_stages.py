@@ -3,6 +3,7 @@
 import copy
 import functools
 import math
+import os
 import pickle
 from types import SimpleNamespace
 
@@ -138,7 +139,17 @@ def run(stages, x):
     return outputs, copies
 
 
-@pytest.fixture(scope="module", params=models.list_models(module=models))
+def params_of(name):
+    """A builder; the giants among them take long, and run where they are asked for."""
+    size = models.get_model_weights(name).DEFAULT.meta["num_params"]
+    giant = size > 65e6 and not os.environ.get("SKTRANSFER_TEST_GIANTS")
+    reason = "a giant, and SKTRANSFER_TEST_GIANTS is not set"
+    return pytest.param(name, marks=pytest.mark.skipif(giant, reason=reason))
+
+
+@pytest.fixture(
+    scope="module", params=map(params_of, models.list_models(module=models))
+)
 def case(request):
     transformed = request.param in ("googlenet", "inception_v3")
     options = {"transform_input": True} if transformed else {}
