@@ -166,6 +166,7 @@ class FineTuneClassifier(ClassifierMixin, BaseFineTune):
     _parameter_constraints: dict = {
         **BaseFineTune._parameter_constraints,
         "class_weight": [dict, StrOptions({"balanced"}), None],
+        "teacher": "no_validation",
         "temperature": [POSITIVE],
         "distill_weight": [Interval(Real, 0, 1, closed="both")],
     }

@@ -110,7 +110,12 @@ class PretrainedFeatureExtractor(
     True
     """
 
+    # What is resolved where it is used, with errors of its own.
     _parameter_constraints: dict = {
+        "backbone": "no_validation",
+        "weights": "no_validation",
+        "device": "no_validation",
+        "cache": "no_validation",
         "stage": [str, Integral, None],
         "pooling": [StrOptions(set(POOLINGS))],
         "image_shape": [list, tuple, None],

@@ -53,7 +53,13 @@ class _Start:
 class BaseFineTune(SourceMixin, BaseEstimator):
     """What classifier and regressor share: all but the meaning of `y`."""
 
+    # What is resolved where it is used, with errors of its own.
     _parameter_constraints: dict = {
+        "backbone": "no_validation",
+        "weights": "no_validation",
+        "augment": "no_validation",
+        "device": "no_validation",
+        "cache": "no_validation",
         "freeze": [Integral, str],
         "hidden_layer_sizes": ["array-like"],
         "dropout": [Interval(Real, 0, 1, closed="left")],
