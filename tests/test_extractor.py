@@ -30,7 +30,7 @@ def test_scikit_learns_estimator_checks(estimator, check):
     check(estimator)
 
 
-@pytest.mark.filterwarnings(ONE_ROW)
+@pytest.mark.filterwarnings("ignore::UserWarning")
 def test_the_checks_that_scikit_learn_keeps_for_itself():
     from sklearn.utils import estimator_checks as checks
 
