@@ -316,11 +316,23 @@ def train(network: Network, rows: Rows, valid: Rows | None, plan: Plan, epochs: 
     net.initialize()
     net.notify("on_train_begin", X=rows, y=None)
     if epochs:
-        net.fit_loop(rows, None, epochs=epochs)
+        try:
+            net.fit_loop(rows, None, epochs=epochs)
+        except KeyboardInterrupt:
+            if not _stopped_early(net):
+                raise
     net.notify("on_train_end", X=rows, y=None)
     # The net is kept, and pickled, without the data it was validated on.
     net.train_split = None
     return net
+
+
+def _stopped_early(net) -> bool:
+    """Whether an interrupt was skorch's way to end a fit, and not a Ctrl-C."""
+    return any(
+        isinstance(callback, EarlyStopping) and callback.misses_ == callback.patience
+        for _, callback in net.callbacks_
+    )
 
 
 def _make_net(network, n_rows, valid, plan, epochs) -> NeuralNet:

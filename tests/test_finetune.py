@@ -273,10 +273,26 @@ def test_augmentation_is_for_training_images_only(task):
 
 
 def test_early_stopping_returns_to_the_best_epoch(task):
-    fitted = model(early_stopping=True, validation_fraction=0.25, max_epochs=6)
-    fitted.fit(*task)
+    seen = {}
+
+    class Watch(Callback):
+        def on_epoch_end(self, net, **kwargs):
+            seen[net.history[-1, "epoch"]] = tensors(net.module_.head)
+
+    fitted = model(
+        early_stopping=True,
+        validation_fraction=0.25,
+        n_iter_no_change=2,
+        lr=0.5,
+        lr_schedule="constant",
+        max_epochs=60,
+        net_params={"callbacks": [Watch()]},
+    ).fit(*task)
     rows = [row for row in fitted.history_ if row["phase"] == "tune"]
     assert {"valid_loss", "valid_score", "train_loss", "seconds"} <= rows[0].keys()
+    best = min(rows, key=lambda row: row["valid_loss"])["epoch"]
+    assert len(rows) == best + 2 < 60
+    assert_equal_tensors(tensors(fitted.head_), seen[best])
     with pytest.raises(ValueError, match="early_stopping=True cannot set aside"):
         fitted.fit(task[0][:3], task[1][:3])
 
