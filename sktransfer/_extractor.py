@@ -104,7 +104,7 @@ class PretrainedFeatureExtractor(
     >>> from sktransfer import PretrainedFeatureExtractor
     >>> X, y = load_digits(return_X_y=True)
     >>> PretrainedFeatureExtractor().fit_transform(X[:20]).shape
-    (20, 512)
+    (20, 384)
     """
 
     # What is resolved where it is used, with errors of its own.

@@ -2,70 +2,71 @@
 
 from collections import OrderedDict
 
+import torch
 from torch import nn
 
+WIDTHS = (32, 64, 160, 256)
+N_FEATURES = 384
 
-def _conv(n_in, n_out, kernel_size=1, stride=1, groups=1):
+
+def _conv(n_in, n_out, kernel_size=3, stride=1):
     """Return a convolution followed by its batch norm, as fusing expects them."""
     padding = kernel_size // 2
     return [
-        nn.Conv2d(n_in, n_out, kernel_size, stride, padding, groups=groups, bias=False),
+        nn.Conv2d(n_in, n_out, kernel_size, stride, padding, bias=False),
         nn.BatchNorm2d(n_out),
     ]
 
 
-class _InvertedResidual(nn.Module):
-    """Widen, convolve each channel by itself, narrow; add the input where it fits."""
+class _Residual(nn.Module):
+    """Two convolutions and a way round them."""
 
-    def __init__(self, n_in, n_out, stride=1, expansion=6):
+    def __init__(self, n_in, n_out, stride=1):
         super().__init__()
-        width = n_in * expansion
-        widen = [*_conv(n_in, width), nn.ReLU6(inplace=True)] if expansion > 1 else []
         self.body = nn.Sequential(
-            *widen,
-            *_conv(width, width, 3, stride, groups=width),
-            nn.ReLU6(inplace=True),
-            *_conv(width, n_out),
+            *_conv(n_in, n_out, 3, stride), nn.ReLU(inplace=True), *_conv(n_out, n_out)
         )
-        self.adds = stride == 1 and n_in == n_out
+        shrink = [nn.AvgPool2d(stride, ceil_mode=True)] if stride > 1 else []
+        widen = _conv(n_in, n_out, 1) if n_in != n_out else []
+        self.skip = nn.Sequential(*shrink, *widen)
 
     def forward(self, x):
-        return x + self.body(x) if self.adds else self.body(x)
+        return torch.relu(self.body(x) + self.skip(x))
 
 
-def _layer(n_in, n_out, n_blocks, stride=2):
-    """Return the blocks of a stage; the first changes resolution and width."""
-    rest = [_InvertedResidual(n_out, n_out) for _ in range(n_blocks - 1)]
-    return [_InvertedResidual(n_in, n_out, stride), *rest]
-
-
-def tiny():
+def tiny() -> nn.Sequential:
     """Build the network with random weights.
 
-    It is the lower part of a MobileNetV2 for small pictures, 64 x 64 by design and
-    any size in practice. At that size it takes 18 million multiply-adds, a
-    sixteenth of MobileNetV2 at 224 x 224.
+    A residual network of plain 3x3 convolutions (He et al. 2016; shortcuts that
+    average before they widen: He et al. 2019, "Bag of tricks for image
+    classification"). A CPU runs them several times faster than as many
+    multiply-adds in depthwise layers. At 64 x 64, for which it is made, it takes 20
+    million multiply-adds, a fifteenth of MobileNetV2 at 224 x 224; other sizes work.
 
     Returns
     -------
     network : torch.nn.Sequential
         The stages "stem", "layer1" to "layer4" and "pool", from ImageNet-normalised
-        images `(n, 3, height, width)` to features `(n, 512)`. No stage changes its
+        images `(n, 3, height, width)` to features `(n, 384)`. No stage changes its
         input in place.
     """
-    stem = [
-        *_conv(3, 32, 3, 2),
-        nn.ReLU6(inplace=True),
-        _InvertedResidual(32, 16, 1, 1),
-    ]
-    widen = [*_conv(96, 512), nn.ReLU6(inplace=True)]
+    first, second, third, fourth = WIDTHS
     return nn.Sequential(
         OrderedDict(
-            stem=nn.Sequential(*stem),
-            layer1=nn.Sequential(*_layer(16, 24, 2)),
-            layer2=nn.Sequential(*_layer(24, 32, 3)),
-            layer3=nn.Sequential(*_layer(32, 64, 4)),
-            layer4=nn.Sequential(*_layer(64, 96, 3, stride=1), *widen),
+            stem=nn.Sequential(
+                *_conv(3, first // 2, 3, 2),
+                nn.ReLU(inplace=True),
+                *_conv(first // 2, first, 3, 2),
+                nn.ReLU(inplace=True),
+            ),
+            layer1=_Residual(first, first),
+            layer2=_Residual(first, second, 2),
+            layer3=_Residual(second, third, 2),
+            layer4=nn.Sequential(
+                _Residual(third, fourth, 2),
+                *_conv(fourth, N_FEATURES, 1),
+                nn.ReLU(inplace=True),
+            ),
             pool=nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten()),
         )
     )

@@ -36,7 +36,7 @@ def real_data():
     return Path(folder)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session", autouse=True)
 def one_thread():
     """For networks so small that threads would spend their time on waiting."""
     before = torch.get_num_threads()

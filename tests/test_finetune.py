@@ -25,7 +25,6 @@ from sktransfer import (
 from sktransfer._backbones import Recipe
 from sktransfer._weights import module_digest
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 counts = {}
 
 

@@ -179,7 +179,12 @@ def test_stages_in_a_row_are_the_original_features(case):
         expected = case.model(case.x)
     assert torch.isfinite(expected).all()
     assert not torch.equal(expected[0], expected[1])
-    assert torch.equal(case.outputs[-1], expected)
+    if isinstance(case.model, models.MaxVit):
+        # Versions of torch differ in the layout that its pool is given, hence in the
+        # order of the sums; the stage fixes one.
+        torch.testing.assert_close(case.outputs[-1], expected, rtol=1e-5, atol=1e-5)
+    else:
+        assert torch.equal(case.outputs[-1], expected)
 
 
 def test_stages_depend_on_values_alone_and_leave_their_inputs(case):
