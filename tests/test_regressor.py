@@ -1,14 +1,20 @@
+import os
+
 import pytest
 from sklearn.utils.estimator_checks import parametrize_with_checks
+from small_network import small_backbone
 
 from sktransfer import FineTuneRegressor
 
 # Of tables whose rows are no squares, as those of most checks are.
 ONE_ROW = "ignore:Rows of .* values are no square:UserWarning"
+ESTIMATORS = [FineTuneRegressor(small_backbone())]
+if os.environ.get("SKTRANSFER_TEST_GIANTS"):
+    ESTIMATORS.append(FineTuneRegressor())
 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings(ONE_ROW)
-@parametrize_with_checks([FineTuneRegressor()])
+@parametrize_with_checks(ESTIMATORS)
 def test_scikit_learns_estimator_checks(estimator, check):
     check(estimator)

@@ -1,0 +1,38 @@
+"""A network that takes a millisecond, where what is tested is not the network."""
+
+import torch
+from torch import nn
+
+from sktransfer import Backbone
+from sktransfer._backbones import Recipe
+
+counts = {}
+
+
+class Block(nn.Module):
+    """A stage with batch norm that counts the rows that it computes."""
+
+    def __init__(self, name, n_in, n_out, norm=True):
+        super().__init__()
+        self.name = name
+        self.conv = nn.Conv2d(n_in, n_out, 3, stride=2, padding=1)
+        self.norm = nn.BatchNorm2d(n_out) if norm else nn.Identity()
+
+    def forward(self, x):
+        if x.device.type != "meta":
+            counts[self.name] = counts.get(self.name, 0) + len(x)
+        return torch.relu(self.norm(self.conv(x)))
+
+
+def make_net(norm=True):
+    torch.manual_seed(0)
+    return nn.Sequential(
+        Block("a", 3, 8, norm),
+        Block("b", 8, 12, norm),
+        Block("c", 12, 16, norm),
+        nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten()),
+    )
+
+
+def small_backbone(norm=True):
+    return Backbone(make_net(norm), Recipe(resize=18, crop=16), name="small")
