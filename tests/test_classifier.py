@@ -8,7 +8,7 @@ from sktransfer import FineTuneClassifier
 
 # Of tables whose rows are no squares, as those of most checks are.
 ONE_ROW = "ignore:Rows of .* values are no square:UserWarning"
-ESTIMATORS = [FineTuneClassifier(small_backbone())]
+ESTIMATORS = [FineTuneClassifier(small_backbone(), lr=0.01)]
 if os.environ.get("SKTRANSFER_TEST_GIANTS"):
     ESTIMATORS.append(FineTuneClassifier())
 

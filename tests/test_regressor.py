@@ -8,7 +8,7 @@ from sktransfer import FineTuneRegressor
 
 # Of tables whose rows are no squares, as those of most checks are.
 ONE_ROW = "ignore:Rows of .* values are no square:UserWarning"
-ESTIMATORS = [FineTuneRegressor(small_backbone())]
+ESTIMATORS = [FineTuneRegressor(small_backbone(), lr=0.01)]
 if os.environ.get("SKTRANSFER_TEST_GIANTS"):
     ESTIMATORS.append(FineTuneRegressor())
 
