@@ -6,7 +6,10 @@ from sktransfer._cache import EmbeddingCache
 from sktransfer._classifier import FineTuneClassifier
 from sktransfer._extractor import PretrainedFeatureExtractor
 from sktransfer._loading import list_backbones, load_backbone, register_backbone
+from sktransfer._ranking import rank_backbones
 from sktransfer._regressor import FineTuneRegressor
+from sktransfer._scores import h_score, knn_score, logme_score
+from sktransfer._selector import BackboneSelector
 from sktransfer._stages import split_stages
 from sktransfer._weights import WeightsMismatchError
 
@@ -14,14 +17,19 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Backbone",
+    "BackboneSelector",
     "EmbeddingCache",
     "FineTuneClassifier",
     "FineTuneRegressor",
     "PretrainedFeatureExtractor",
     "WeightsMismatchError",
     "datasets",
+    "h_score",
+    "knn_score",
     "list_backbones",
     "load_backbone",
+    "logme_score",
+    "rank_backbones",
     "register_backbone",
     "split_stages",
 ]

@@ -54,7 +54,7 @@ def embed(
     -------
     ndarray of shape (n, *way.shape), float32
     """
-    refusals = _Refusals(images, strict=on_error == "raise")
+    refusals = Refusals(images, strict=on_error == "raise")
     out = np.empty((len(images), *way.shape), dtype=np.float32)
     keys = None
     if cache is not None:
@@ -142,10 +142,8 @@ class _Job:
     def _batch(self, images, refusals, rows):
         """Rows and results of a batch, each image from where it is known."""
         for start, group, inputs in self._starts(images, refusals, rows):
-            yield (
-                group,
-                self.way.run(inputs, start, [d for d in self.taps if d > start]),
-            )
+            keep = dict.fromkeys((d for d in self.taps if d > start), "none")
+            yield group, self.way.run(inputs, start, keep)
 
     def _starts(self, images, refusals, rows):
         """Group a batch by the deepest stage that the cache has of an image."""
@@ -165,7 +163,7 @@ class _Job:
 
 def read_images(images: Images, rows, read) -> list:
     """Read the images at some rows, source -> result, in threads."""
-    refusals, found = _Refusals(images, strict=True), {}
+    refusals, found = Refusals(images, strict=True), {}
     run_lanes(
         list(rows),
         lambda row: [(row, refusals.read(row, read))],
@@ -202,7 +200,11 @@ def run_on(rows: torch.Tensor, way: Pass, start: int = 0) -> torch.Tensor:
     return torch.cat([found[start] for start in sorted(found)])
 
 
-class _Refusals:
+class UnreadableImageError(ValueError):
+    """An image cannot be read: the message names row and file."""
+
+
+class Refusals:
     """The images that could not be read, and what that means to the caller."""
 
     def __init__(self, images: Images, strict: bool):
@@ -221,7 +223,7 @@ class _Refusals:
             if not self.strict:
                 self.rows[row] = f"{self.images.describe(row)}: {reason}"
                 return None
-            raise ValueError(
+            raise UnreadableImageError(
                 f"Cannot read the image in {self.images.describe(row)}: {reason}. "
                 f"{ACCEPTED} Nothing was returned. Repair or remove that image (a "
                 "PretrainedFeatureExtractor with on_error='nan' gives a row of NaN)."
@@ -242,9 +244,9 @@ class _Refusals:
         )
 
 
-def image_digests(images: Images, refusals: _Refusals | None = None) -> list[bytes]:
+def image_digests(images: Images, refusals: Refusals | None = None) -> list[bytes]:
     """Digest of each image, in threads (reading and hashing release the GIL)."""
-    refusals = refusals or _Refusals(images, strict=True)
+    refusals = refusals or Refusals(images, strict=True)
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:
         found = pool.map(lambda row: refusals.read(row, digest), range(len(images)))
         return [value or b"" for value in found]
@@ -315,7 +317,7 @@ def _spread(batches, images, way, n_jobs, refusals, accept) -> None:
 
 def _chunk(images, way, strict):
     """Compute a chunk in a worker, where its rows are numbered from 0."""
-    refusals, done, values = _Refusals(images, strict), [], []
+    refusals, done, values = Refusals(images, strict), [], []
 
     def accept(rows, rows_values):
         done.extend(rows)

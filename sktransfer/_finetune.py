@@ -271,7 +271,8 @@ class BaseFineTune(SourceMixin, BaseEstimator):
             )
         return {
             "backbone_": backbone.tuned(depth, network.suffix),
-            "head_": network.head,
+            # On the CPU, as the backbone: a pickle must open where there is no GPU.
+            "head_": copy.deepcopy(network.head).cpu(),
             "net_": net,
             "history_": history + epochs_table(net, "tune"),
             "freeze_depth_": depth,

@@ -313,6 +313,18 @@ def _load_timm(name, weights):
     )
 
 
+def weights_licence(backbone, weights) -> str | None:
+    """Licence of the weights that a specification means, where it is known."""
+    if weights is None or not isinstance(backbone, str):
+        return None
+    if backbone == "tiny" and weights == "default":
+        return "BSD-3-Clause"
+    if backbone not in models.list_models(module=models) or _weights_path(weights):
+        return None
+    entry = find_entry(models.get_model_weights(backbone), weights)
+    return entry.meta.get("license", "as torchvision's (BSD-3-Clause) and ImageNet's")
+
+
 @contextlib.contextmanager
 def seeded(seed, device="cpu"):
     """Run with torch's generators seeded, and leave them as they were."""

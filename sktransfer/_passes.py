@@ -143,7 +143,7 @@ class Pass:
         """Turn an image's source into the square of pixels that the way starts from."""
         return self.backbone.recipe.read(source)
 
-    def run(self, batch: torch.Tensor, start: int = 0, keep=()) -> dict:
+    def run(self, batch: torch.Tensor, start: int = 0, keep=None) -> dict:
         """Run one batch through the stages.
 
         Parameters
@@ -152,16 +152,15 @@ class Pass:
             Squares of pixels or, from a later start, outputs of the stage before it.
         start : int
             How many stages the batch has behind it.
-        keep : collection of int
-            Depths on the way whose outputs are wanted, too.
+        keep : dict of int to str, optional
+            Depths on the way whose outputs are wanted, too, and how they are pooled.
 
         Returns
         -------
         dict of int to Tensor
-            The rows at depth `self.depth`, pooled, and those at the depths of `keep`,
-            as they are.
+            The rows at depth `self.depth` and at the depths of `keep`.
         """
-        count = len(batch)
+        count, poolings = len(batch), {**(keep or {}), self.depth: self.pooling}
         if count < self.size:
             filler = batch[-1:].expand(self.size - count, *batch.shape[1:])
             batch = torch.cat([batch, filler])
@@ -177,9 +176,11 @@ class Pass:
             for depth in range(start + 1, self.depth + 1):
                 # float32 between stages, so that a later start makes no difference.
                 x = stages[depth - 1](x).float()
-                if depth in keep:
-                    found[depth] = x[:count]
-            found[self.depth] = _pool(x, self.pooling)[:count]
+                if depth in poolings:
+                    found[depth] = _pool(x, poolings[depth])[:count]
+            # Where no stage is left to run.
+            if self.depth not in found:
+                found[self.depth] = _pool(x, self.pooling)[:count]
         return {depth: rows.contiguous().cpu() for depth, rows in found.items()}
 
 

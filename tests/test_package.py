@@ -15,6 +15,8 @@ LEAVES = {
     "_fusion",
     "_augment",
     "datasets",
+    "_scores",
+    "_tables",
 }
 # What a module may import, one row above the other.
 LAYERS = [
@@ -25,7 +27,8 @@ LAYERS = [
     {"_training"},
     {"_tuning"},
     {"_finetune", "_extractor"},
-    {"_classifier", "_regressor"},
+    {"_classifier", "_regressor", "_ranking"},
+    {"_selector"},
     {"__init__"},
 ]
 

@@ -1,0 +1,204 @@
+"""Transferability scores: how well embeddings suit a task, without training on it."""
+
+import numpy as np
+from scipy import linalg
+from sklearn.covariance import LedoitWolf
+from sklearn.neighbors import KNeighborsClassifier, KNeighborsRegressor
+from sklearn.utils import check_X_y
+from sklearn.utils.multiclass import check_classification_targets, type_of_target
+
+# Of the squared norm of the targets: what a perfect fit leaves for the noise.
+_LEAST_NOISE = 1e-10
+# Of the largest squared singular value: ratios of precisions to search through.
+_RATIOS = np.logspace(-12, 12, 97)
+
+
+def is_classes(y) -> bool:
+    """Whether targets are class labels, rather than numbers to regress on."""
+    return type_of_target(y) in ("binary", "multiclass")
+
+
+def logme_score(features, y) -> float:
+    """Log of maximum evidence of a linear model on embeddings.
+
+    A Bayesian linear regression of the target on the features, whose evidence is
+    maximised over the precisions of weights and noise, divided by the number of
+    samples; for classes, the mean over their indicators [1]_. Higher is better.
+
+    Parameters
+    ----------
+    features : array-like of shape (n_samples, n_features)
+    y : array-like of shape (n_samples,) or, for regression, (n_samples, n_targets)
+        Labels (strings, integers, booleans), or numbers.
+
+    Returns
+    -------
+    float
+        Comparable only between features of the same samples.
+
+    Notes
+    -----
+    With ``F`` the features and ``A = alpha I + beta F'F``, ``m = beta A^-1 F'y``, the
+    score is the maximum over ``alpha`` and ``beta`` of ``1/n`` times ::
+
+        n/2 log(beta) + D/2 log(alpha) - n/2 log(2 pi)
+            - beta/2 |F m - y|^2 - alpha/2 |m|^2 - 1/2 log|A|
+
+    With one singular value decomposition of ``F``, and ``beta`` at its best for a given
+    ``alpha / beta``, that is a search over one number for each target, which finds the
+    maximum also where the usual fixed point [2]_ converges slowly.
+
+    References
+    ----------
+    .. [1] You, Liu, Wang and Long, "LogME: practical assessment of pre-trained models
+       for transfer learning", ICML 2021.
+    .. [2] You, Liu, Zhang, Wang, Jordan and Long, "Ranking and tuning pre-trained
+       models: a new paradigm for exploiting model hubs", JMLR 2022.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_iris
+    >>> from sktransfer import logme_score
+    >>> X, y = load_iris(return_X_y=True)
+    >>> logme_score(X, y) > logme_score(X[:, :2], y)
+    True
+    """
+    features, y = _checked(features, y)
+    targets = _indicators(y) if is_classes(y) else y.astype(float).reshape(len(y), -1)
+    left, singular, _ = linalg.svd(features, full_matrices=False, check_finite=False)
+    return float(np.mean(_evidence(left, singular**2, targets)))
+
+
+def _evidence(left, squares, targets) -> np.ndarray:
+    """Maximum log evidence per sample of each target.
+
+    `left` are left singular vectors of the features, `squares` the squares of the
+    singular values.
+    """
+    norms = (targets**2).sum(axis=0)
+    along = (left.T @ targets) ** 2
+    across = np.maximum(norms - along.sum(axis=0), _LEAST_NOISE * norms)
+    across = np.maximum(across, np.finfo(float).tiny)
+    squares = squares[:, None] / max(squares.max(), np.finfo(float).tiny)
+
+    def evidence(ratio):
+        rest = ((ratio / (ratio + squares)) * along).sum(axis=0) + across
+        log_det = np.log1p(squares / ratio).sum(axis=0)
+        n = len(targets)
+        return -0.5 * (np.log(2 * np.pi * rest / n) + 1 + log_det / n)
+
+    coarse = np.array([evidence(ratio) for ratio in _RATIOS])
+    best = np.clip(coarse.argmax(axis=0), 1, len(_RATIOS) - 2)
+    low, high = np.log(_RATIOS[best - 1]), np.log(_RATIOS[best + 1])
+    # Golden sections, for all targets at once.
+    share = (np.sqrt(5) - 1) / 2
+    for _ in range(40):
+        inner, outer = high - share * (high - low), low + share * (high - low)
+        rises = evidence(np.exp(inner)) < evidence(np.exp(outer))
+        low, high = np.where(rises, inner, low), np.where(rises, high, outer)
+    return np.maximum(evidence(np.exp((low + high) / 2)), coarse.max(axis=0))
+
+
+def h_score(features, y) -> float:
+    """H-score of embeddings for classes, with a shrunk covariance.
+
+    How much of the variation of the features lies between the classes [1]_,
+    ``trace(S^-1 (1 - a) B)``, with ``B`` the covariance of the class means and ``S``
+    the covariance of the features, shrunk by Ledoit and Wolf's intensity ``a``, which
+    makes the score usable with more features than samples [2]_. Higher is better.
+
+    Parameters
+    ----------
+    features : array-like of shape (n_samples, n_features)
+    y : array-like of shape (n_samples,)
+        Labels.
+
+    Returns
+    -------
+    float
+        At most the number of classes less one.
+
+    Raises
+    ------
+    ValueError
+        If `y` are numbers to regress on.
+
+    References
+    ----------
+    .. [1] Bao, Li, Huang, Zhang, Zheng, Zamir and Guibas, "An information-theoretic
+       approach to transferability in task transfer learning", ICIP 2019.
+    .. [2] Ibrahim, Ponomareva and Mazumder, "Newer is not always better: rethinking
+       transferability metrics, their peculiarities, stability and performance",
+       ECML PKDD 2022.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_iris
+    >>> from sktransfer import h_score
+    >>> X, y = load_iris(return_X_y=True)
+    >>> h_score(X, y) > h_score(X[:, :2], y)
+    True
+    """
+    features, y = _checked(features, y)
+    check_classification_targets(y)
+    labels = _indicators(y)
+    shares = labels.mean(axis=0)
+    means = labels.T @ (features - features.mean(axis=0)) / labels.sum(axis=0)[:, None]
+    covariance = LedoitWolf().fit(features)
+    shrunk = covariance.covariance_
+    if not np.trace(shrunk) > 0:
+        return 0.0
+    solved = linalg.lstsq(shrunk, means.T, check_finite=False)[0]
+    between = (shares * (means.T * solved).sum(axis=0)).sum()
+    return float((1 - covariance.shrinkage_) * between)
+
+
+def knn_score(features, y, n_neighbors=5) -> float:
+    """Leave-one-out score of nearest neighbours among embeddings.
+
+    By cosine similarity; the accuracy for classes, R2 for numbers [1]_. Higher is
+    better.
+
+    Parameters
+    ----------
+    features : array-like of shape (n_samples, n_features)
+    y : array-like of shape (n_samples,) or, for regression, (n_samples, n_targets)
+        Labels (strings, integers, booleans), or numbers.
+    n_neighbors : int, default=5
+        At most one less than there are samples.
+
+    Returns
+    -------
+    float
+
+    References
+    ----------
+    .. [1] Puigcerver, Riquelme, Mustafa, Renggli, Susano Pinto, Gelly, Keysers and
+       Houlsby, "Scalable transfer learning with expert models", ICLR 2021.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_iris
+    >>> from sktransfer import knn_score
+    >>> X, y = load_iris(return_X_y=True)
+    >>> knn_score(X, y) > 0.9
+    True
+    """
+    features, y = _checked(features, y)
+    kind = KNeighborsClassifier if is_classes(y) else KNeighborsRegressor
+    model = kind(min(n_neighbors, len(y) - 1), metric="cosine").fit(features, y)
+    return float(model.score(None, y))
+
+
+SCORES = {"logme": logme_score, "h_score": h_score, "knn": knn_score}
+
+
+def _checked(features, y):
+    return check_X_y(
+        features, y, dtype=np.float64, multi_output=True, ensure_min_samples=2
+    )
+
+
+def _indicators(y) -> np.ndarray:
+    """Class labels as a matrix of 0 and 1, (n_samples, n_classes) float64."""
+    return (np.asarray(y).reshape(-1, 1) == np.unique(y)).astype(np.float64)

@@ -1,0 +1,194 @@
+"""BackboneSelector: the choice of a backbone as a part of the model."""
+
+from numbers import Integral
+
+from sklearn.base import (
+    BaseEstimator,
+    ClassNamePrefixFeaturesOutMixin,
+    TransformerMixin,
+    _fit_context,
+)
+from sklearn.utils._param_validation import Interval, StrOptions
+from sklearn.utils.validation import (
+    check_consistent_length,
+    check_is_fitted,
+    validate_data,
+)
+
+from sktransfer._extractor import PretrainedFeatureExtractor
+from sktransfer._images import Images, image_samples, table_images
+from sktransfer._passes import resolve_cache
+from sktransfer._ranking import make_candidate, rank, resolve_scoring
+from sktransfer._tables import Table
+
+_SHARED = (
+    "image_shape",
+    "image_size",
+    "device",
+    "precision",
+    "cache",
+    "random_state",
+)
+
+
+class BackboneSelector(
+    ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator
+):
+    """Embed images with the backbone whose embeddings suit the targets best.
+
+    The choice is made in `fit`, from the training part alone: so cross-validation of
+    a pipeline that holds a selector is honest about having chosen.
+
+    Parameters
+    ----------
+    candidates : list, default=("tiny",)
+        Each a name or any other ``backbone=`` of `PretrainedFeatureExtractor`, or
+        such an extractor, which may have weights, a stage and a size of its own.
+        (Of a fitted `FineTuneClassifier`, pass its ``backbone_``.)
+    scoring : str, callable or list of these, default="logme"
+        See `rank_backbones`; of several, the best mean rank decides.
+    stages : "all", list of str or None, default=None
+        The stages to choose from; None is the last one of each backbone.
+    image_shape, image_size, device, precision, cache, random_state
+        As in `PretrainedFeatureExtractor`.
+    verbose : int, default=0
+        1 shows a progress bar.
+
+    Attributes
+    ----------
+    ranking_ : Table
+        As `rank_backbones` returns it, without the probe.
+    best_backbone_ : Backbone
+        The one that was chosen.
+    best_stage_ : str
+        The stage of it that was chosen.
+    extractor_ : PretrainedFeatureExtractor
+        What embeds with it.
+    n_features_in_ : int
+        Number of columns of `X` seen in `fit`, where `X` was two-dimensional.
+    feature_names_in_ : ndarray of str
+        Names of the columns of `X` seen in `fit`, where it had any.
+
+    See Also
+    --------
+    rank_backbones : The table alone, with more columns.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_digits
+    >>> from sktransfer import BackboneSelector
+    >>> X, y = load_digits(n_class=3, return_X_y=True)
+    >>> selector = BackboneSelector(["tiny"], stages=["layer2", "layer4"])
+    >>> len(selector.fit(X[:90], y[:90]).ranking_)
+    2
+    """
+
+    # What is resolved where it is used, with errors of its own.
+    _parameter_constraints: dict = {
+        "candidates": [list, tuple],
+        "scoring": [str, callable, list, tuple],
+        "stages": [StrOptions({"all"}), list, tuple, None],
+        "image_shape": [list, tuple, None],
+        "image_size": [Interval(Integral, 1, None, closed="left"), None],
+        "device": "no_validation",
+        "precision": [StrOptions({"float32", "bfloat16"})],
+        "cache": "no_validation",
+        "random_state": ["random_state"],
+        "verbose": ["verbose"],
+    }
+
+    def __init__(
+        self,
+        candidates=("tiny",),
+        scoring="logme",
+        *,
+        stages=None,
+        image_shape=None,
+        image_size=None,
+        device="auto",
+        precision="float32",
+        cache="auto",
+        random_state=0,
+        verbose=0,
+    ):
+        self.candidates = candidates
+        self.scoring = scoring
+        self.stages = stages
+        self.image_shape = image_shape
+        self.image_size = image_size
+        self.device = device
+        self.precision = precision
+        self.cache = cache
+        self.random_state = random_state
+        self.verbose = verbose
+
+    @_fit_context(prefer_skip_nested_validation=True)
+    def fit(self, X, y):
+        """Choose the backbone.
+
+        Parameters
+        ----------
+        X : sequence of images, or array-like of shape (n_samples, n_pixels)
+        y : array-like of shape (n_samples,)
+            Labels, or numbers to regress on.
+
+        Returns
+        -------
+        BackboneSelector
+            This estimator.
+        """
+        images, y = self._checked(X, y)
+        shared = {name: getattr(self, name) for name in _SHARED}
+        candidates = [
+            make_candidate(given, shared, self.stages) for given in self.candidates
+        ]
+        scores = resolve_scoring(self.scoring, y)
+        cache = resolve_cache(self.cache)
+        pairs = rank(images, y, candidates, scores, cache, self.verbose)
+        self.ranking_ = Table(row for row, _ in pairs)
+        row, way = pairs[0]
+        self.best_backbone_, self.best_stage_ = way.backbone, row["stage"]
+        self.extractor_ = PretrainedFeatureExtractor(
+            way.backbone,
+            **shared | {"image_size": None},
+            stage=self.best_stage_,
+            pooling=way.pooling,
+        ).fit(X)
+        return self
+
+    def _checked(self, X, y):
+        """Images and valid targets."""
+        samples = image_samples(X)
+        if samples is None:
+            X, y = validate_data(self, X, y, dtype="numeric")
+            return table_images(X, self.image_shape), y
+        if len(getattr(X, "shape", ())) == 2:
+            validate_data(self, X, skip_check_array=True)
+        y = validate_data(self, y=y)
+        check_consistent_length(samples, y)
+        return Images(samples), y
+
+    def transform(self, X):
+        """Embed images with the backbone that was chosen.
+
+        Parameters
+        ----------
+        X : sequence of images, or array-like of shape (n_samples, n_pixels)
+
+        Returns
+        -------
+        ndarray of shape (n_samples, n_features), float32
+        """
+        check_is_fitted(self)
+        return self.extractor_.transform(X)
+
+    @property
+    def _n_features_out(self):
+        return self.extractor_.n_features_out_
+
+    def __sklearn_tags__(self):
+        tags = super().__sklearn_tags__()
+        tags.target_tags.required = True
+        tags.input_tags.three_d_array = True
+        tags.transformer_tags.preserves_dtype = []
+        return tags
