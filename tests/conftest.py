@@ -5,6 +5,7 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
+from threadpoolctl import threadpool_limits
 
 # Before scikit-learn is imported: else it skips its check of array API input.
 os.environ["SCIPY_ARRAY_API"] = "1"
@@ -38,8 +39,9 @@ def real_data():
 
 @pytest.fixture(scope="session", autouse=True)
 def one_thread():
-    """For networks so small that threads would spend their time on waiting."""
+    """For problems so small that threads would spend their time on waiting."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
-    yield
+    with threadpool_limits(1):
+        yield
     torch.set_num_threads(before)

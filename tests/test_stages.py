@@ -147,7 +147,7 @@ def run(stages, x):
 def params_of(name):
     """A builder; the giants among them take long, and run where they are asked for."""
     size = models.get_model_weights(name).DEFAULT.meta["num_params"]
-    giant = size > 65e6 and not os.environ.get("SKTRANSFER_TEST_GIANTS")
+    giant = size > 35e6 and not os.environ.get("SKTRANSFER_TEST_GIANTS")
     reason = "a giant, and SKTRANSFER_TEST_GIANTS is not set"
     return pytest.param(name, marks=pytest.mark.skipif(giant, reason=reason))
 
