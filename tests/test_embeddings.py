@@ -3,6 +3,7 @@ from collections import OrderedDict
 import numpy as np
 import pytest
 import torch
+from joblib import parallel_config
 from torch import nn
 
 from sktransfer import Backbone, EmbeddingCache, load_backbone
@@ -157,7 +158,9 @@ def test_bad_images_raise_with_row_and_file_or_become_nan(pictures, counted, tmp
         assert np.isnan(rows[[3, 4]]).all()
         good = embed(Images(pictures), way(counted))
         np.testing.assert_array_equal(rows[[0, 1, 2, 5, 6, 7]], good)
-    with pytest.warns(UserWarning, match="2 of 8"):
+    # Threads in place of processes, each of which would import torch anew.
+    workers = parallel_config(backend="threading")
+    with workers, pytest.warns(UserWarning, match="2 of 8"):
         rows = embed(Images(mixed), way(counted), n_jobs=2, on_error="nan")
     np.testing.assert_array_equal(rows[[0, 1, 2, 5, 6, 7]], good)
 
