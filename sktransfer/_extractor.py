@@ -9,10 +9,9 @@ from sklearn.base import (
     _fit_context,
 )
 from sklearn.utils._param_validation import Interval, StrOptions
-from sklearn.utils.validation import validate_data
 
 from sktransfer._embeddings import embed
-from sktransfer._images import Images, image_samples, table_images
+from sktransfer._images import check_images, checked_images
 from sktransfer._loading import SourceMixin, load_backbone
 from sktransfer._passes import (
     POOLINGS,
@@ -173,7 +172,7 @@ class PretrainedFeatureExtractor(
         PretrainedFeatureExtractor
             This estimator.
         """
-        self._images(X, reset=True)
+        check_images(self, X, reset=True)
         resolve_cache(self.cache)
         self._loaded = None
         way = self._pass()
@@ -198,31 +197,15 @@ class PretrainedFeatureExtractor(
             If an image cannot be read and ``on_error="raise"``: names row and file.
         """
         self._validate_params()
-        images = self._images(X, reset=False)
+        samples = check_images(self, X, reset=False)
         return embed(
-            images,
+            checked_images(samples, self.image_shape),
             self._pass(),
             cache=resolve_cache(self.cache),
             n_jobs=self.n_jobs,
             on_error=self.on_error,
             verbose=self.verbose,
         )
-
-    def _images(self, X, reset) -> Images:
-        samples = image_samples(X)
-        if samples is None:
-            X = validate_data(self, X, dtype="numeric", reset=reset)
-            return table_images(X, self.image_shape)
-        if len(getattr(X, "shape", ())) == 2 and (reset or self._knows_columns()):
-            validate_data(self, X, skip_check_array=True, reset=reset)
-        elif reset:
-            # What an earlier fit on a table has left.
-            vars(self).pop("n_features_in_", None)
-            vars(self).pop("feature_names_in_", None)
-        return Images(samples)
-
-    def _knows_columns(self):
-        return hasattr(self, "n_features_in_")
 
     def _specification(self):
         return self.backbone, self.weights, self.image_size, self.random_state

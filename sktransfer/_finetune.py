@@ -14,12 +14,11 @@ from sklearn.utils.validation import (
     _check_sample_weight,
     check_is_fitted,
     column_or_1d,
-    validate_data,
 )
 
 from sktransfer._augment import resolve_augment
 from sktransfer._backbones import Backbone
-from sktransfer._images import Images, image_samples, table_images
+from sktransfer._images import check_images, checked_images
 from sktransfer._loading import SourceMixin, load_backbone, seeded
 from sktransfer._passes import Pass, resolve_cache, resolve_device, resolve_precision
 from sktransfer._training import (
@@ -185,7 +184,11 @@ class BaseFineTune(SourceMixin, BaseEstimator):
 
     def _fitted(self, X, y, sample_weight, start, epochs, classes=None):
         """Fit; return what is to be known of it."""
-        samples, y = self._checked(X, y, reset=start is None)
+        numeric = self._kind(None) == "values"
+        samples, y = check_images(
+            self, X, y, reset=start is None, y_numeric=numeric, multi_output=True
+        )
+        y = _column(y)
         weights = _check_sample_weight(sample_weight, y, dtype=np.float64)
         if not (weights > 0).any():
             raise ValueError(
@@ -195,9 +198,7 @@ class BaseFineTune(SourceMixin, BaseEstimator):
         value_range = None
         if isinstance(samples, np.ndarray):
             value_range = start.value_range if start else _range(samples[weights > 0])
-            images = table_images(samples, self.image_shape, value_range)
-        else:
-            images = Images(samples)
+        images = checked_images(samples, self.image_shape, value_range)
         targets, known = self._encode(y, weights, classes, start and start.known)
         weights = weights * self._class_weights(targets, weights, known)
         teacher = self._teacher_scores(X, known)
@@ -205,36 +206,6 @@ class BaseFineTune(SourceMixin, BaseEstimator):
             targets = np.column_stack([targets, teacher])
         tuned = self._tune(Examples(images, targets, weights), start, epochs, known)
         return {**known, **tuned, "value_range_": value_range}
-
-    def _checked(self, X, y, reset):
-        """Samples, or the rows of a table as an ndarray; and valid targets."""
-        checks = {"y_numeric": self._kind(None) == "values", "multi_output": True}
-        samples = image_samples(X)
-        if samples is None:
-            X, y = validate_data(self, X, y, dtype="numeric", reset=reset, **checks)
-            return X, self._column(y)
-        if len(getattr(X, "shape", ())) == 2:
-            validate_data(self, X, skip_check_array=True, reset=reset)
-        y = self._column(validate_data(self, y=y, **checks))
-        if len(y) != len(samples):
-            raise ValueError(
-                f"X has {len(samples)} images and y has {len(y)} targets. Pass one "
-                "target for each image."
-            )
-        return list(samples), y
-
-    def _column(self, y):
-        y = y.toarray() if issparse(y) else y
-        return column_or_1d(y, warn=True) if y.ndim == 2 and y.shape[1] == 1 else y
-
-    def _images(self, X) -> Images:
-        samples = image_samples(X)
-        if samples is None:
-            X = validate_data(self, X, dtype="numeric", reset=False)
-            return table_images(X, self.image_shape, self.value_range_)
-        if len(getattr(X, "shape", ())) == 2:
-            validate_data(self, X, skip_check_array=True, reset=False)
-        return Images(samples)
 
     def _tune(self, examples, start, epochs, known) -> dict:
         """Train on examples; return the fitted attributes."""
@@ -348,7 +319,8 @@ class BaseFineTune(SourceMixin, BaseEstimator):
     def _outputs(self, X) -> np.ndarray:
         """Outputs of the head for images, (n_samples, n_outputs) float64."""
         check_is_fitted(self)
-        images = self._images(X)
+        samples = check_images(self, X, reset=False)
+        images = checked_images(samples, self.image_shape, self.value_range_)
         way = self._pass(self.backbone_, len(self.backbone_.stages), "avg")
         embeddings = embed_tuned(
             images, way, self.freeze_depth_, resolve_cache(self.cache)
@@ -373,6 +345,11 @@ class BaseFineTune(SourceMixin, BaseEstimator):
         """Names of the leading stages that were not trained."""
         check_is_fitted(self)
         return self.backbone_.stage_names[: self.freeze_depth_]
+
+
+def _column(y):
+    y = y.toarray() if issparse(y) else y
+    return column_or_1d(y, warn=True) if y.ndim == 2 and y.shape[1] == 1 else y
 
 
 def _range(X):

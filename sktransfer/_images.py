@@ -20,6 +20,7 @@ import numpy as np
 import PIL.Image
 import torch
 from scipy.sparse import issparse
+from sklearn.utils.validation import validate_data
 
 ACCEPTED = (
     "An image is a path, a PIL image, encoded bytes, or an array or tensor of shape "
@@ -104,6 +105,38 @@ def image_samples(X) -> Sequence | None:
     return None if _is_numbers(X[0]) else X
 
 
+def check_images(estimator, X, y="no_validation", *, reset: bool, **checks):
+    """Do for an estimator with images what scikit-learn's `validate_data` does.
+
+    Returns
+    -------
+    samples : sequence, or ndarray of shape (n_samples, n_pixels)
+        An ndarray is a table of flattened images, which scikit-learn has validated.
+    y : ndarray
+        Only where a `y` is given.
+    """
+    samples = image_samples(X)
+    if samples is None:
+        return validate_data(estimator, X, y, dtype="numeric", reset=reset, **checks)
+    if len(getattr(X, "shape", ())) == 2 and (
+        reset or hasattr(estimator, "n_features_in_")
+    ):
+        validate_data(estimator, X, skip_check_array=True, reset=reset)
+    elif reset:
+        # What an earlier fit on a table has left.
+        vars(estimator).pop("n_features_in_", None)
+        vars(estimator).pop("feature_names_in_", None)
+    if isinstance(y, str) and y == "no_validation":
+        return list(samples)
+    y = validate_data(estimator, y=y, **checks)
+    if len(y) != len(samples):
+        raise ValueError(
+            f"X has {len(samples)} images and y has {len(y)} targets. Pass one target "
+            "for each image."
+        )
+    return list(samples), y
+
+
 def _refuse_single(X) -> None:
     single = isinstance(X, str | bytes | os.PathLike | PIL.Image.Image)
     shape = getattr(X, "shape", ())
@@ -140,6 +173,13 @@ def _is_numbers(sample) -> bool:
     if isinstance(sample, np.ndarray) and sample.ndim < 2:
         return sample.dtype.kind not in "OUST"
     return isinstance(sample, numbers.Number)
+
+
+def checked_images(samples, image_shape=None, value_range=None) -> Images:
+    """Make images of what `check_images` has returned."""
+    if isinstance(samples, np.ndarray):
+        return table_images(samples, image_shape, value_range)
+    return Images(samples)
 
 
 def table_images(

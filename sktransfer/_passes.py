@@ -173,14 +173,12 @@ class Pass:
                 x = self.backbone.recipe.normalise(x)
             if x.dim() == 4:
                 x = x.contiguous(memory_format=torch.channels_last)
-            for depth in range(start + 1, self.depth + 1):
-                # float32 between stages, so that a later start makes no difference.
-                x = stages[depth - 1](x).float()
+            for depth in range(start, self.depth + 1):
+                if depth > start:
+                    # float32 between stages: a later start makes no difference.
+                    x = stages[depth - 1](x).float()
                 if depth in poolings:
                     found[depth] = _pool(x, poolings[depth])[:count]
-            # Where no stage is left to run.
-            if self.depth not in found:
-                found[self.depth] = _pool(x, self.pooling)[:count]
         return {depth: rows.contiguous().cpu() for depth, rows in found.items()}
 
 

@@ -13,7 +13,6 @@ from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.model_selection import check_cv, cross_val_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
-from sklearn.utils import check_consistent_length
 from tqdm.auto import tqdm
 
 from sktransfer._embeddings import (
@@ -25,6 +24,7 @@ from sktransfer._embeddings import (
     stack_squares,
 )
 from sktransfer._extractor import PretrainedFeatureExtractor
+from sktransfer._images import check_images, checked_images
 from sktransfer._loading import weights_licence
 from sktransfer._passes import Pass, resolve_cache
 from sktransfer._scores import SCORES, is_classes
@@ -110,11 +110,10 @@ def rank_backbones(
         "cache": cache,
         "random_state": random_state,
     }
-    y = np.asarray(y)
+    samples, y = check_images(PretrainedFeatureExtractor(), X, y, reset=True)
+    images = checked_images(samples, image_shape)
     scores = resolve_scoring(scoring, y)
     candidates = [make_candidate(given, shared, stages) for given in backbones]
-    images = PretrainedFeatureExtractor(image_shape=image_shape)._images(X, reset=True)
-    check_consistent_length(images, y)
 
     def more(candidate, way, features):
         return _probe(features, y, cv) | _costs(candidate, way)
@@ -213,7 +212,9 @@ def embed_all(images, candidates: list[Candidate], cache, verbose=0) -> None:
     """
     refusals = Refusals(images, strict=True)
     digests = image_digests(images, refusals) if cache is not None else None
-    jobs = [_Job(c, cache, digests, len(images)) for c in candidates if not c.error]
+    jobs = [
+        _Embedding(c, cache, digests, len(images)) for c in candidates if not c.error
+    ]
     size = max((job.ways[-1].size for job in jobs), default=1)
     batches = [
         range(i, min(i + size, len(images))) for i in range(0, len(images), size)
@@ -232,7 +233,7 @@ def embed_all(images, candidates: list[Candidate], cache, verbose=0) -> None:
         run_lanes(batches, work, progress.update)
 
 
-class _Job:
+class _Embedding:
     """The embeddings of one candidate."""
 
     def __init__(self, candidate, cache, digests, n_images):

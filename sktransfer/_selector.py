@@ -9,14 +9,10 @@ from sklearn.base import (
     _fit_context,
 )
 from sklearn.utils._param_validation import Interval, StrOptions
-from sklearn.utils.validation import (
-    check_consistent_length,
-    check_is_fitted,
-    validate_data,
-)
+from sklearn.utils.validation import check_is_fitted
 
 from sktransfer._extractor import PretrainedFeatureExtractor
-from sktransfer._images import Images, image_samples, table_images
+from sktransfer._images import check_images, checked_images
 from sktransfer._passes import resolve_cache
 from sktransfer._ranking import make_candidate, rank, resolve_scoring
 from sktransfer._tables import Table
@@ -137,7 +133,8 @@ class BackboneSelector(
         BackboneSelector
             This estimator.
         """
-        images, y = self._checked(X, y)
+        samples, y = check_images(self, X, y, reset=True)
+        images = checked_images(samples, self.image_shape)
         shared = {name: getattr(self, name) for name in _SHARED}
         candidates = [
             make_candidate(given, shared, self.stages) for given in self.candidates
@@ -155,18 +152,6 @@ class BackboneSelector(
             pooling=way.pooling,
         ).fit(X)
         return self
-
-    def _checked(self, X, y):
-        """Images and valid targets."""
-        samples = image_samples(X)
-        if samples is None:
-            X, y = validate_data(self, X, y, dtype="numeric")
-            return table_images(X, self.image_shape), y
-        if len(getattr(X, "shape", ())) == 2:
-            validate_data(self, X, skip_check_array=True)
-        y = validate_data(self, y=y)
-        check_consistent_length(samples, y)
-        return Images(samples), y
 
     def transform(self, X):
         """Embed images with the backbone that was chosen.

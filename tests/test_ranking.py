@@ -1,5 +1,9 @@
 import numpy as np
 import pytest
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import cross_val_score
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 from small_network import counts, small_backbone
 from torch import nn
 
@@ -13,6 +17,7 @@ from sktransfer import (
 )
 from sktransfer._backbones import Recipe
 from sktransfer._images import decode
+from sktransfer._loading import weights_licence
 
 
 def make_task(n=24, seed=0):
@@ -68,7 +73,26 @@ def test_scores_are_those_of_the_extractors_embeddings():
     assert row["h_score"] == h_score(features, y)
     assert "probe" not in row
     assert row["parameters"] == source.n_parameters
+    tensors = source.stages.state_dict().values()
+    assert row["megabytes"] == sum(t.numel() * t.element_size() for t in tensors) / 1e6
+    assert row["licence"] is None
     assert row["seconds"] > 0
+
+
+def test_probe_is_scikit_learns_own():
+    X, y = make_task()
+    (row,) = rank_backbones(X, y, [colour_backbone()], scoring="knn", cv=4)
+    features = PretrainedFeatureExtractor(colour_backbone()).fit_transform(X)
+    probe = make_pipeline(StandardScaler(), LogisticRegression(C=0.01, max_iter=1000))
+    scores = cross_val_score(probe, features, y, cv=4)
+    assert row["probe"] == scores.mean()
+    assert row["probe_se"] == scores.std(ddof=1) / 2
+
+
+def test_licence_of_the_weights():
+    assert "BSD-3-Clause" in weights_licence("resnet18", "default")
+    assert weights_licence("resnet18", "my.pth") is None
+    assert weights_licence("resnet18", None) is None
 
 
 @pytest.mark.parametrize("cache", [None, "memory", "disk"])
@@ -163,7 +187,7 @@ def test_regression():
         ({"scoring": "leep"}, "scoring=.*leep.* is not known. Accepted are"),
         ({"scoring": []}, "is not known"),
         ({"backbones": []}, "no backbone to rank"),
-        ({"y": ["a"]}, "inconsistent numbers of samples"),
+        ({"y": ["a"]}, "24 images and y has 1 targets"),
         ({"stages": ["layer9"]}, "layer9"),
     ],
 )
