@@ -4,10 +4,18 @@ from sktransfer import datasets
 from sktransfer._backbones import Backbone
 from sktransfer._cache import EmbeddingCache
 from sktransfer._classifier import FineTuneClassifier
+from sktransfer._displays import (
+    BackboneRankingDisplay,
+    FreezeDepthDisplay,
+    TrainingHistoryDisplay,
+    TransferReportDisplay,
+)
 from sktransfer._extractor import PretrainedFeatureExtractor
 from sktransfer._loading import list_backbones, load_backbone, register_backbone
+from sktransfer._pictures import AttributionDisplay, TopLossesDisplay
 from sktransfer._ranking import rank_backbones
 from sktransfer._regressor import FineTuneRegressor
+from sktransfer._report import TransferReport, transfer_report
 from sktransfer._scores import h_score, knn_score, logme_score
 from sktransfer._selector import BackboneSelector
 from sktransfer._stages import split_stages
@@ -16,12 +24,19 @@ from sktransfer._weights import WeightsMismatchError
 __version__ = "0.1.0"
 
 __all__ = [
+    "AttributionDisplay",
     "Backbone",
+    "BackboneRankingDisplay",
     "BackboneSelector",
     "EmbeddingCache",
     "FineTuneClassifier",
     "FineTuneRegressor",
+    "FreezeDepthDisplay",
     "PretrainedFeatureExtractor",
+    "TopLossesDisplay",
+    "TrainingHistoryDisplay",
+    "TransferReport",
+    "TransferReportDisplay",
     "WeightsMismatchError",
     "datasets",
     "h_score",
@@ -32,4 +47,5 @@ __all__ = [
     "rank_backbones",
     "register_backbone",
     "split_stages",
+    "transfer_report",
 ]

@@ -337,14 +337,15 @@ class FineTuneClassifier(ClassifierMixin, BaseFineTune):
         unknown = np.setdiff1d(y[weights > 0], classes)
         if len(unknown):
             raise ValueError(
-                f"y has labels {list(unknown[:5])} that are not among the classes "
-                f"{list(classes[:10])}. Pass all of them as classes to the first "
+                f"y has labels {unknown[:5].tolist()} that are not among the classes "
+                f"{classes[:10].tolist()}. Pass all of them as classes to the first "
                 "partial_fit, or fit anew with warm_start=False."
             )
         if len(classes) < 2:
             raise ValueError(
-                f"y has only one class, {classes[0]!r}, and a classifier needs two. "
-                "Pass examples of another class too (of positive sample weight)."
+                f"y has only one class, {classes.tolist()[0]!r}, and a classifier "
+                "needs two. Pass examples of another class too (of positive sample "
+                "weight)."
             )
         codes = np.searchsorted(classes, y) % len(classes)
         return codes[:, None], {"classes_": classes, "multilabel_": False}

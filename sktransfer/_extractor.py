@@ -20,10 +20,15 @@ from sktransfer._passes import (
     resolve_device,
     resolve_precision,
 )
+from sktransfer._reprs import StagesReprMixin, Summary
 
 
 class PretrainedFeatureExtractor(
-    SourceMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator
+    StagesReprMixin,
+    SourceMixin,
+    ClassNamePrefixFeaturesOutMixin,
+    TransformerMixin,
+    BaseEstimator,
 ):
     """Embed images with a pretrained network.
 
@@ -244,6 +249,12 @@ class PretrainedFeatureExtractor(
     @property
     def _n_features_out(self):
         return self.n_features_out_
+
+    def _summary(self):
+        if not hasattr(self, "n_features_out_"):
+            return None
+        way = self._pass()
+        return Summary(way.backbone, way.depth, 0, way.depth, way.shape[0])
 
     def __sklearn_tags__(self):
         tags = super().__sklearn_tags__()

@@ -21,6 +21,7 @@ from sktransfer._backbones import Backbone
 from sktransfer._images import check_images, checked_images
 from sktransfer._loading import SourceMixin, load_backbone, seeded
 from sktransfer._passes import Pass, resolve_cache, resolve_device, resolve_precision
+from sktransfer._reprs import StagesReprMixin, Summary
 from sktransfer._training import (
     LR_SCHEDULES,
     OPTIMIZERS,
@@ -49,7 +50,7 @@ class _Start:
     value_range: tuple[float, float] | None
 
 
-class BaseFineTune(SourceMixin, BaseEstimator):
+class BaseFineTune(StagesReprMixin, SourceMixin, BaseEstimator):
     """What classifier and regressor share: all but the meaning of `y`."""
 
     # What is resolved where it is used, with errors of its own.
@@ -345,6 +346,18 @@ class BaseFineTune(SourceMixin, BaseEstimator):
         """Names of the leading stages that were not trained."""
         check_is_fitted(self)
         return self.backbone_.stage_names[: self.freeze_depth_]
+
+    @property
+    def n_trained_parameters_(self):
+        """Number of parameters of the stages that were trained, and of the head."""
+        check_is_fitted(self)
+        trained = [self.backbone_.stages[self.freeze_depth_ :], self.head_]
+        return sum(p.numel() for part in trained for p in part.parameters())
+
+    def _summary(self):
+        if not self._is_fitted():
+            return None
+        return Summary(self.backbone_, self.freeze_depth_, self.n_trained_parameters_)
 
 
 def _column(y):

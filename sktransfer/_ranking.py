@@ -8,7 +8,6 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import torch
 from scipy.stats import rankdata
-from sklearn.dummy import DummyClassifier, DummyRegressor
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.model_selection import check_cv, cross_val_score
 from sklearn.pipeline import make_pipeline
@@ -78,7 +77,8 @@ def rank_backbones(
         A list of dict, best mean rank first, a row for each backbone and stage:
         ``backbone``, ``stage``, each score and its rank (``logme_rank``), ``probe``
         (mean cross-validated accuracy, or R2, of a linear model) with its standard
-        error ``probe_se`` over the folds and what guessing gets (``chance``),
+        error ``probe_se`` over the folds and what guessing the most frequent class,
+        or the mean, gets (``chance``),
         ``seconds`` of computation for 1,000 images, ``parameters`` of the stages,
         ``megabytes`` of their weights, ``licence`` of the weights where it is known,
         and ``error``. A backbone that fails has a row too, with its error, at the end.
@@ -306,19 +306,23 @@ def _scored(candidate, y, scores, more) -> list[tuple]:
     return [({"backbone": candidate.label, "error": candidate.error}, None)]
 
 
+def linear_steps(classes: bool) -> list:
+    """Make the steps of a linear probe, for classes or numbers."""
+    # At this strength the probe of embeddings of a few hundred images is near its best.
+    linear = LogisticRegression(C=0.01, max_iter=1000) if classes else Ridge(100.0)
+    return [StandardScaler(), linear]
+
+
 def _probe(features, y, cv) -> dict:
     """Cross-validated score of a linear model, and of one that guesses."""
     if cv is None:
         return {}
     classes = is_classes(y)
     folds = list(check_cv(cv, y, classifier=classes).split(features, y))
-    # At this strength the probe of embeddings of a few hundred images is near its best.
-    linear = LogisticRegression(C=0.01, max_iter=1000) if classes else Ridge(100.0)
     found = cross_val_score(
-        make_pipeline(StandardScaler(), linear), features, y, cv=folds
+        make_pipeline(*linear_steps(classes)), features, y, cv=folds
     )
-    dummy = DummyClassifier() if classes else DummyRegressor()
-    chance = cross_val_score(dummy, features, y, cv=folds).mean()
+    chance = np.unique(y, return_counts=True)[1].max() / len(y) if classes else 0.0
     error = found.std(ddof=1) / np.sqrt(len(found)) if len(found) > 1 else np.nan
     return {
         "probe": float(found.mean()),

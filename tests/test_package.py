@@ -17,18 +17,19 @@ LEAVES = {
     "datasets",
     "_scores",
     "_tables",
+    "_displays",
 }
 # What a module may import, one row above the other.
 LAYERS = [
     LEAVES,
     {"_backbones"},
-    {"_loading", "_passes"},
+    {"_loading", "_passes", "_reprs"},
     {"_embeddings"},
     {"_training"},
     {"_tuning"},
     {"_finetune", "_extractor"},
-    {"_classifier", "_regressor", "_ranking"},
-    {"_selector"},
+    {"_classifier", "_regressor", "_ranking", "_pictures"},
+    {"_selector", "_report"},
     {"__init__"},
 ]
 

@@ -1,0 +1,123 @@
+import numpy as np
+import pytest
+from matplotlib import pyplot as plt
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import GridSearchCV
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import FunctionTransformer
+from small_network import small_backbone
+from test_ranking import blind_backbone, colour_backbone, make_task
+
+from sktransfer import (
+    BackboneRankingDisplay,
+    FineTuneClassifier,
+    FreezeDepthDisplay,
+    TrainingHistoryDisplay,
+    TransferReportDisplay,
+    rank_backbones,
+    transfer_report,
+)
+
+
+def labels_of(axis):
+    return [label.get_text() for label in axis.get_ticklabels()]
+
+
+def texts_of(axes):
+    yield axes.title
+    for axis in (axes.xaxis, axes.yaxis) if axes.axison else ():
+        yield axis.label
+        low, high = sorted(axis.get_view_interval())
+        for tick in axis.get_major_ticks():
+            if low <= tick.get_loc() <= high and tick.label1.get_visible():
+                yield tick.label1
+
+
+def no_text_overlaps(figure):
+    """Check that no two texts of a figure lie over each other."""
+    figure.canvas.draw()
+    texts = [text for axes in figure.axes for text in texts_of(axes)]
+    boxes = [text.get_window_extent() for text in texts if text.get_text()]
+    for i, one in enumerate(boxes):
+        assert not any(one.overlaps(other) for other in boxes[:i])
+
+
+def test_freeze_depth_of_a_search():
+    X, y = make_task()
+    model = make_pipeline(
+        FunctionTransformer(), FineTuneClassifier(small_backbone(), random_state=0)
+    )
+    depths = ["all", 0, -2, "0"]
+    grid = {
+        "finetuneclassifier__freeze": depths,
+        "finetuneclassifier__max_epochs": [0, 3],
+    }
+    search = GridSearchCV(model, grid, cv=3).fit(X, y)
+    display = FreezeDepthDisplay.from_search(search)
+    assert display.depths == ["0", "0", "-2", "all"]
+    results = search.cv_results_
+    for row, depth in enumerate([0, "0", -2, "all"]):
+        mean = max(
+            score
+            for score, params in zip(
+                results["mean_test_score"], results["params"], strict=True
+            )
+            if params["finetuneclassifier__freeze"] == depth
+        )
+        assert display.scores[row].mean() == pytest.approx(mean)
+    assert display.scores.shape == (4, 3)
+    assert (display.seconds > 0).all()
+    top, bottom = display.ax_
+    assert labels_of(bottom.xaxis) == display.depths
+    assert bottom.get_ylabel() == "fit (s)"
+    no_text_overlaps(display.figure_)
+    alone = FreezeDepthDisplay.from_search(search, ax=plt.figure().subplots())
+    assert len(alone.ax_) == 1
+    with pytest.raises(ValueError, match=r"of which none are freeze depths. Pass"):
+        FreezeDepthDisplay.from_search(
+            GridSearchCV(LogisticRegression(), {"C": [1.0]}).fit(np.eye(10), y[:10])
+        )
+
+
+@pytest.mark.parametrize("early_stopping", [False, True])
+def test_history_of_a_fit(early_stopping):
+    X, y = make_task()
+    model = FineTuneClassifier(
+        small_backbone(), head_epochs=2, max_epochs=3, early_stopping=early_stopping
+    )
+    display = TrainingHistoryDisplay.from_estimator(model.fit(X, y))
+    losses = [row["train_loss"] for row in model.history_]
+    assert len(losses) == 5
+    np.testing.assert_array_equal(display.ax_[0].lines[0].get_ydata(), losses)
+    assert len(display.ax_) == 1 + early_stopping
+    names = [text.get_text() for text in display.ax_[0].get_legend().get_texts()]
+    assert names == ["training", *["validation"] * early_stopping, "head only"]
+    no_text_overlaps(display.figure_)
+
+
+def test_ranking():
+    X, y = make_task()
+    ranking = rank_backbones(X, y, [colour_backbone(), blind_backbone(), "resnet19"])
+    display = BackboneRankingDisplay.from_ranking(ranking)
+    assert labels_of(display.ax_.yaxis) == ["colour, 1", "blind, 1"]
+    assert list(display.scores) == [row["probe"] for row in ranking[:2]]
+    assert display.chance == 0.5
+    no_text_overlaps(display.figure_)
+    display = BackboneRankingDisplay.from_ranking(ranking, column="knn")
+    assert display.ax_.get_xlabel() == "knn"
+    stages = rank_backbones(X, y, [small_backbone()], stages="all", cv=None)
+    display = BackboneRankingDisplay.from_ranking(stages)
+    assert sorted(display.names) == ["0", "1", "2", "3"]
+    assert list(display.scores) == [row["logme"] for row in stages]
+
+
+def test_report():
+    X, y = make_task()
+    model = FineTuneClassifier(small_backbone(), max_epochs=1, random_state=0)
+    report = transfer_report(model, X, y, cv=2)
+    display = TransferReportDisplay.from_report(report)
+    assert labels_of(display.ax_.yaxis) == [row["model"] for row in report]
+    assert display.ax_.get_title() == report.verdict
+    no_text_overlaps(display.figure_)
+    given = plt.figure().subplots()
+    assert TransferReportDisplay.from_report(report, ax=given).ax_ is given
