@@ -11,8 +11,7 @@ Three phases, each resumed where it stopped when the script is run again:
 3. train: the student sees precisely the crop that the teacher saw (Beyer et al. 2022,
    "A good teacher is patient and consistent"), under noise of its own (light, colour,
    blur as of enlarged small pictures), and learns the teacher's embedding, its softened
-   class scores and the labels. The learning rate falls over `--minutes` of training,
-   whatever the machine makes of them.
+   class scores and the labels.
 
 Where time is short, `--taught` lets the teacher see only so many pictures; the others
 teach by their labels alone.
@@ -282,7 +281,7 @@ def validate(student, data, rows):
 
 
 def train(student, data, args):
-    """Train until the time is spent, from the last checkpoint on."""
+    """Train all steps, from the last checkpoint on."""
     checkpoint, step, spent = args.work_dir / "checkpoint.pt", 0, 0.0
     if checkpoint.exists():
         step, spent, states = torch.load(checkpoint, map_location=DEVICE)
@@ -291,11 +290,11 @@ def train(student, data, args):
     rows = torch.arange(len(data["labels"]))
     held_out = rows % HOLD_OUT == 0
     start, saved, recent = time.monotonic() - spent, spent, []
-    while spent < 60 * args.minutes:
+    while step < args.steps:
         batch = draw_batch(data, rows[~held_out], step, args)
-        recent.append(student.step(batch, spent / (60 * args.minutes)))
+        recent.append(student.step(batch, step / args.steps))
         step, spent = step + 1, time.monotonic() - start
-        if spent - saved > SAVE_SECONDS or spent >= 60 * args.minutes:
+        if spent - saved > SAVE_SECONDS or step == args.steps:
             state = step, spent, [part.state_dict() for part in student.parts]
             replace(checkpoint, lambda file, state=state: torch.save(state, file))
             export(student.average[0], args.work_dir / "latest.safetensors")
@@ -330,7 +329,7 @@ def parse_arguments():
     add("--teacher", type=Path, required=True)
     add("--work-dir", type=Path, required=True)
     add("--output", type=Path, required=True)
-    add("--minutes", type=float, default=90, help="of training")
+    add("--steps", type=int, default=15_000, help="of training")
     add("--views", type=int, default=2)
     add("--taught", type=int, default=None, help="pictures that the teacher sees")
     add("--teacher-side", type=int, default=224, help="pixels that the teacher sees")

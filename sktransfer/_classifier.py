@@ -56,7 +56,8 @@ class FineTuneClassifier(ClassifierMixin, BaseFineTune):
         `weight_decay`: adds ``l2_sp / 2 * |w - w_source|^2 + l2_sp / 20 * |head|^2``
         to the loss (L2-SP, [1]_).
     head_epochs : int, default=1
-        Epochs in which the head alone is trained first (LP-FT, [2]_).
+        Epochs in which the head alone is trained first (LP-FT, [2]_); none with
+        ``weights=None``, where there are no features to keep.
     max_epochs : int, default=10
         Epochs in which stages and head are trained.
     unfreeze_every : int, default=0

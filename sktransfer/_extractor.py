@@ -66,9 +66,8 @@ class PretrainedFeatureExtractor(
     device : str, default="auto"
         "cpu", "cuda", "cuda:1", "mps"; "auto" takes what is there.
     precision : {"float32", "bfloat16"}, default="float32"
-        Of the computation; the result is float32. "bfloat16" is two to three times
-        faster on hardware made for it, and moves embeddings by a cosine distance of
-        up to 1e-4.
+        Of the computation; the result is float32. "bfloat16" is for hardware made for
+        it, and refused elsewhere, where it would be slower.
     n_jobs : int or None, default=None
         Number of joblib workers among which the images are spread. None computes in
         this process, which uses all its cores, too.

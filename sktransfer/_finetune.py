@@ -257,14 +257,15 @@ class BaseFineTune(StagesReprMixin, SourceMixin, BaseEstimator):
         "Fine-tuning can distort pretrained features and underperform
         out-of-distribution", ICLR 2022.
         """
+        n_outputs, scratch = self._n_outputs(known), self.weights is None
+        layers = self.hidden_layer_sizes, self.dropout, n_outputs
+        if scratch and not inputs.all_frozen:
+            # There are no features to keep, nor any scale of them: it is to be learnt.
+            neutral = Standardise.nothing(inputs.way.backbone.n_features)
+            return make_head(neutral, *layers), []
         embeddings = inputs.embeddings()
-        weights = inputs.examples.weights
-        head = make_head(
-            Standardise(embeddings[train_rows], weights[train_rows]),
-            self.hidden_layer_sizes,
-            self.dropout,
-            self._n_outputs(known),
-        )
+        weights = inputs.examples.weights[train_rows]
+        head = make_head(Standardise.of(embeddings[train_rows], weights), *layers)
         if not self.head_epochs or inputs.all_frozen:
             return head, []
         read = torch.from_numpy(embeddings).__getitem__

@@ -1,6 +1,7 @@
 """Which pretrained network, and which of its stages, suits a task."""
 
 import functools
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -140,12 +141,10 @@ class Candidate:
 
 def make_candidate(given, shared: dict, stages) -> Candidate:
     """Load a backbone, or note why that fails."""
-    if isinstance(given, PretrainedFeatureExtractor):
-        extractor, label = given, given.backbone
-    else:
-        extractor, label = PretrainedFeatureExtractor(given, **shared), given
-    label = label if isinstance(label, str) else getattr(label, "name", None)
-    candidate = Candidate(label or type(extractor.backbone).__name__, extractor)
+    extractor = given
+    if not isinstance(given, PretrainedFeatureExtractor):
+        extractor = PretrainedFeatureExtractor(given, **shared)
+    candidate = Candidate(_label(extractor), extractor)
     try:
         way = extractor._pass()
         names = way.backbone.stage_names
@@ -157,6 +156,17 @@ def make_candidate(given, shared: dict, stages) -> Candidate:
     except Exception as error:
         candidate.fail(error)
     return candidate
+
+
+def _label(extractor) -> str:
+    """Name a candidate by its network and, if they are not the usual ones, weights."""
+    name, weights = extractor.backbone, extractor.weights
+    if not isinstance(name, str):
+        name = getattr(name, "name", type(name).__name__)
+    if weights is None:
+        return f"{name}, random"
+    path = weights[0] if isinstance(weights, tuple) else weights
+    return name if path == "default" else f"{name}, {os.path.basename(str(path))}"
 
 
 def resolve_scoring(scoring, y) -> dict[str, Callable]:

@@ -65,21 +65,36 @@ def logme_score(features, y) -> float:
     """
     features, y = _checked(features, y)
     targets = _indicators(y) if is_classes(y) else y.astype(float).reshape(len(y), -1)
-    left, singular, _ = linalg.svd(features, full_matrices=False, check_finite=False)
-    return float(np.mean(_evidence(left, singular**2, targets)))
+    return float(np.mean(_evidence(*_spectrum(features, targets), targets)))
 
 
-def _evidence(left, squares, targets) -> np.ndarray:
+def _spectrum(features, targets) -> tuple[np.ndarray, np.ndarray]:
+    """Squares of the singular values, and of the targets along the left vectors.
+
+    By the smaller Gram matrix, which takes a fraction of the time of the singular value
+    decomposition. Directions lost in its rounding are left out: there, features explain
+    nothing.
+    """
+    n, d = features.shape
+    if n <= d:
+        squares, left = linalg.eigh(features @ features.T, check_finite=False)
+        return squares.clip(0), (left.T @ targets) ** 2
+    squares, right = linalg.eigh(features.T @ features, check_finite=False)
+    along = (right.T @ (features.T @ targets)) ** 2
+    kept = squares > d * np.finfo(float).eps * squares.max()
+    return squares[kept], along[kept] / squares[kept, None]
+
+
+def _evidence(squares, along, targets) -> np.ndarray:
     """Maximum log evidence per sample of each target.
 
-    `left` are left singular vectors of the features, `squares` the squares of the
-    singular values.
+    `squares` are those of the singular values, `along` those of the targets along the
+    left singular vectors.
     """
     norms = (targets**2).sum(axis=0)
-    along = (left.T @ targets) ** 2
     across = np.maximum(norms - along.sum(axis=0), _LEAST_NOISE * norms)
     across = np.maximum(across, np.finfo(float).tiny)
-    squares = squares[:, None] / max(squares.max(), np.finfo(float).tiny)
+    squares = squares[:, None] / max(squares.max(initial=0), np.finfo(float).tiny)
 
     def evidence(ratio):
         rest = ((ratio / (ratio + squares)) * along).sum(axis=0) + across

@@ -25,15 +25,25 @@ _HEAD_PULL = 0.1
 class Standardise(nn.Module):
     """Centre and scale embeddings by fixed numbers, as a StandardScaler does."""
 
-    def __init__(self, embeddings: np.ndarray, weights: np.ndarray):
+    def __init__(self, mean: np.ndarray, scale: np.ndarray):
         super().__init__()
+        self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32))
+        self.register_buffer("scale", torch.tensor(scale, dtype=torch.float32))
+
+    @classmethod
+    def of(cls, embeddings: np.ndarray, weights: np.ndarray) -> "Standardise":
+        """Standardise as these embeddings need it."""
         mean = np.average(embeddings, axis=0, weights=weights)
         variance = np.average((embeddings - mean) ** 2, axis=0, weights=weights)
         scale = np.sqrt(variance)
         # A feature that hardly varies is left alone rather than blown up to noise.
         scale[scale < 1e-6 * max(scale.max(), 1e-12)] = 1.0
-        self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32))
-        self.register_buffer("scale", torch.tensor(scale, dtype=torch.float32))
+        return cls(mean, scale)
+
+    @classmethod
+    def nothing(cls, n_features: int) -> "Standardise":
+        """Leave embeddings as they are."""
+        return cls(np.zeros(n_features), np.ones(n_features))
 
     def forward(self, x):
         return (x - self.mean) / self.scale

@@ -152,7 +152,7 @@ def test_a_candidate_that_fails_is_a_row():
         X, y, [broken, "resnet19", extractor, colour_backbone()], cv=None
     )
     assert [row["backbone"] for row in ranking] == [
-        "colour", "broken", "resnet19", "resnet18"
+        "colour", "broken", "resnet19", "resnet18, nowhere.pth"
     ]  # fmt: skip
     errors = [row["error"] for row in ranking]
     assert errors[0] is None
