@@ -31,4 +31,4 @@ top = TopLossesDisplay.from_estimator(model, X_test, y_test, n_pictures=6)
 # %%
 # Where on those pictures the evidence for the predicted class lies (Grad-CAM).
 
-AttributionDisplay.from_estimator(model, X_test[top.rows], stage="layer3")
+maps = AttributionDisplay.from_estimator(model, X_test[top.rows], stage="layer3")

@@ -25,12 +25,12 @@ search.fit(X, y)
 # Score and time for each depth. The points are the folds: where their spread is wider
 # than a step of the curve, the step means little.
 
-FreezeDepthDisplay.from_search(search)
+display = FreezeDepthDisplay.from_search(search)
 
 # %%
 # How the best model was trained, and what it is made of.
 
-TrainingHistoryDisplay.from_estimator(search.best_estimator_)
+display = TrainingHistoryDisplay.from_estimator(search.best_estimator_)
 
 # %%
 search.best_estimator_

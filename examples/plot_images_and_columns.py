@@ -24,7 +24,7 @@ from sktransfer import PretrainedFeatureExtractor
 rng = np.random.default_rng(0)
 photos = load_sample_images().images
 corners = [(i, j) for i in range(0, 384, 32) for j in range(0, 608, 64)]
-patches = [photo[i : i + 32, j : j + 32] for photo in photos for i, j in corners]
+patches = [photo[i : i + 8, j : j + 8] for photo in photos for i, j in corners]
 y = np.repeat(["china", "flower"], len(corners))
 table = pd.DataFrame(
     {

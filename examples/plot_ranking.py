@@ -30,7 +30,7 @@ ranking
 # The first stages know colours and edges, the last ones what their source task asks
 # for. Which is better depends on the task.
 
-BackboneRankingDisplay.from_ranking(ranking)
+display = BackboneRankingDisplay.from_ranking(ranking)
 
 # %%
 # Inside a model, the choice is made from the training part alone.

@@ -103,7 +103,7 @@ class FreezeDepthDisplay:
             label="mean and standard error",
         )
         top.plot([], [], "o", color=GREY, alpha=0.5, markersize=4, label="folds")
-        top.legend(fontsize="small")
+        _legend(top)
         top.set_ylabel(self.score_name)
         if len(self.ax_) > 1:
             self.ax_[1].bar(places, self.seconds, width=0.5, color=ORANGE)
@@ -186,7 +186,7 @@ class TrainingHistoryDisplay:
             self.ax_[1].plot(epochs, values, "s--", color=ORANGE, markersize=4)
             self.ax_[1].set_ylabel("validation score")
         self._mark_head_epochs()
-        self.ax_[0].legend(fontsize="small")
+        _legend(self.ax_[0])
         self.ax_[-1].set_xlabel("epoch")
         self.ax_[-1].xaxis.get_major_locator().set_params(integer=True)
         return self
@@ -281,7 +281,7 @@ class BackboneRankingDisplay:
         )
         if self.chance is not None:
             self.ax_.axvline(self.chance, color=GREY, linestyle=":", label="guessing")
-            self.ax_.legend(fontsize="small")
+            _legend(self.ax_)
         self.ax_.set_yticks(places, self.names)
         self.ax_.set_ylim(len(places) - 0.5, -0.5)
         self.ax_.grid(axis="x", alpha=0.3)
@@ -308,7 +308,7 @@ class TransferReportDisplay:
     >>> import numpy as np
     >>> from sktransfer import TransferReportDisplay
     >>> scores = {"as given": np.array([0.9, 0.8]), "guessing": np.array([0.5, 0.5])}
-    >>> TransferReportDisplay(scores, "transfer helps").plot().ax_.get_title()
+    >>> TransferReportDisplay(scores, "transfer helps").plot().ax_.get_title("right")
     'transfer helps'
     """
 
@@ -361,8 +361,8 @@ class TransferReportDisplay:
         self.ax_.set_ylim(len(places) - 0.5, -0.5)
         self.ax_.grid(axis="x", alpha=0.3)
         self.ax_.set_xlabel("score")
-        self.ax_.set_title(self.verdict)
-        self.ax_.legend(fontsize="small")
+        self.ax_.set_title(self.verdict, loc="right")
+        _legend(self.ax_)
         return self
 
 
@@ -393,6 +393,12 @@ def _is_fold_score(key: str) -> bool:
 def _standard_error(scores: np.ndarray) -> np.ndarray | None:
     n_folds = scores.shape[1]
     return scores.std(axis=1, ddof=1) / np.sqrt(n_folds) if n_folds > 1 else None
+
+
+def _legend(axes) -> None:
+    """Explain the marks above the axes, where they hide none."""
+    place = {"loc": "lower left", "bbox_to_anchor": (0, 1)}
+    axes.legend(**place, ncols=3, frameon=False, fontsize="small")
 
 
 def _panels(display, ax, count, height=None, **options):

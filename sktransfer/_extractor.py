@@ -193,7 +193,7 @@ class PretrainedFeatureExtractor(
 
         Returns
         -------
-        ndarray of shape (n_samples, n_features_out_), float32
+        ndarray of shape (n_samples, n_features_out), float32
 
         Raises
         ------

@@ -271,13 +271,14 @@ def _judge(rows) -> tuple[str, str]:
         f"{scratch['score']:.3f} from scratch (95 % interval of the difference "
         f"{scratch['low']:+.3f} to {scratch['high']:+.3f})."
     )
-    probe, guess = by_name["linear probe"], by_name["guessing"]
-    if given["trained"] != probe["trained"] and probe["low"] <= 0:
-        better = "better than" if probe["high"] < 0 else "not to be told from"
-        text += (
-            f" A linear probe ({probe['score']:.3f}), which trains only "
-            f"{probe['trained']:,} parameters, is {better} it."
-        )
-    if guess["low"] <= 0:
-        text += f" It is not to be told from guessing ({guess['score']:.3f})."
+    simpler = {
+        "linear probe": "A linear probe",
+        "pixels": "A linear model of the pixels",
+        "guessing": "Guessing",
+    }
+    for name, what in simpler.items():
+        row = by_name[name]
+        if row["low"] <= 0 and row["trained"] != given["trained"]:
+            better = "better than" if row["high"] < 0 else "not to be told from"
+            text += f" {what} ({row['score']:.3f}) is {better} it."
     return verdict, text

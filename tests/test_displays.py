@@ -117,7 +117,7 @@ def test_report():
     report = transfer_report(model, X, y, cv=2)
     display = TransferReportDisplay.from_report(report)
     assert labels_of(display.ax_.yaxis) == [row["model"] for row in report]
-    assert display.ax_.get_title() == report.verdict
+    assert display.ax_.get_title("right") == report.verdict
     no_text_overlaps(display.figure_)
     given = plt.figure().subplots()
     assert TransferReportDisplay.from_report(report, ax=given).ax_ is given

@@ -56,6 +56,13 @@ def test_all_public_names_are_there_sorted():
         assert getattr(sktransfer, name).__doc__
 
 
+def test_all_public_names_are_in_the_reference():
+    reference = (FOLDER.parent / "docs" / "api.rst").read_text().split()
+    missing = {name for name in sktransfer.__all__ if name not in reference}
+    assert missing == {"datasets"}
+    assert {f"datasets.{name}" for name in sktransfer.datasets.__all__} <= {*reference}
+
+
 def test_import_opens_no_file_but_modules_and_no_connection():
     opened, watching = [], True
 

@@ -85,7 +85,7 @@ def test_negative_transfer_is_found():
     assert scratch["high"] < 0
     assert scratch["score"] > report[0]["score"] + 0.2
     assert "is below the" in report.explanation
-    assert "not to be told from guessing" in report.explanation
+    assert "Guessing (0.500) is not to be told from it." in report.explanation
 
 
 def test_rows_are_those_of_own_fits_on_the_same_folds():
