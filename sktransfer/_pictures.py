@@ -213,7 +213,7 @@ class AttributionDisplay:
         >>> model = model.fit(X[:60], y[:60])
         >>> display = AttributionDisplay.from_estimator(model, X[60:64], stage="layer3")
         >>> display.maps.shape
-        (4, 8, 8)
+        (4, 4, 4)
         """
         check_is_fitted(estimator)
         backbone = estimator.backbone_
