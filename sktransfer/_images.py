@@ -1,4 +1,4 @@
-"""Any image input -> undecoded sources, their content digests and their pixels.
+"""Any image input -> undecoded sources and their content digests.
 
 A *source* is what is hashed and decoded: the encoded bytes of a file, or an array
 of pixels. Everything is lazy: an `Images` holds what the user gave, one source is
@@ -6,7 +6,6 @@ read when its turn comes.
 """
 
 import hashlib
-import io
 import math
 import numbers
 import os
@@ -22,12 +21,13 @@ import torch
 from scipy.sparse import issparse
 from sklearn.utils.validation import validate_data
 
+from sktransfer._decoding import checked_array, pil_array
+
 ACCEPTED = (
     "An image is a path, a PIL image, encoded bytes, or an array or tensor of shape "
     "(H, W), (H, W, 1|3|4) or (3, H, W) of dtype uint8, uint16 or float in [0, 1]."
 )
 MAX_FILE_BYTES = 2**29
-_EXIF_ORIENTATION = 0x0112
 
 
 class Images(Sequence):
@@ -309,35 +309,8 @@ def _read_tensor(tensor) -> np.ndarray:
     return read(tensor.detach().cpu().numpy())
 
 
-@read.register(PIL.Image.Image)
-def _read_pil(image) -> np.ndarray:
-    return _pil_array(image)
-
-
-@read.register(np.ndarray)
-def _read_array(array) -> np.ndarray:
-    if array.size == 0:
-        raise ValueError(f"it is an empty array of shape {array.shape}")
-    if array.ndim not in (2, 3) or (
-        array.ndim == 3
-        and array.shape[2] not in (1, 3, 4)
-        and array.shape[0] not in (1, 3)
-    ):
-        raise ValueError(f"it is an array of shape {array.shape}")
-    if array.dtype.kind == "f":
-        if not np.isfinite(array).all():
-            raise ValueError("it is a float array with NaN or infinite values")
-        if array.min() < 0 or array.max() > 1:
-            raise ValueError(
-                f"it is a float array with values from {array.min():.4g} to "
-                f"{array.max():.4g}, outside [0, 1] (divide by the value of white)"
-            )
-    elif array.dtype != bool and array.dtype not in (np.uint8, np.uint16):
-        raise ValueError(
-            f"it is an array of dtype {array.dtype} (convert with .astype(np.uint8) if "
-            "its values are 0 to 255)"
-        )
-    return array
+read.register(np.ndarray)(checked_array)
+read.register(PIL.Image.Image)(pil_array)
 
 
 def digest(source: bytes | np.ndarray) -> bytes:
@@ -347,117 +320,3 @@ def digest(source: bytes | np.ndarray) -> bytes:
     array = np.ascontiguousarray(source)
     head = f"{array.dtype.str}{array.shape}".encode()
     return hashlib.sha256(head + array.tobytes()).digest()
-
-
-def decode(source: bytes | np.ndarray) -> torch.Tensor:
-    """Decode a source into an upright RGB picture.
-
-    Returns
-    -------
-    torch.Tensor of shape (3, H, W)
-        uint8, or float32 in [0, 1] for a picture that has more than 8 bits.
-
-    Raises
-    ------
-    Exception
-        Whatever the decoder raises; the caller adds which image it was.
-    """
-    if isinstance(source, np.ndarray):
-        return _array_pixels(source)
-    with PIL.Image.open(io.BytesIO(source)) as image:
-        return _array_pixels(_pil_array(image))
-
-
-def _refuse_huge(image: PIL.Image.Image) -> None:
-    limit = PIL.Image.MAX_IMAGE_PIXELS
-    if limit is not None and image.width * image.height > limit:
-        raise ValueError(
-            f"it has {image.width} x {image.height} pixels, more than the limit of "
-            f"{limit:,} (raise PIL.Image.MAX_IMAGE_PIXELS if you trust the file)"
-        )
-
-
-def _pil_array(image: PIL.Image.Image) -> np.ndarray:
-    """Pixels of a PIL image, upright, its alpha kept for `_array_pixels`."""
-    _refuse_huge(image)
-    image.load()
-    if image.mode == "F" or image.mode.startswith("I"):
-        array = np.asarray(image)
-        if image.mode == "I":
-            array = _sixteen_bits(array)
-        elif array.dtype.kind == "u":
-            array = array.astype(np.uint16)
-        array = _read_array(array)
-    else:
-        mode = "RGBA" if image.has_transparency_data else "RGB"
-        array = np.asarray(image.convert(mode))
-    # TIFF and AVIF are turned, and their tag removed, by Pillow's own load.
-    return _upright(array, _orientation(image))
-
-
-def _sixteen_bits(array: np.ndarray) -> np.ndarray:
-    if array.min() < 0 or array.max() > 65535:
-        raise ValueError(
-            f"its 32-bit integer values go from {array.min()} to {array.max()}, beyond "
-            "16 bits (convert it to a float array in [0, 1])"
-        )
-    return array.astype(np.uint16)
-
-
-def _orientation(image: PIL.Image.Image) -> int:
-    try:
-        return image.getexif().get(_EXIF_ORIENTATION, 1)
-    except Exception:
-        # Broken metadata is no reason to refuse a picture that can be read.
-        return 1
-
-
-def _upright(array: np.ndarray, orientation: int) -> np.ndarray:
-    """Undo an EXIF orientation (1 to 8; anything else is as good as 1)."""
-    if orientation in (5, 6, 7, 8):
-        array = array.swapaxes(0, 1)
-    flips = {2: 1, 3: (0, 1), 4: 0, 6: 1, 7: (0, 1), 8: 0}
-    return np.flip(array, flips[orientation]) if orientation in flips else array
-
-
-def _array_pixels(array: np.ndarray) -> torch.Tensor:
-    if array.ndim == 2:
-        array = array[:, :, None]
-    if array.shape[2] not in (1, 3, 4):
-        array = np.moveaxis(array, 0, 2)
-    array = _eight_bits(array)
-    if array.shape[2] == 4:
-        array = _on_white(array)
-    # Channels last in memory, which is what decoders give and resizing is fast on.
-    array = np.ascontiguousarray(np.broadcast_to(array, (*array.shape[:2], 3)))
-    if not array.flags.writeable:
-        array = array.copy()
-    return torch.from_numpy(array).permute(2, 0, 1)
-
-
-def _eight_bits(array: np.ndarray) -> np.ndarray:
-    """uint8 where that loses nothing, else float32.
-
-    A float or 16-bit picture whose values are k / 255 is an 8-bit picture, and must
-    give the same embedding to the last bit.
-    """
-    if array.dtype == np.uint8:
-        return array
-    if array.dtype == bool:
-        return array.astype(np.uint8) * np.uint8(255)
-    if array.dtype == np.uint16:
-        array = array / np.float32(65535)
-    scaled = array.astype(np.float32) * np.float32(255)
-    rounded = np.rint(scaled)
-    exact = np.abs(scaled - rounded).max() < 1e-4
-    if exact and rounded.min() >= 0 and rounded.max() <= 255:
-        return rounded.astype(np.uint8)
-    return array.astype(np.float32)
-
-
-def _on_white(array: np.ndarray) -> np.ndarray:
-    colour, alpha = array[:, :, :3], array[:, :, 3:]
-    if array.dtype == np.uint8:
-        mixed = colour.astype(np.uint16) * alpha + 255 * (255 - alpha.astype(np.uint16))
-        return ((mixed + 127) // 255).astype(np.uint8)
-    return colour * alpha + (1 - alpha)

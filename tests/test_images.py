@@ -11,9 +11,9 @@ import pytest
 import torch
 from conftest import make_picture
 
+from sktransfer._decoding import decode
 from sktransfer._images import (
     Images,
-    decode,
     digest,
     image_samples,
     read,

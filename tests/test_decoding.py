@@ -1,0 +1,245 @@
+"""Files made to break a decoder: each is read or refused, soon and by name.
+
+What pictures of good will become is in test_images.
+"""
+
+import contextlib
+import io
+import multiprocessing
+import os
+import resource
+import sys
+import threading
+import time
+import warnings
+from concurrent.futures import ProcessPoolExecutor
+
+import numpy as np
+import PIL.Image
+import pytest
+
+from sktransfer import PretrainedFeatureExtractor, _decoding, _images
+from sktransfer._backbones import Recipe
+from sktransfer._embeddings import UnreadableImageError
+from tests.small_network import small_backbone
+
+N_MUTATIONS = int(os.environ.get("SKTRANSFER_TEST_MUTATIONS", "1500"))
+# A hang would take for ever; a slow machine may take its time.
+MOST_SECONDS, MOST_BYTES = 60, 1.5e9
+
+# Format, modes and options of what is encoded and then spoiled.
+KINDS = [
+    ("AVIF", ["RGB"], {}),
+    ("BLP", ["P"], {}),
+    ("BMP", ["1", "L", "P", "RGB"], {}),
+    ("DDS", ["RGB", "RGBA"], {}),
+    ("DIB", ["RGB"], {}),
+    ("GIF", ["L", "P"], {}),
+    ("ICNS", ["RGBA"], {}),
+    ("ICO", ["RGBA"], {}),
+    ("IM", ["RGB"], {}),
+    ("JPEG", ["L", "RGB", "CMYK"], {}),
+    ("JPEG", ["RGB"], {"progressive": True}),
+    ("JPEG2000", ["L", "RGB"], {}),
+    ("MSP", ["1"], {}),
+    ("PCX", ["L", "P", "RGB"], {}),
+    ("PNG", ["1", "L", "LA", "P", "RGB", "RGBA", "I;16"], {}),
+    ("PPM", ["1", "L", "RGB"], {}),
+    ("QOI", ["RGB", "RGBA"], {}),
+    ("SGI", ["L", "RGB"], {}),
+    ("SPIDER", ["F"], {}),
+    ("TGA", ["L", "RGB", "RGBA"], {"compression": "tga_rle"}),
+    ("TIFF", ["1", "L", "RGB", "I;16", "F"], {}),
+    ("TIFF", ["RGB"], {"compression": "tiff_lzw"}),
+    ("TIFF", ["RGB"], {"compression": "tiff_adobe_deflate"}),
+    ("TIFF", ["1"], {"compression": "group4"}),
+    ("TIFF", ["RGB"], {"compression": "jpeg"}),
+    ("WEBP", ["RGB", "RGBA"], {}),
+    ("XBM", ["1"], {}),
+]
+
+
+@pytest.fixture(scope="module")
+def encodings():
+    rng = np.random.default_rng(0)
+    small = PIL.Image.fromarray(rng.integers(0, 256, (4, 5, 3), dtype=np.uint8))
+    picture, found = small.resize((29, 23), PIL.Image.BICUBIC), []
+    for kind, modes, options in KINDS:
+        for mode in modes:
+            image = picture.convert("L" if mode == "I;16" else mode)
+            if mode == "I;16":
+                image = PIL.Image.fromarray(np.asarray(image).astype(np.uint16) * 257)
+            file = io.BytesIO()
+            # Pillow may have been built without a codec, or be about to drop it.
+            with contextlib.suppress(KeyError, OSError), warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                image.save(file, kind, **options)
+                found.append(file.getvalue())
+    assert len(found) > 30
+    return found
+
+
+def mutated(encodings, seed):
+    """An encoding with some bytes changed, cut, doubled, or put to extremes."""
+    rng = np.random.default_rng(seed)
+    data = bytearray(encodings[rng.integers(len(encodings))])
+    # Headers are short, and where most harm is done.
+    near = rng.random() < 0.7
+    for _ in range(rng.integers(1, 6)):
+        reach = min(len(data), 80) if near else len(data)
+        place, how = int(rng.integers(max(reach, 1))), rng.integers(6)
+        if how == 0:
+            data[place : place + 1] = rng.bytes(1)
+        elif how == 1:
+            extreme = [b"\0", b"\xff", b"\x7f"][rng.integers(3)]
+            data[place : place + 4] = extreme * int(rng.integers(1, 5))
+        elif how == 2:
+            del data[place + int(rng.integers(40)) :]
+        elif how == 3:
+            data[place:place] = data[place : place + int(rng.integers(200))]
+        elif how == 4:
+            other = encodings[rng.integers(len(encodings))]
+            data[place:] = other[place:]
+        else:
+            data[place : place + 8] = rng.bytes(8)
+    return bytes(data)
+
+
+@pytest.fixture
+def pillow_warns():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def read_spoiled(encodings):
+    """Count what is read and refused; return also this process's peak memory."""
+    recipe, read, refused = Recipe(resize=18, crop=16), 0, 0
+    warnings.simplefilter("ignore")  # Pillow warns of what it then refuses
+    for seed in range(N_MUTATIONS):
+        data, start = mutated(encodings, seed), time.process_time()
+        try:
+            square = recipe.read(data)
+        except Exception:
+            refused += 1
+        else:
+            read += 1
+            assert square.shape == (3, 16, 16)
+            assert square.isfinite().all()
+        assert time.process_time() - start < MOST_SECONDS, f"seed {seed}"
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return read, refused, peak * (1 if sys.platform == "darwin" else 1024)
+
+
+@pytest.mark.slow
+def test_spoiled_files_are_read_or_refused_in_bounded_time_and_memory(encodings):
+    # A process of its own, whose peak is not that of the tests before this one.
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as processes:
+        read, refused, peak = processes.submit(read_spoiled, encodings).result()
+    assert peak < MOST_BYTES
+    assert min(read, refused) > N_MUTATIONS / 20
+
+
+@pytest.mark.usefixtures("pillow_warns")
+def test_each_refused_file_is_named_and_the_others_are_embedded(encodings, tmp_path):
+    paths = []
+    for seed in range(60):
+        paths.append(tmp_path / f"{seed}.jpg")
+        paths[-1].write_bytes(mutated(encodings, seed))
+    extractor = PretrainedFeatureExtractor(
+        small_backbone(), on_error="nan", cache=None, device="cpu"
+    )
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("ignore")
+        warnings.filterwarnings("always", "[0-9]+ of 60 images cannot be read")
+        found = extractor.transform(paths)
+    bad = np.flatnonzero(np.isnan(found).any(axis=1))
+    assert 3 < len(bad) < 57
+    (warning,) = caught
+    assert f"rows {bad[:20].tolist()}"[:-1] in str(warning.message)
+    assert all(f"{paths[row]}" in str(warning.message) for row in bad[:5])
+    good = np.flatnonzero(~np.isnan(found).any(axis=1))
+    again = extractor.transform([paths[row] for row in good])
+    np.testing.assert_array_equal(again, found[good])
+    strict = PretrainedFeatureExtractor(small_backbone(), cache=None, device="cpu")
+    with pytest.raises(UnreadableImageError, match=r"\(.*\.jpg'\)"):
+        strict.transform(paths)
+
+
+@pytest.mark.parametrize("options", [{}, {"lossless": True}, {"exif": b"Exif\0\0"}])
+def test_the_size_of_a_webp_is_known_before_it_is_opened(options, monkeypatch):
+    file = io.BytesIO()
+    PIL.Image.new("RGB", (29, 23)).save(file, "WEBP", **options)
+    assert _decoding._webp_size(file.getvalue()) == (29, 23)
+    assert _decoding._webp_size(file.getvalue()[:25])[0] < 2**14
+    monkeypatch.setattr(PIL.Image, "MAX_IMAGE_PIXELS", 2 * 29 * 23 - 1)
+    with pytest.raises(ValueError, match="29 x 23 pixels, more than the limit of 666"):
+        _decoding.decode(file.getvalue())
+
+
+def test_large_pictures_are_decoded_one_at_a_time(monkeypatch, encodings):
+    monkeypatch.setattr(_decoding, "_LARGE", 29 * 23 - 1)
+    running, most, plain = [0], [0], _decoding.pil_array
+
+    def watched(image):
+        running[0] += 1
+        most[0] = max(most[0], running[0])
+        time.sleep(0.01)
+        running[0] -= 1
+        return plain(image)
+
+    def run():
+        threads = [
+            threading.Thread(target=_decoding.decode, args=(encodings[2],))
+            for _ in range(8)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        return most[0]
+
+    monkeypatch.setattr(_decoding, "pil_array", watched)
+    assert run() == 1
+    monkeypatch.setattr(_decoding, "_LARGE", 29 * 23)
+    assert run() > 1
+
+
+def loop(folder):
+    (folder / "one").symlink_to(folder / "two")
+    (folder / "two").symlink_to(folder / "one")
+    return folder / "one"
+
+
+def sparse(folder):
+    path = folder / "sparse.png"
+    with open(path, "wb") as file:
+        file.truncate(_images.MAX_FILE_BYTES + 1)
+    return path
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs links and devices")
+@pytest.mark.parametrize(
+    ("make", "reason"),
+    [
+        (loop, "symbolic links"),
+        (sparse, "more than 536,870,912"),
+        (lambda folder: "/dev/zero", "no regular file"),
+        (lambda folder: "/dev/stdin", "no regular file|No such|cannot identify"),
+        (lambda folder: "/proc/self/mem", "cannot identify|Input/output"),
+        (lambda folder: "nul\0byte.png", "null byte|NUL"),
+        (lambda folder: "x" * 5000, "name too long"),
+    ],
+)
+def test_paths_that_lead_nowhere_good(make, reason, tmp_path):
+    path = make(tmp_path)
+    extractor = PretrainedFeatureExtractor(small_backbone(), device="cpu")
+    with pytest.raises(UnreadableImageError, match=f"row 0.*({reason})"):
+        extractor.transform([path])
+
+
+def test_no_other_program_is_run(monkeypatch, tmp_path):
+    eps = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n"
+    monkeypatch.setattr("subprocess.Popen", None)
+    with pytest.raises(PIL.UnidentifiedImageError):
+        _decoding.decode(eps)
