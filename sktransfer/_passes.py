@@ -3,6 +3,7 @@
 import functools
 import hashlib
 import os
+import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
@@ -160,7 +161,38 @@ class Pass:
         dict of int to Tensor
             The rows at depth `self.depth` and at the depths of `keep`.
         """
-        count, poolings = len(batch), {**(keep or {}), self.depth: self.pooling}
+        poolings, way = {**(keep or {}), self.depth: self.pooling}, self
+        while True:
+            try:
+                parts = [
+                    way._run(rows, start, poolings) for rows in batch.split(way.size)
+                ]
+                break
+            except torch.OutOfMemoryError as error:
+                # Tried again outside of this block: the traceback holds tensors.
+                text = str(error).split("\n")[0]
+            way = way._halved(text)
+        if way is self:
+            return parts[0]
+        warnings.warn(
+            f"Batches of {self.size} images do not fit in the memory of "
+            f"{self.device!r}; {way.size} do. Set batch_size={way.size}.",
+            UserWarning,
+            stacklevel=2,
+        )
+        return {depth: torch.cat([part[depth] for part in parts]) for depth in poolings}
+
+    def _halved(self, reason: str) -> "Pass":
+        if self.size == 1:
+            raise RuntimeError(
+                f"One image of {self.backbone.recipe.crop} pixels is more than the "
+                f"memory of {self.device!r} holds ({reason}). Use a smaller "
+                "image_size, another network, or device='cpu'."
+            )
+        return replace(self, batch_size=self.size // 2)
+
+    def _run(self, batch, start: int, poolings: dict) -> dict:
+        count = len(batch)
         if count < self.size:
             filler = batch[-1:].expand(self.size - count, *batch.shape[1:])
             batch = torch.cat([batch, filler])
@@ -178,7 +210,7 @@ class Pass:
                     # float32 between stages: a later start makes no difference.
                     x = stages[depth - 1](x).float()
                 if depth in poolings:
-                    found[depth] = _pool(x, poolings[depth])[:count]
+                    found[depth] = pool(x, poolings[depth])[:count]
         return {depth: rows.contiguous().cpu() for depth, rows in found.items()}
 
 
@@ -188,7 +220,8 @@ def _extended(head, image: bytes) -> bytes:
     return key.digest()
 
 
-def _pool(x: torch.Tensor, pooling: str) -> torch.Tensor:
+def pool(x: torch.Tensor, pooling: str) -> torch.Tensor:
+    """Make one row of feature maps (n, c, h, w) or tokens (n, t, c)."""
     if pooling == "none" or x.dim() == 2:
         return x
     dims = (1,) if x.dim() == 3 else (2, 3)

@@ -1,0 +1,57 @@
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from sktransfer import Backbone, FineTuneClassifier, PretrainedFeatureExtractor
+from sktransfer._backbones import Recipe
+from tests.small_network import Block
+
+IMAGES = np.random.default_rng(0).integers(0, 256, (5, 16, 16, 3), dtype=np.uint8)
+
+
+class Greedy(Block):
+    """A stage that needs more memory than there is for more images than a few."""
+
+    most = 2
+
+    def forward(self, x):
+        if x.device.type != "meta" and len(x) > self.most:
+            raise torch.OutOfMemoryError("Tried to allocate 2.00 GiB")
+        return super().forward(x)
+
+
+def greedy(most):
+    torch.manual_seed(0)
+    stage = Greedy("greedy", 3, 8)
+    stage.most = most
+    pool = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    return Backbone(nn.Sequential(stage, pool), Recipe(resize=18, crop=16))
+
+
+def embed(backbone, batch_size):
+    settings = {"batch_size": batch_size, "cache": None, "device": "cpu"}
+    return PretrainedFeatureExtractor(backbone, **settings).transform(IMAGES)
+
+
+@pytest.mark.parametrize("most", [1, 2, 3, 4])
+def test_a_batch_that_does_not_fit_is_halved_and_the_work_goes_on(most):
+    fits = {1: 1, 2: 2, 3: 2, 4: 4}[most]
+    with pytest.warns(UserWarning, match=f"8 images .*; {fits} do. Set batch_size"):
+        found = embed(greedy(most), 8)
+    np.testing.assert_array_equal(found, embed(greedy(8), fits))
+
+
+@pytest.mark.filterwarnings("ignore:Batches of")
+def test_an_image_that_does_not_fit_is_an_error_that_says_what_to_do():
+    with pytest.raises(RuntimeError, match="One image of 16 pixels .* image_size"):
+        embed(greedy(0), 4)
+
+
+@pytest.mark.filterwarnings("ignore:Batches of")
+def test_a_fit_that_does_not_fit_names_the_batch_size():
+    model = FineTuneClassifier(greedy(2), batch_size=4, random_state=0, device="cpu")
+    with pytest.raises(RuntimeError, match=r"'cpu' at batch_size=4 \(Tried to alloc"):
+        model.fit(IMAGES, np.arange(5) % 2)
+    assert not hasattr(model, "backbone_")
+    model.set_params(batch_size=2, max_epochs=1).fit(IMAGES, np.arange(5) % 2)
