@@ -3,6 +3,7 @@
 from sktransfer import datasets
 from sktransfer._backbones import Backbone
 from sktransfer._cache import EmbeddingCache
+from sktransfer._cards import model_card
 from sktransfer._classifier import FineTuneClassifier
 from sktransfer._displays import (
     BackboneRankingDisplay,
@@ -12,6 +13,8 @@ from sktransfer._displays import (
 )
 from sktransfer._extractor import PretrainedFeatureExtractor
 from sktransfer._loading import list_backbones, load_backbone, register_backbone
+from sktransfer._onnx import export_onnx
+from sktransfer._persistence import load, save
 from sktransfer._pictures import AttributionDisplay, TopLossesDisplay
 from sktransfer._ranking import rank_backbones
 from sktransfer._regressor import FineTuneRegressor
@@ -39,13 +42,17 @@ __all__ = [
     "TransferReportDisplay",
     "WeightsMismatchError",
     "datasets",
+    "export_onnx",
     "h_score",
     "knn_score",
     "list_backbones",
+    "load",
     "load_backbone",
     "logme_score",
+    "model_card",
     "rank_backbones",
     "register_backbone",
+    "save",
     "split_stages",
     "transfer_report",
 ]

@@ -4,6 +4,7 @@ import copy
 import functools
 import hashlib
 import numbers
+from collections import OrderedDict
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 
@@ -13,13 +14,13 @@ from torch import nn
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
+from sktransfer._decoding import decode
 from sktransfer._fusion import fuse
-from sktransfer._images import decode
 from sktransfer._weights import WeightsMismatchError, module_digest
 
 # Beyond this aspect ratio the ends of a picture, which the centre crop would cut
 # anyway, are cut before the resize: 1 x 60,000 pixels would else become 224 x 13.4 M.
-_MAX_ASPECT = 16
+MAX_ASPECT = 16
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ class Recipe:
     def resized(self, pixels: torch.Tensor) -> torch.Tensor:
         """Resize decoded pixels, so that their shorter side is `resize`."""
         height, width = pixels.shape[-2:]
-        most = _MAX_ASPECT * min(height, width)
+        most = MAX_ASPECT * min(height, width)
         if max(height, width) > most:
             pixels = F.center_crop(pixels, [min(height, most), min(width, most)])
         mode = InterpolationMode(self.interpolation)
@@ -143,7 +144,7 @@ class Backbone:
         self.recipe = Recipe() if recipe is None else recipe
         self.name = name
         self.stage_names = tuple(name for name, _ in self.stages.named_children())
-        self._rebuild = rebuild
+        self.origin = rebuild
         self._fused = {}
 
     def __repr__(self):
@@ -156,9 +157,9 @@ class Backbone:
         return self
 
     def __reduce__(self):
-        if self._rebuild is None:
+        if self.origin is None:
             return _restore, (self.stages, self.recipe, self.name)
-        return _rebuild_checked, (self._rebuild, self.recipe, self.digest)
+        return _rebuild_checked, (self.origin, self.recipe, self.digest)
 
     @property
     def n_parameters(self):
@@ -267,14 +268,30 @@ class Backbone:
 
         Its pickles hold the new stages and refer to this backbone for the rest.
         """
-        stages = nn.Sequential()
-        for name, stage in [*self.stages[:depth].named_children()] + [
-            *suffix.named_children()
-        ]:
-            stages.add_module(name, stage)
-        rebuild = functools.partial(self.tuned, depth, suffix)
-        name = f"{self.name} (tuned)" if depth < len(self.stages) else self.name
-        return Backbone(stages, self.recipe, name=name, rebuild=rebuild)
+        # Tuned again and again, a network refers to the first one alone.
+        first = self.origin
+        source, start = self, depth
+        if isinstance(first, Tuned):
+            source, start = first.source, min(depth, first.depth)
+        parts = [*self.stages[:depth].named_children(), *suffix.named_children()]
+        stages = nn.Sequential(OrderedDict(parts))
+        name = f"{source.name} (tuned)" if start < len(stages) else source.name
+        tuned = Backbone(stages, self.recipe, name=name)
+        # The stages of the copy, which is on the CPU.
+        tuned.origin = Tuned(source, start, tuned.stages[start:])
+        return tuned
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """How a tuned backbone is made again: its source, and the stages that differ."""
+
+    source: Backbone
+    depth: int
+    suffix: nn.Sequential
+
+    def __call__(self) -> Backbone:
+        return self.source.tuned(self.depth, self.suffix)
 
 
 def _restore(stages, recipe, name):
@@ -282,10 +299,14 @@ def _restore(stages, recipe, name):
 
 
 def _rebuild_checked(rebuild, recipe, digest):
-    backbone = rebuild()
+    return checked(rebuild(), recipe, digest)
+
+
+def checked(backbone: Backbone, recipe: Recipe, digest: str) -> Backbone:
+    """Give a backbone that was made again its recipe, if it is the one of then."""
     if backbone.digest != digest:
         raise WeightsMismatchError(
-            f"The weights of backbone {backbone.name!r} are not those that the pickled "
+            f"The weights of backbone {backbone.name!r} are not those that the saved "
             f"estimator was made with: their digest is {backbone.digest[:12]}, not "
             f"{digest[:12]}. Nothing was loaded. Install the weights of then (the "
             "file, or the version of torchvision), or fit again."

@@ -7,6 +7,7 @@ import functools
 import os
 import warnings
 from collections.abc import Callable
+from dataclasses import dataclass
 from difflib import get_close_matches
 
 import torch
@@ -101,8 +102,7 @@ def load_backbone(
     if weights is None:
         seed = int(check_random_state(random_state).randint(2**31 - 1))
     if isinstance(backbone, str):
-        stamp = _file_stamp(weights)
-        loaded = _load_named(backbone, _hashable(weights), seed, stamp)
+        loaded = Named.of(backbone, weights, seed)()
     else:
         loaded = _load_given(backbone, weights, seed)
     return loaded if image_size is None else loaded.at_size(image_size)
@@ -176,12 +176,31 @@ def register_backbone(name, factory=None):
     return factory
 
 
+@dataclass(frozen=True)
+class Named:
+    """How a backbone that has a name is loaded; made anew, it is only looked up."""
+
+    name: str
+    weights: object
+    seed: int
+    stamp: tuple | None = None
+
+    @classmethod
+    def of(cls, name, weights, seed) -> "Named":
+        """Take a file as it is now, in case that it changed since it was loaded."""
+        weights = tuple(weights) if isinstance(weights, list) else weights
+        return cls(name, weights, seed, _file_stamp(weights))
+
+    def __call__(self) -> Backbone:
+        return _load_named(self)
+
+
 @functools.lru_cache(maxsize=4)
-def _load_named(name, weights, seed, stamp):
-    rebuild = functools.partial(_load_named, name, weights, seed, stamp)
+def _load_named(origin: Named) -> Backbone:
+    name, weights, seed = origin.name, origin.weights, origin.seed
     if name in _registered:
         given = _load_given(_registered[name], weights, seed)
-        return Backbone(given.stages, given.recipe, name=name, rebuild=rebuild)
+        return Backbone(given.stages, given.recipe, name=name, rebuild=origin)
     with seeded(seed):
         if name == "tiny":
             stages, recipe = _load_tiny(weights)
@@ -189,7 +208,7 @@ def _load_named(name, weights, seed, stamp):
             stages, recipe = _load_timm(name.removeprefix("timm/"), weights)
         else:
             stages, recipe = _load_torchvision(name, weights)
-    return Backbone(stages, recipe, name=name, rebuild=rebuild)
+    return Backbone(stages, recipe, name=name, rebuild=origin)
 
 
 def _load_given(backbone, weights, seed):
@@ -248,7 +267,7 @@ def _load_torchvision(name, weights):
             "register_backbone makes others known."
         )
     entries = models.get_model_weights(name)
-    path = _weights_path(weights)
+    path = weights_path(weights)
     entry = _recipe_entry(entries, path)
     if weights is not None and path is None:
         entry = find_entry(entries, weights)
@@ -319,7 +338,7 @@ def weights_licence(backbone, weights) -> str | None:
         return None
     if backbone == "tiny" and weights == "default":
         return "BSD-3-Clause"
-    if backbone not in models.list_models(module=models) or _weights_path(weights):
+    if backbone not in models.list_models(module=models) or weights_path(weights):
         return None
     entry = find_entry(models.get_model_weights(backbone), weights)
     return entry.meta.get("license", "as torchvision's (BSD-3-Clause) and ImageNet's")
@@ -346,14 +365,15 @@ def _reinitialise(module):
             )
 
 
-def _weights_path(weights):
+def weights_path(weights) -> str | None:
+    """Path of a weights specification, if it means a file."""
     if isinstance(weights, tuple) and len(weights) == 2:
         weights = weights[0]
     return os.fspath(weights) if is_weights_path(weights) else None
 
 
 def _read_file(weights, name):
-    path = _weights_path(weights)
+    path = weights_path(weights)
     if path is None:
         raise ValueError(
             f"weights={weights!r} is not known for backbone {name!r}. Accepted are "
@@ -366,14 +386,8 @@ def _read_file(weights, name):
 
 def _file_stamp(weights):
     """What tells that a file was changed since it was loaded."""
-    path = _weights_path(weights)
+    path = weights_path(weights)
     if path is None or not os.path.exists(path):
         return None
     status = os.stat(path)
     return status.st_mtime_ns, status.st_size
-
-
-def _hashable(weights):
-    if isinstance(weights, list):
-        return tuple(weights)
-    return weights

@@ -28,6 +28,14 @@ class Table(list):
             for row in texts
         )
 
+    def to_markdown(self):
+        """Give the table as Markdown."""
+        rows = [self.columns, ["---"] * len(self.columns), *self._texts()]
+        return "\n".join(
+            "| " + " | ".join(text.replace("|", "\\|") for text in row) + " |"
+            for row in rows
+        )
+
     def _repr_html_(self):
         cells = [
             "".join(f"<td>{html.escape(text)}</td>" for text in row)

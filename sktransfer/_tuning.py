@@ -6,6 +6,7 @@ import functools
 import numpy as np
 import torch
 
+from sktransfer._decoding import decode
 from sktransfer._embeddings import (
     embed,
     image_digests,
@@ -13,7 +14,7 @@ from sktransfer._embeddings import (
     run_on,
     stack_squares,
 )
-from sktransfer._images import Images, decode
+from sktransfer._images import Images
 from sktransfer._passes import Pass
 from sktransfer._training import Network, Rows
 

@@ -7,7 +7,7 @@ import sktransfer
 
 FOLDER = Path(sktransfer.__file__).parent
 LEAVES = {
-    "_images",
+    "_decoding",
     "_stages",
     "_weights",
     "_cache",
@@ -18,18 +18,20 @@ LEAVES = {
     "_scores",
     "_tables",
     "_displays",
+    "_files",
 }
 # What a module may import, one row above the other.
 LAYERS = [
     LEAVES,
-    {"_backbones"},
+    {"_images", "_backbones"},
     {"_loading", "_passes", "_reprs"},
     {"_embeddings"},
     {"_training"},
     {"_tuning"},
     {"_finetune", "_extractor"},
     {"_classifier", "_regressor", "_ranking", "_pictures"},
-    {"_selector", "_report"},
+    {"_selector", "_report", "_records", "_cards", "_onnx"},
+    {"_persistence"},
     {"__init__"},
 ]
 
