@@ -129,6 +129,10 @@ class FineTuneClassifier(ClassifierMixin, BaseFineTune):
         A row for each epoch: ``phase`` ("head" or "tune"), ``epoch``,
         ``train_loss``, ``seconds``, with early stopping also ``valid_loss`` and
         ``valid_score``. ``pandas.DataFrame(model.history_)`` makes it a table.
+    n_images_ : int
+        Number of images of positive weight that it learnt from.
+    class_count_ : ndarray of shape (n_classes,)
+        How many of these had each class.
     freeze_depth_ : int
         How many leading stages were frozen.
     frozen_stages_ : tuple of str
@@ -353,6 +357,12 @@ class FineTuneClassifier(ClassifierMixin, BaseFineTune):
 
     def _known(self):
         return {"classes_": self.classes_, "multilabel_": self.multilabel_}
+
+    def _counts(self, targets, known):
+        if known["multilabel_"]:
+            return {"class_count_": targets.sum(axis=0).astype(np.int64)}
+        n_classes = len(known["classes_"])
+        return {"class_count_": np.bincount(targets[:, 0], minlength=n_classes)}
 
     def _class_weights(self, targets, weights, known):
         """Factor of each example's weight."""

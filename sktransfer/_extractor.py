@@ -180,7 +180,7 @@ class PretrainedFeatureExtractor(
         resolve_cache(self.cache)
         self._loaded = None
         way = self._pass()
-        self._loaded = (self._specification(), way.backbone)
+        self._loaded = (self._specification(), way.backbone, way.depth)
         self.n_features_out_ = way.shape[0]
         return self
 
@@ -252,8 +252,8 @@ class PretrainedFeatureExtractor(
     def _summary(self):
         if not hasattr(self, "n_features_out_"):
             return None
-        way = self._pass()
-        return Summary(way.backbone, way.depth, 0, way.depth, way.shape[0])
+        _, backbone, depth = self._loaded
+        return Summary(backbone, depth, 0, depth, self.n_features_out_)
 
     def __sklearn_tags__(self):
         tags = super().__sklearn_tags__()

@@ -175,7 +175,9 @@ class BaseFineTune(StagesReprMixin, SourceMixin, BaseEstimator):
         start = self._start() if self._is_fitted() else None
         fitted = self._fitted(X, y, sample_weight, start, 1, classes=classes)
         if start is not None:
-            fitted["history_"] = self.history_ + fitted["history_"]
+            for name in ("history_", "n_images_", "class_count_"):
+                if name in fitted:
+                    fitted[name] = getattr(self, name) + fitted[name]
         vars(self).update(fitted)
         return self
 
@@ -201,12 +203,14 @@ class BaseFineTune(StagesReprMixin, SourceMixin, BaseEstimator):
             value_range = start.value_range if start else _range(samples[weights > 0])
         images = checked_images(samples, self.image_shape, value_range)
         targets, known = self._encode(y, weights, classes, start and start.known)
+        counts = {"n_images_": int((weights > 0).sum())}
+        counts |= self._counts(targets[weights > 0], known)
         weights = weights * self._class_weights(targets, weights, known)
         teacher = self._teacher_scores(X, known)
         if teacher is not None:
             targets = np.column_stack([targets, teacher])
         tuned = self._tune(Examples(images, targets, weights), start, epochs, known)
-        return {**known, **tuned, "value_range_": value_range}
+        return {**known, **counts, **tuned, "value_range_": value_range}
 
     def _tune(self, examples, start, epochs, known) -> dict:
         """Train on examples; return the fitted attributes."""

@@ -111,6 +111,8 @@ class FineTuneRegressor(RegressorMixin, BaseFineTune):
         A row for each epoch: ``phase`` ("head" or "tune"), ``epoch``,
         ``train_loss``, ``seconds``, with early stopping also ``valid_loss`` and
         ``valid_score``. ``pandas.DataFrame(model.history_)`` makes it a table.
+    n_images_ : int
+        Number of images of positive weight that it learnt from.
     freeze_depth_ : int
         How many leading stages were frozen.
     frozen_stages_ : tuple of str
@@ -265,6 +267,9 @@ class FineTuneRegressor(RegressorMixin, BaseFineTune):
             "target_scale_": self.target_scale_,
             "multi_output_": self.multi_output_,
         }
+
+    def _counts(self, targets, known):
+        return {}
 
     def _class_weights(self, targets, weights, known):
         return 1.0

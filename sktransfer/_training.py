@@ -264,6 +264,8 @@ class PullToSource(Callback):
 class GradualUnfreezing(Callback):
     """Let one more stage train, from the last to the first, every so many epochs.
 
+    A stage without parameters, such as pooling, does not take an epoch.
+
     Howard and Ruder, "Universal language model fine-tuning for text
     classification", ACL 2018.
     """
@@ -272,8 +274,10 @@ class GradualUnfreezing(Callback):
         self.every = every
 
     def on_epoch_begin(self, net, **kwargs):
+        suffix = net.module_.suffix
+        stages = [i for i, stage in enumerate(suffix) if [*stage.parameters()]]
         awake = 1 + (len(net.history) - 1) // self.every
-        net.module_.rest(max(len(net.module_.suffix) - awake, 0))
+        net.module_.rest(stages[-awake] if awake <= len(stages) else 0)
 
     def on_train_end(self, net, **kwargs):
         net.module_.rest(0)
@@ -331,6 +335,13 @@ def train(network: Network, rows: Rows, valid: Rows | None, plan: Plan, epochs: 
         except KeyboardInterrupt:
             if not _stopped_early(net):
                 raise
+        except torch.OutOfMemoryError as error:
+            raise RuntimeError(
+                f"Training does not fit in the memory of {plan.device!r} at "
+                f"batch_size={plan.batch_size} ({error}). Use a "
+                "smaller batch_size or image_size, freeze more stages, or "
+                "precision='bfloat16'."
+            ) from error
     net.notify("on_train_end", X=rows, y=None)
     # The net is kept, and pickled, without the data it was validated on.
     net.train_split = None
@@ -370,13 +381,29 @@ def _make_net(network, n_rows, valid, plan, epochs) -> NeuralNet:
         *_callbacks(plan, epochs * math.ceil(n_rows / settings["batch_size"]), valid),
         *(plan.net_params.get("callbacks") or []),
     ]
-    # A factory, since skorch would keep training a module given as an instance.
-    factory = functools.partial(_same_network, network)
-    return NeuralNet(factory, callbacks=callbacks, **settings)
+    return NeuralNet(_Factory(network), callbacks=callbacks, **settings)
 
 
-def _same_network(network):
-    return network
+class _Factory:
+    """Gives the network, as skorch would keep training one given as an instance.
+
+    A pickle leaves it out: skorch stores its module by itself, so that what was on a
+    GPU opens where there is none.
+    """
+
+    def __init__(self, network):
+        self.network = network
+
+    def __call__(self):
+        if self.network is None:
+            raise RuntimeError(
+                "This net comes out of a pickle, without what it started from, and "
+                "cannot be initialised again. Fit the estimator anew."
+            )
+        return self.network
+
+    def __reduce__(self):
+        return _Factory, (None,)
 
 
 def _stage_rates(suffix, plan) -> list:
@@ -396,7 +423,7 @@ def _callbacks(plan, n_steps, valid) -> list:
         score = validation_r2 if regression else validation_accuracy
         scoring = EpochScoring(score, lower_is_better=False, name="valid_score")
         callbacks.append(("valid_score", scoring))
-    if plan.patience is not None:
+    if plan.patience is not None and n_steps:
         stopping = EarlyStopping(patience=plan.patience, load_best=True, sink=_silent)
         callbacks.append(("early_stopping", stopping))
     if plan.lr_schedule == "cosine" and n_steps:

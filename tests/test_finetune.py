@@ -214,9 +214,9 @@ def test_gradual_unfreezing_goes_from_the_last_stage_to_the_first(task):
         *task
     )
     assert recorder.awake == [
-        [False, False, False],
         [False, False, True],
         [False, True, True],
+        [True, True, True],
         [True, True, True],
     ]
 
@@ -306,6 +306,16 @@ def test_own_source_task_to_target_task(task):
     assert scratch.backbone_.digest != source.backbone_.digest
     with pytest.raises(NotFittedError):
         model(backbone=model()).fit(X, y)
+
+
+@pytest.mark.parametrize("freeze", [0, 2, "all"])
+def test_from_scratch_there_are_no_features_to_stand_on(task, freeze):
+    X, y = task
+    fitted = model(weights=None, freeze=freeze, max_epochs=1).fit(X, y)
+    scale = fitted.head_[0].scale
+    neutral = bool((scale == 1).all() and (fitted.head_[0].mean == 0).all())
+    assert neutral == (freeze != "all")
+    assert [row["phase"] for row in fitted.history_] == ["tune"]
 
 
 def test_distillation_learns_the_teachers_scores(task):
