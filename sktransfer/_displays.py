@@ -7,7 +7,7 @@ import numpy as np
 from sklearn.utils._optional_dependencies import check_matplotlib_support
 
 # Okabe and Ito's colours, told apart in all common forms of colour blindness.
-BLUE, ORANGE, GREEN, GREY = "#0072B2", "#E69F00", "#009E73", "#8C8C8C"
+BLUE, ORANGE, GREY = "#0072B2", "#E69F00", "#8C8C8C"
 
 
 class FreezeDepthDisplay:
@@ -282,9 +282,7 @@ class BackboneRankingDisplay:
         if self.chance is not None:
             self.ax_.axvline(self.chance, color=GREY, linestyle=":", label="guessing")
             _legend(self.ax_)
-        self.ax_.set_yticks(places, self.names)
-        self.ax_.set_ylim(len(places) - 0.5, -0.5)
-        self.ax_.grid(axis="x", alpha=0.3)
+        _name_rows(self.ax_, self.names)
         self.ax_.set_xlabel(self.score_name)
         return self
 
@@ -357,9 +355,7 @@ class TransferReportDisplay:
             label="mean and standard error",
         )
         self.ax_.plot([], [], "o", color=GREY, alpha=0.5, markersize=4, label="folds")
-        self.ax_.set_yticks(places, list(self.scores))
-        self.ax_.set_ylim(len(places) - 0.5, -0.5)
-        self.ax_.grid(axis="x", alpha=0.3)
+        _name_rows(self.ax_, list(self.scores))
         self.ax_.set_xlabel("score")
         self.ax_.set_title(self.verdict, loc="right")
         _legend(self.ax_)
@@ -393,6 +389,13 @@ def _is_fold_score(key: str) -> bool:
 def _standard_error(scores: np.ndarray) -> np.ndarray | None:
     n_folds = scores.shape[1]
     return scores.std(axis=1, ddof=1) / np.sqrt(n_folds) if n_folds > 1 else None
+
+
+def _name_rows(axes, names) -> None:
+    """Name what stands at the heights 0, 1, ..., the first on top."""
+    axes.set_yticks(np.arange(len(names)), names)
+    axes.set_ylim(len(names) - 0.5, -0.5)
+    axes.grid(axis="x", alpha=0.3)
 
 
 def _legend(axes) -> None:

@@ -1,5 +1,7 @@
 """Displays of pictures: those a classifier gets most wrong, and where it looks."""
 
+import copy
+
 import numpy as np
 import torch
 from sklearn.utils import check_consistent_length
@@ -7,7 +9,7 @@ from sklearn.utils._optional_dependencies import check_matplotlib_support
 from sklearn.utils.validation import check_is_fitted
 
 from sktransfer._backbones import Backbone, Recipe
-from sktransfer._embeddings import Refusals
+from sktransfer._embeddings import read_images
 from sktransfer._extractor import PretrainedFeatureExtractor
 from sktransfer._images import Images, check_images, checked_images
 
@@ -111,8 +113,9 @@ class TopLossesDisplay:
         proba = estimator.predict_proba(X)
         own = proba[np.arange(len(y)), np.searchsorted(classes, y)]
         rows = np.argsort(own, kind="stable")[:n_pictures]
+        squares = read_images(_find_images(estimator, X), rows, _THUMBNAIL.read)
         return cls(
-            _thumbnails(_find_images(estimator, X), rows),
+            [_picture(square) for square in squares],
             rows,
             y[rows],
             classes[proba[rows].argmax(axis=1)],
@@ -218,13 +221,13 @@ class AttributionDisplay:
         check_is_fitted(estimator)
         backbone = estimator.backbone_
         depth = _last_with_places(backbone) if stage is None else backbone.depth(stage)
-        images = _find_images(estimator, X)
-        refusals = Refusals(images, strict=True)
-        read = backbone.recipe.read
-        squares = [refusals.read(row, read) for row in range(len(images))]
-        outputs = _outputs_of(estimator, target)
+        images, outputs = _find_images(estimator, X), _outputs_of(estimator, target)
+        squares = read_images(images, range(len(images)), backbone.recipe.read)
+        # Evaluated without dropout, as in predict.
+        head = copy.deepcopy(estimator.head_).eval()
         found = [
-            _attribution(estimator, depth, square[None], outputs) for square in squares
+            _attribution(backbone, head, depth, square[None], outputs)
+            for square in squares
         ]
         maps = np.stack([places for places, _ in found])
         pictures = [_picture(square) for square in squares]
@@ -274,11 +277,6 @@ def _find_images(estimator, X) -> Images:
     return checked_images(check_images(PretrainedFeatureExtractor(), X, reset=True))
 
 
-def _thumbnails(images: Images, rows) -> list[np.ndarray]:
-    refusals = Refusals(images, strict=True)
-    return [_picture(refusals.read(row, _THUMBNAIL.read)) for row in rows]
-
-
 def _picture(square: torch.Tensor) -> np.ndarray:
     """Turn a square of pixels into a picture to draw."""
     if square.dtype != torch.uint8:
@@ -315,9 +313,9 @@ def _outputs_of(estimator, target):
     return int(found[0]), classes
 
 
-def _attribution(estimator, depth: int, square: torch.Tensor, outputs):
+def _attribution(backbone: Backbone, head, depth: int, square, outputs):
     """Map of one picture, (height, width) between 0 and 1, and its title."""
-    backbone, (target, names) = estimator.backbone_, outputs
+    target, names = outputs
     grid = _grid_side(backbone.shapes[depth - 1]) if depth else None
     if grid is None:
         shape = backbone.shapes[depth - 1] if depth else "none"
@@ -331,7 +329,7 @@ def _attribution(estimator, depth: int, square: torch.Tensor, outputs):
     # The clone is no inference tensor, and what an in-place stage may change.
     x = x.clone().requires_grad_(True)
     with torch.enable_grad():
-        scores = estimator.head_(backbone.stages[depth:](x.clone()))[0]
+        scores = head(backbone.stages[depth:](x.clone()))[0]
         target = int(scores.argmax()) if target is None else target
         (gradient,) = torch.autograd.grad(scores[target], x)
     places = _weighted(x.detach()[0], gradient[0], grid)

@@ -7,6 +7,7 @@ from scipy.stats import t as student_t
 from sklearn.base import clone, is_classifier
 from sklearn.dummy import DummyClassifier, DummyRegressor
 from sklearn.model_selection import check_cv, cross_validate
+from sklearn.model_selection._search import BaseSearchCV
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.utils import check_consistent_length
 from torch import nn
@@ -71,7 +72,8 @@ def transfer_report(
 
     - "as given": the estimator;
     - "from scratch": the same network from random weights, all of it trained, at one
-      learning rate. Of a pipeline with a `PretrainedFeatureExtractor`, that is a
+      learning rate. Of a search, that is what it searches, at parameters of its own;
+      of a pipeline with a `PretrainedFeatureExtractor`, that is a
       `FineTuneClassifier` or `FineTuneRegressor` of its network;
     - "linear probe": a linear model of the pretrained network's embeddings;
     - "pixels": a linear model of the pixels, at 32 x 32;
@@ -173,15 +175,15 @@ def _models(estimator) -> dict:
     """Make the models to compare, by name."""
     classes = is_classifier(estimator)
     name, source = _find_source(estimator)
-    shared = {name: getattr(source, name) for name in _SOURCE}
+    shared = {key: getattr(source, key) for key in _SOURCE}
     extractor = PretrainedFeatureExtractor(**shared, weights=source.weights)
     if isinstance(source, BaseFineTune):
-        known = source.get_params()
-        changes = {key: v for key, v in _TRAIN_ALL.items() if key in known}
-        prefix = f"{name}__" if name else ""
-        scratch = clone(estimator).set_params(
-            **{f"{prefix}{key}": value for key, value in changes.items()}
-        )
+        known, prefix = source.get_params(), f"{name}__" if name else ""
+        changes = {f"{prefix}{key}": v for key, v in _TRAIN_ALL.items() if key in known}
+        scratch = clone(estimator).set_params(**changes)
+        # A search would freeze random stages again.
+        while isinstance(scratch, BaseSearchCV):
+            scratch = scratch.estimator
     else:
         tuner = FineTuneClassifier if classes else FineTuneRegressor
         scratch = tuner(**shared, weights=None, backbone_lr_mult=1.0, random_state=0)
@@ -278,7 +280,7 @@ def _judge(rows) -> tuple[str, str]:
     }
     for name, what in simpler.items():
         row = by_name[name]
-        if row["low"] <= 0 and row["trained"] != given["trained"]:
+        if row["low"] <= 0:
             better = "better than" if row["high"] < 0 else "not to be told from"
             text += f" {what} ({row['score']:.3f}) is {better} it."
     return verdict, text

@@ -93,6 +93,17 @@ def test_attribution_before_a_linear_head_is_the_class_activation_map():
     no_text_overlaps(display.figure_)
 
 
+def test_attribution_is_of_what_is_predicted():
+    X, y = make_task()
+    options = {"max_epochs": 1, "hidden_layer_sizes": (8,), "dropout": 0.9}
+    model = FineTuneClassifier(small_backbone(), random_state=0, **options).fit(X, y)
+    model.head_.train()
+    one, two = (AttributionDisplay.from_estimator(model, X[:4]) for _ in range(2))
+    np.testing.assert_array_equal(one.maps, two.maps)
+    assert one.titles == list(model.predict(X[:4]))
+    assert model.head_.training
+
+
 @pytest.mark.parametrize(("stage", "side"), [("0", 8), ("1", 4), (None, 2)])
 def test_attribution_on_any_stage(fitted, stage, side):
     X, _ = make_task()

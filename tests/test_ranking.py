@@ -16,7 +16,7 @@ from sktransfer import (
     rank_backbones,
 )
 from sktransfer._backbones import Recipe
-from sktransfer._images import decode
+from sktransfer._decoding import decode
 from sktransfer._loading import weights_licence
 
 

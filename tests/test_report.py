@@ -168,6 +168,14 @@ def test_pipelines_searches_groups_and_scoring():
     assert all(name in text for name in MODELS)
 
 
+def test_from_scratch_is_not_frozen_by_a_search():
+    X, y = make_task(24)
+    search = GridSearchCV(fine_tuned(max_epochs=1), {"freeze": [2, "all"]}, cv=2)
+    given, scratch, *_ = transfer_report(search, X, y, cv=2)
+    assert scratch["trained"] == small_backbone().n_parameters + 2 * 16 + 2
+    assert given["trained"] < scratch["trained"]
+
+
 def test_regression():
     X, _ = make_task(24)
     y = np.array([picture[..., 0].std() for picture in X])

@@ -39,6 +39,13 @@ def test_fitted_extractor_shows_what_it_uses():
     assert cells(text)[-16:][3::4] == ["frozen", "frozen", "not used", "not used"]
 
 
+def test_a_repr_shows_what_was_fitted_and_loads_nothing():
+    X, _ = make_task()
+    model = PretrainedFeatureExtractor(small_backbone()).fit(X)
+    before = model._stages_html()
+    assert model.set_params(backbone="nothing", stage=99)._stages_html() == before
+
+
 def test_text_stays_text():
     X, y = make_task()
     model = PretrainedFeatureExtractor(small_backbone()).fit(X)

@@ -39,6 +39,13 @@ def test_logme_is_the_maximum_of_the_marginal_likelihood(n_features):
     assert logme_score(X, y) == pytest.approx(expected, abs=1e-6)
 
 
+def test_logme_of_dependent_features():
+    X, y = make_task(n_features=4)
+    X = np.column_stack([X, X @ [[1.0, 3.0], [2.0, 0.0], [0.0, 1.0], [1.0, 1.0]]])
+    expected = np.mean([marginal_evidence(X, 1.0 * (y == c)) for c in range(3)])
+    assert logme_score(X, y) == pytest.approx(expected, abs=1e-6)
+
+
 def test_logme_of_a_regression():
     X, _ = make_task()
     targets = X[:, :2] @ [[1.0, 0.2], [0.5, -1.0]]
