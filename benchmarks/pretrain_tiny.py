@@ -83,7 +83,7 @@ def decode(zips, work_dir):
         classes = [Path(name).parent.name for _, name in names]
         numbers = np.unique(classes, return_inverse=True)[1]
         replace(labels, lambda file: np.save(file, numbers))
-    return np.load(pixels, mmap_mode="c"), np.load(labels)
+    return np.load(pixels), np.load(labels)
 
 
 # -- 2. teach --------------------------------------------------------------------------
@@ -205,7 +205,10 @@ class Distillation:
         self.model.to(DEVICE, memory_format=torch.channels_last)
         self.average = copy.deepcopy(self.model).eval().requires_grad_(False)
         self.optimizer = torch.optim.AdamW(
-            split_decay(self.model), lr=args.lr, weight_decay=args.weight_decay
+            split_decay(self.model),
+            lr=args.lr,
+            weight_decay=args.weight_decay,
+            fused=True,
         )
         self.classifier, self.args = classifier, args
         self.mean, self.projection = whiten(embeddings)

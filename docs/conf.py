@@ -1,7 +1,5 @@
 """Settings of the documentation: ``sphinx-build -W -b html docs docs/_build/html``."""
 
-import os
-
 import sktransfer
 
 project = "sktransfer"
@@ -32,8 +30,6 @@ autosummary_generate = True
 numpydoc_show_class_members = False
 numpydoc_xref_param_type = False
 
-# One thread each: the networks of the examples are small.
-os.environ.setdefault("OMP_NUM_THREADS", "2")
 sphinx_gallery_conf = {
     "examples_dirs": "../examples",
     "gallery_dirs": "auto_examples",
