@@ -18,7 +18,7 @@ import joblib
 import numpy as np
 import pytest
 
-from sktransfer import _cache
+from sktransfer import _cache, _shards
 from sktransfer._cache import CacheInfo, EmbeddingCache
 
 
@@ -438,7 +438,7 @@ def _signed(*parts):
      b"\xff"],
 )  # fmt: skip
 def test_well_signed_nonsense_is_a_miss(tmp_path, about):
-    head = _cache._HEAD.pack(_cache._MAGIC, len(about), 1)
+    head = _shards._HEAD.pack(_shards._MAGIC, len(about), 1)
     checksum = hashlib.blake2b(key(1) + bytes(8), digest_size=8).digest()
     data = _signed(head, about, key(1), checksum) + bytes(8)
     (tmp_path / f"{'a' * 32}.sktrows").write_bytes(data)
@@ -493,8 +493,8 @@ def test_leftovers_of_killed_writers_are_removed_after_an_hour(tmp_path):
 
 @pytest.fixture
 def merging(monkeypatch):
-    monkeypatch.setattr(_cache._ShardStore, "MAX_SMALL", 6)
-    monkeypatch.setattr(_cache._ShardStore, "MERGED_AT_ONCE", 5)
+    monkeypatch.setattr(_shards.ShardStore, "MAX_SMALL", 6)
+    monkeypatch.setattr(_shards.ShardStore, "MERGED_AT_ONCE", 5)
 
 
 @pytest.mark.usefixtures("merging")
@@ -530,7 +530,7 @@ def test_merging_leaves_out_damage(tmp_path):
 def test_merging_ends_doubles(tmp_path):
     def all_keys():
         sized = [(path, path.stat().st_size) for path in shards(tmp_path)]
-        return [k for args in sized for k in _cache._parse_shard(*args).keys]
+        return [k for args in sized for k in _shards._parse_shard(*args).keys]
 
     for i in range(1, 5):
         # Each in a folder of its own, as if written at the same moment.
@@ -550,7 +550,7 @@ def test_merging_survives_shards_that_vanish(tmp_path, monkeypatch):
     cache = EmbeddingCache(tmp_path)
     for i in range(6):
         cache.put_many(rows(i))
-    write = _cache._ShardStore._write
+    write = _shards.ShardStore._write
 
     def write_and_lose(self, kind, rows):
         lost = next(iter(shards(tmp_path)))
@@ -558,7 +558,7 @@ def test_merging_survives_shards_that_vanish(tmp_path, monkeypatch):
         lost.unlink()
         return shard
 
-    monkeypatch.setattr(_cache._ShardStore, "_write", write_and_lose)
+    monkeypatch.setattr(_shards.ShardStore, "_write", write_and_lose)
     cache.put_many(rows(6))
     assert len(stored(cache, range(7))) >= 5
     monkeypatch.undo()
@@ -626,7 +626,7 @@ def test_write_faults(tmp_path, monkeypatch, fault):
     def full(*args, **kwargs):
         raise OSError(28, "No space left on device")
 
-    owner = _cache.os if fault.startswith("os.") else _cache
+    owner = _shards.os if fault.startswith("os.") else _shards
     monkeypatch.setattr(owner, fault.removeprefix("os."), full, raising=False)
     put_warns_once(cache, "No space left on device")
     monkeypatch.undo()
@@ -638,8 +638,8 @@ def test_write_faults(tmp_path, monkeypatch, fault):
 
 def test_a_short_write_is_not_renamed(tmp_path, monkeypatch):
     cache = EmbeddingCache(tmp_path)
-    good = _cache._header
-    monkeypatch.setattr(_cache, "_header", lambda kind, rows: good(kind, rows)[:-1])
+    good = _shards._header
+    monkeypatch.setattr(_shards, "_header", lambda kind, rows: good(kind, rows)[:-1])
     put_warns_once(cache, "did not read back")
     assert list(tmp_path.iterdir()) == []
 
@@ -653,7 +653,7 @@ def test_a_folder_over_its_limit_that_cannot_be_trimmed_still_reads(
     def denied(path):
         raise PermissionError(13, "Permission denied", path)
 
-    monkeypatch.setattr(_cache.os, "unlink", denied)
+    monkeypatch.setattr(_shards.os, "unlink", denied)
     cache.put_many(rows(*range(5, 10)))
     assert stored(cache, range(10)) == [*range(10)]
 
@@ -665,7 +665,7 @@ def test_read_errors_are_misses(tmp_path, monkeypatch):
     def broken(self, rows):
         raise OSError(5, "Input/output error")
 
-    monkeypatch.setattr(_cache._Shard, "read", broken)
+    monkeypatch.setattr(_shards._Shard, "read", broken)
     assert stored(cache, [1]) == []
     monkeypatch.undo()
     assert stored(cache, [1]) == [1]
@@ -677,7 +677,7 @@ def test_interrupted_write_leaves_nothing(tmp_path, monkeypatch):
     def interrupt(*args):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(_cache.os, "replace", interrupt)
+    monkeypatch.setattr(_shards.os, "replace", interrupt)
     with pytest.raises(KeyboardInterrupt):
         cache.put_many(rows(1))
     assert list(tmp_path.iterdir()) == []
@@ -688,20 +688,20 @@ def test_interrupted_write_leaves_nothing(tmp_path, monkeypatch):
 
 # Other processes
 
-# The module alone, by its path: importing the package would take most of the time.
+# The modules alone: importing the package would take most of the time.
 PRELUDE = (
-    f"PATH = {_cache.__file__!r}"
+    f"FOLDER = {os.path.dirname(_cache.__file__)!r}"
     + """
-import hashlib, importlib.util, os, random, signal, sys, threading, time, warnings
+import hashlib, os, random, signal, sys, threading, time, types, warnings
 import numpy as np
 
 # Python 3.12 warns of any fork beside threads, which numpy's BLAS has.
 warnings.filterwarnings("ignore", "This process .* is multi-threaded")
 
-spec = importlib.util.spec_from_file_location("_cache", PATH)
-_cache = sys.modules["_cache"] = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(_cache)
-_cache._ShardStore.MAX_SMALL, _cache._ShardStore.MERGED_AT_ONCE = 12, 8
+sktransfer = sys.modules["sktransfer"] = types.ModuleType("sktransfer")
+sktransfer.__path__ = [FOLDER]
+from sktransfer import _cache, _shards
+_shards.ShardStore.MAX_SMALL, _shards.ShardStore.MERGED_AT_ONCE = 12, 8
 
 def key(i):
     return hashlib.sha256(b"%d" % i).digest()
@@ -758,7 +758,7 @@ def test_processes(tmp_path, max_bytes):
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_a_kill_at_any_moment_leaves_right_rows(tmp_path):
     finish(start("""
-        for seed in range(10):
+        for seed in range(50):
             child = os.fork()
             if child == 0:
                 work(_cache.EmbeddingCache(sys.argv[1]), seed, 10**9)

@@ -10,7 +10,7 @@ LEAVES = {
     "_decoding",
     "_stages",
     "_weights",
-    "_cache",
+    "_shards",
     "_tiny",
     "_fusion",
     "_augment",
@@ -23,7 +23,7 @@ LEAVES = {
 # What a module may import, one row above the other.
 LAYERS = [
     LEAVES,
-    {"_images", "_backbones"},
+    {"_images", "_backbones", "_cache"},
     {"_loading", "_passes", "_reprs"},
     {"_embeddings"},
     {"_training"},
