@@ -8,7 +8,6 @@ from collections import OrderedDict
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 
-import PIL.Image
 import torch
 from torch import nn
 from torchvision.transforms import InterpolationMode
@@ -75,12 +74,7 @@ class Recipe:
         if max(height, width) > most:
             pixels = F.center_crop(pixels, [min(height, most), min(width, most)])
         mode = InterpolationMode(self.interpolation)
-        if pixels.dtype != torch.uint8:
-            return F.resize(pixels, [self.resize], interpolation=mode, antialias=True)
-        # By Pillow, as in the preset, whose tensors round otherwise: by up to two
-        # levels, which moves embeddings in the third digit.
-        picture = PIL.Image.fromarray(pixels.permute(1, 2, 0).numpy())
-        return F.pil_to_tensor(F.resize(picture, [self.resize], interpolation=mode))
+        return F.resize(pixels, [self.resize], interpolation=mode, antialias=True)
 
     def cut(self, pixels: torch.Tensor) -> torch.Tensor:
         """Cut the square from the centre of resized pixels."""

@@ -12,7 +12,7 @@ import torch
 from sktransfer._backbones import Backbone
 from sktransfer._cache import EmbeddingCache
 
-_KEY_FORMAT = "sktransfer-1"
+_KEY_FORMAT = "sktransfer-2"
 _DEFAULT_BATCH = {"cpu": 16, "cuda": 128, "mps": 64}
 POOLINGS = ("avg", "max", "avgmax", "none")
 

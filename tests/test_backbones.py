@@ -164,7 +164,10 @@ def test_the_recipe_is_that_of_the_weights(name, size):
     picture = make_picture(0, *size)
     ours = recipe.normalise(recipe.read(picture)[None])[0]
     theirs = entry.transforms()(PIL.Image.fromarray(picture))
-    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+    # Tensors are resized with other roundings than Pillow's.
+    levels = 255 * (ours - theirs).abs() * torch.tensor(recipe.std).view(3, 1, 1)
+    assert levels.max() < 2.01
+    assert levels.mean() < 0.02
 
 
 def test_a_very_long_picture_costs_no_more_than_its_middle():
