@@ -1,0 +1,86 @@
+"""What the cache costs when it is cold and saves when it is warm; growth of memory.
+
+    python benchmarks/caching.py FOLDER [--files N]
+
+FOLDER holds photographs in class folders.
+"""
+
+import argparse
+import multiprocessing
+import resource
+import sys
+import tempfile
+from itertools import cycle, islice
+
+import numpy as np
+from side_by_side import measure, print_machine, print_table, ratio
+
+from sktransfer import EmbeddingCache, PretrainedFeatureExtractor
+from sktransfer.datasets import load_image_folder
+
+
+def cold_and_warm(files, rounds):
+    """Print extraction without a cache, with an empty one, and with a full one."""
+    extractor = PretrainedFeatureExtractor("resnet18", weights=None).fit(files)
+
+    def run(cache):
+        extractor.set_params(cache=cache).transform(files)
+
+    def cold_on_disk():
+        with tempfile.TemporaryDirectory() as folder:
+            run(EmbeddingCache(folder))
+
+    with tempfile.TemporaryDirectory() as folder:
+        seconds = measure(
+            {
+                "without": lambda: run(None),
+                "cold, in memory": lambda: run(EmbeddingCache()),
+                "cold, on disk": cold_on_disk,
+                "warm, on disk": lambda: run(EmbeddingCache(folder)),
+            },
+            rounds,
+        )
+    rows = [
+        [name, f"{np.median(times):.3f}", ratio(times, seconds["without"])]
+        for name, times in seconds.items()
+    ]
+    name = f"resnet18, {len(files)} files, cache"
+    print_table([name, "seconds", "ratio to none"], rows)
+    faster = ratio(seconds["cold, on disk"], seconds["warm, on disk"])
+    print(f"\nwarm is faster than cold by {faster}")
+
+
+def peak(files):
+    """Return the most memory, in MB, that this process has held after extraction."""
+    extractor = PretrainedFeatureExtractor("resnet18", weights=None, cache=None)
+    extractor.fit_transform(files)
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
+
+
+def growth(files):
+    """Print the peak of memory of processes that embed more and more files."""
+    rows = []
+    for count in (250, 1000):
+        with multiprocessing.get_context("spawn").Pool(1) as pool:
+            rows.append([count, pool.apply(peak, [list(islice(cycle(files), count))])])
+    ratio_ = rows[-1][1] / rows[0][1]
+    print_table(["files", "peak memory, MB"], [[n, f"{mb:.0f}"] for n, mb in rows])
+    print(f"\nratio: {ratio_:.3f}")
+
+
+def main():
+    """Print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("folder")
+    parser.add_argument("--files", type=int, default=150)
+    parser.add_argument("--rounds", type=int, default=3)
+    arguments = parser.parse_args()
+    print_machine()
+    files = list(load_image_folder(arguments.folder).data)
+    cold_and_warm(files[: arguments.files], arguments.rounds)
+    growth(files)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,205 @@
+"""Grid searches: a linear probe and a freeze depth, against the plain way.
+
+    python benchmarks/searches.py FOLDER [--images N]
+
+FOLDER holds pictures in class folders. All weights are random: they change no time.
+"""
+
+import argparse
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import peers
+import torch
+from joblib import Memory
+from safetensors.torch import save_file
+from side_by_side import measure, print_machine, print_table, ratio
+from sklearn.base import BaseEstimator, TransformerMixin
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import GridSearchCV
+from sklearn.pipeline import Pipeline
+from skorch import NeuralNetClassifier
+from torchvision.models import resnet18
+
+from sktransfer import (
+    EmbeddingCache,
+    FineTuneClassifier,
+    PretrainedFeatureExtractor,
+    load_backbone,
+)
+from sktransfer.datasets import load_image_folder
+
+SIDE, EPOCHS, FOLDS = 64, 3, 3
+PARTS = ["conv1", "bn1", "layer1", "layer2", "layer3", "layer4", "fc"]
+# Value of `freeze` -> the parts of ResNet-18 that are trained.
+TRAINED = {"all": PARTS[-1:], "layer3": PARTS[-2:], "layer2": PARTS[-3:], 0: PARTS}
+GRID = {"head__C": list(np.logspace(-3, 1, 5))}
+
+
+class PlainEmbedding(TransformerMixin, BaseEstimator):
+    """The transformer that one writes by hand around torchvision."""
+
+    def __init__(self, name="mobilenet_v3_small"):
+        self.name = name
+
+    def fit(self, X, y=None):
+        torch.manual_seed(0)
+        self.embed_ = peers.tutorial(self.name)
+        return self
+
+    def transform(self, X):
+        return self.embed_(X)
+
+    def __getstate__(self):
+        # A closure cannot be hashed by joblib: made anew, with the same seed.
+        return {"name": self.name}
+
+
+def probe_grid(files, y, rounds):
+    """Print 5 values of C in 5 folds, and the refit, on embeddings."""
+
+    def search(embedding, memory=None):
+        head = LogisticRegression(max_iter=200)
+        steps = Pipeline([("embed", embedding), ("head", head)], memory=memory)
+        GridSearchCV(steps, GRID, cv=5).fit(files, y)
+
+    forwards = []
+
+    def with_ours():
+        cache = EmbeddingCache()
+        extractor = PretrainedFeatureExtractor(
+            "mobilenet_v3_small", weights=None, cache=cache
+        )
+        search(extractor)
+        forwards.append(cache.info().rows)
+
+    def with_memory():
+        with tempfile.TemporaryDirectory() as folder:
+            search(PlainEmbedding(), Memory(folder, verbose=0))
+
+    seconds = measure(
+        {
+            "sktransfer": with_ours,
+            "a plain transformer": lambda: search(PlainEmbedding()),
+            "a plain transformer, Pipeline(memory=)": with_memory,
+        },
+        rounds,
+    )
+    rows = [
+        [name, f"{np.median(times):.1f}", ratio(times, seconds["sktransfer"])]
+        for name, times in seconds.items()
+    ]
+    print_table(
+        [f"probe grid, {len(files)} files", "seconds", "sktransfer is faster by"], rows
+    )
+    print(f"\nimages embedded by sktransfer: {max(forwards)}")
+
+
+class PartlyFrozen(torch.nn.Module):
+    """ResNet-18 that trains some of its parts, the others in evaluation mode."""
+
+    def __init__(self, trained=("fc",), n_classes=10):
+        super().__init__()
+        self.network = resnet18(weights=None, num_classes=n_classes)
+        self.trained = trained
+        for name, part in self.network.named_children():
+            part.requires_grad_(name in trained)
+
+    def train(self, mode=True):
+        super().train(mode)
+        for name, part in self.network.named_children():
+            if name not in self.trained:
+                part.eval()
+        return self
+
+    def forward(self, x):
+        return self.network(x)
+
+
+def plain_search(X, y, depths):
+    """Search over freeze depths with skorch alone."""
+    net = NeuralNetClassifier(
+        PartlyFrozen,
+        criterion=torch.nn.CrossEntropyLoss,
+        optimizer=torch.optim.AdamW,
+        max_epochs=EPOCHS,
+        batch_size=32,
+        train_split=None,
+        verbose=0,
+        iterator_train__shuffle=True,
+    )
+    grid = {"module__trained": [TRAINED[depth] for depth in depths]}
+    return GridSearchCV(net, grid, cv=FOLDS, refit=False).fit(X, y)
+
+
+def our_search(images, y, depths, weights, precision="float32"):
+    """Search over the same freeze depths with FineTuneClassifier."""
+    model = FineTuneClassifier(
+        "resnet18",
+        weights=weights,
+        image_size=SIDE,
+        max_epochs=EPOCHS,
+        head_epochs=0,
+        batch_size=32,
+        precision=precision,
+        cache=EmbeddingCache(max_bytes=2**32),
+        random_state=0,
+    )
+    return GridSearchCV(model, {"freeze": depths}, cv=FOLDS, refit=False).fit(images, y)
+
+
+def freeze_grids(files, y, rounds):
+    """Print searches over the freeze depths of ResNet-18."""
+    backbone = load_backbone("resnet18", weights=None, image_size=SIDE)
+    read = backbone.recipe.read
+    read = backbone.recipe.read
+    squares = np.stack([read(Path(file).read_bytes()) for file in files])
+    # Pictures at the size of the network, so that neither side resizes.
+    images = list(np.ascontiguousarray(squares.transpose(0, 2, 3, 1)))
+    X, y = squares.astype(np.float32) / 255, y.astype(np.int64)
+    grids = {
+        "head alone": ["all"],
+        "without 'none'": ["all", "layer3", "layer2"],
+        "all four": ["all", "layer3", "layer2", 0],
+    }
+    precisions = ["float32"]
+    if torch.cpu._is_avx512_bf16_supported():
+        precisions.append("bfloat16")
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        weights = Path(folder, "resnet18.safetensors")
+        save_file(resnet18(weights=None).state_dict(), weights)
+        for name, depths in grids.items():
+            variants = {"plain": lambda depths=depths: plain_search(X, y, depths)}
+            for precision in precisions:
+                variants[precision] = lambda depths=depths, precision=precision: (
+                    our_search(images, y, depths, weights, precision)
+                )
+            seconds = measure(variants, rounds)
+            ratios = [ratio(seconds["plain"], seconds[p]) for p in precisions]
+            rows.append([name, f"{np.median(seconds['plain']):.1f}", *ratios])
+    head = [f"freeze grid, {len(X)} images of {SIDE} pixels", "plain skorch, seconds"]
+    print_table([*head, *(f"sktransfer, {p}: faster by" for p in precisions)], rows)
+
+
+def main():
+    """Print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("folder")
+    parser.add_argument("--images", type=int, default=600)
+    parser.add_argument("--probe-images", type=int, default=100)
+    parser.add_argument("--rounds", type=int, default=3)
+    arguments = parser.parse_args()
+    print_machine()
+    photos = load_image_folder(arguments.folder)
+    order = np.random.default_rng(0).permutation(len(photos.data))
+    files = [photos.data[row] for row in order]
+    y = np.unique(photos.target[order], return_inverse=True)[1]
+    some = arguments.probe_images
+    probe_grid(files[:some], y[:some], arguments.rounds)
+    freeze_grids(files[: arguments.images], y[: arguments.images], arguments.rounds)
+
+
+if __name__ == "__main__":
+    main()
