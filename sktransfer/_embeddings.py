@@ -68,7 +68,7 @@ def embed(
     ) as progress:
         progress.update(len(images) - sum(map(len, todo.values())))
 
-        def accept(rows, values):
+        def accept(rows, values, exact):
             for row, value in zip(rows, values, strict=True):
                 out[todo[row]] = value
             progress.update(sum(len(todo[row]) for row in rows))
@@ -117,13 +117,14 @@ class _Job:
         batches = [rows[i : i + size] for i in range(0, len(rows), size)]
         writer = _Writer(self.cache)
 
-        def store(batch, found):
-            values = found[self.way.depth]
-            for depth, depth_values in found.items() if self.cache is not None else ():
+        def store(batch, found, exact):
+            # What was computed in smaller batches may differ in the last bit.
+            keep = exact and self.cache is not None
+            for depth, depth_values in found.items() if keep else ():
                 keys = self._keys(batch, depth)
                 for key, value in zip(keys, depth_values, strict=True):
                     writer.add(key, value.numpy())
-            accept(batch, values.numpy())
+            accept(batch, found[self.way.depth].numpy(), exact)
 
         try:
             if effective_n_jobs(n_jobs) > 1 and len(batches) > 1:
@@ -143,7 +144,8 @@ class _Job:
         """Rows and results of a batch, each image from where it is known."""
         for start, group, inputs in self._starts(images, refusals, rows):
             keep = dict.fromkeys((d for d in self.taps if d > start), "none")
-            yield group, self.way.run(inputs, start, keep)
+            way, found = self.way.run_fitting(inputs, start, keep)
+            yield group, found, way is self.way
 
     def _starts(self, images, refusals, rows):
         """Group a batch by the deepest stage that the cache has of an image."""
@@ -310,22 +312,23 @@ def _spread(batches, images, way, n_jobs, refusals, accept) -> None:
     results = Parallel(n_jobs=n_jobs, return_as="generator")(
         delayed(_chunk)(images.take(chunk), way, refusals.strict) for chunk in chunks
     )
-    for chunk, (done, values, refused) in zip(chunks, results, strict=True):
+    for chunk, (done, values, exact, refused) in zip(chunks, results, strict=True):
         refusals.rows.update({chunk[row]: text for row, text in refused.items()})
-        accept([chunk[row] for row in done], {way.depth: values})
+        accept([chunk[row] for row in done], {way.depth: values}, exact)
 
 
 def _chunk(images, way, strict):
     """Compute a chunk in a worker, where its rows are numbered from 0."""
-    refusals, done, values = Refusals(images, strict), [], []
+    refusals, done, values, exact = Refusals(images, strict), [], [], []
 
-    def accept(rows, rows_values):
+    def accept(rows, rows_values, rows_exact):
         done.extend(rows)
         values.extend(rows_values)
+        exact.append(rows_exact)
 
     job = _Job(way, None, None, None, [])
     job.run(images, list(range(len(images))), refusals, None, accept)
-    return done, torch.from_numpy(np.array(values)), refusals.rows
+    return done, torch.from_numpy(np.array(values)), all(exact), refusals.rows
 
 
 class _Writer:

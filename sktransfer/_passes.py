@@ -13,7 +13,10 @@ from sktransfer._backbones import Backbone
 from sktransfer._cache import EmbeddingCache
 
 _KEY_FORMAT = "sktransfer-2"
-_DEFAULT_BATCH = {"cpu": 16, "cuda": 128, "mps": 64}
+_DEFAULT_BATCH = {"cuda": 128, "mps": 64}
+# On a CPU: more would not stay in its caches, and larger blocks of memory than those
+# of 8 images of 224 pixels are taken from the system anew in every layer.
+_CPU_BATCH, _CPU_PIXELS = 16, 8 * 224**2
 POOLINGS = ("avg", "max", "avgmax", "none")
 
 
@@ -103,7 +106,11 @@ class Pass:
 
     @property
     def size(self) -> int:
-        return self.batch_size or _DEFAULT_BATCH.get(torch.device(self.device).type, 16)
+        if self.batch_size is not None:
+            return self.batch_size
+        few = _CPU_PIXELS // self.backbone.recipe.crop**2
+        on_cpu = min(_CPU_BATCH, max(1, few))
+        return _DEFAULT_BATCH.get(torch.device(self.device).type, on_cpu)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -145,7 +152,11 @@ class Pass:
         return self.backbone.recipe.read(source)
 
     def run(self, batch: torch.Tensor, start: int = 0, keep=None) -> dict:
-        """Run one batch through the stages.
+        """Run one batch through the stages; what `run_fitting` finds."""
+        return self.run_fitting(batch, start, keep)[1]
+
+    def run_fitting(self, batch, start=0, keep=None) -> tuple["Pass", dict]:
+        """Run one batch through the stages, in parts if the memory is too small.
 
         Parameters
         ----------
@@ -158,7 +169,9 @@ class Pass:
 
         Returns
         -------
-        dict of int to Tensor
+        way : Pass
+            This one, or the one of a smaller batch size that was used.
+        found : dict of int to Tensor
             The rows at depth `self.depth` and at the depths of `keep`.
         """
         poolings, way = {**(keep or {}), self.depth: self.pooling}, self
@@ -173,14 +186,14 @@ class Pass:
                 text = str(error).split("\n")[0]
             way = way._halved(text)
         if way is self:
-            return parts[0]
+            return way, parts[0]
         warnings.warn(
             f"Batches of {self.size} images do not fit in the memory of "
             f"{self.device!r}; {way.size} do. Set batch_size={way.size}.",
             UserWarning,
             stacklevel=2,
         )
-        return {depth: torch.cat([part[depth] for part in parts]) for depth in poolings}
+        return way, {d: torch.cat([part[d] for part in parts]) for d in poolings}
 
     def _halved(self, reason: str) -> "Pass":
         if self.size == 1:

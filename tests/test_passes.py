@@ -1,11 +1,18 @@
+import joblib
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from sktransfer import Backbone, FineTuneClassifier, PretrainedFeatureExtractor
+from sktransfer import (
+    Backbone,
+    EmbeddingCache,
+    FineTuneClassifier,
+    PretrainedFeatureExtractor,
+)
 from sktransfer._backbones import Recipe
-from tests.small_network import Block
+from sktransfer._passes import Pass
+from tests.small_network import Block, small_backbone
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (5, 16, 16, 3), dtype=np.uint8)
 
@@ -40,6 +47,26 @@ def test_a_batch_that_does_not_fit_is_halved_and_the_work_goes_on(most):
     with pytest.warns(UserWarning, match=f"8 images .*; {fits} do. Set batch_size"):
         found = embed(greedy(most), 8)
     np.testing.assert_array_equal(found, embed(greedy(8), fits))
+
+
+@pytest.mark.filterwarnings("ignore:Batches of")
+@pytest.mark.parametrize("n_jobs", [None, 2])
+def test_what_halved_batches_gave_is_not_kept_for_whole_ones(n_jobs):
+    cache = EmbeddingCache()
+    settings = {"batch_size": 4, "cache": cache, "device": "cpu", "n_jobs": n_jobs}
+    extractor = PretrainedFeatureExtractor(greedy(2), **settings)
+    with joblib.parallel_config(backend="threading"):
+        extractor.transform(IMAGES)
+    assert cache.info().rows == 0
+    extractor.set_params(batch_size=2).transform(IMAGES)
+    assert cache.info().rows == len(IMAGES)
+
+
+@pytest.mark.parametrize(("side", "size"), [(32, 16), (224, 8), (384, 2), (900, 1)])
+def test_batches_on_a_cpu_are_smaller_for_larger_images(side, size):
+    backbone = small_backbone()._with_recipe(Recipe(resize=side, crop=side))
+    assert Pass(backbone, 1).size == size
+    assert Pass(backbone, 1, batch_size=5).size == 5
 
 
 @pytest.mark.filterwarnings("ignore:Batches of")
