@@ -105,7 +105,8 @@ class FineTuneClassifier(ClassifierMixin, BaseFineTune):
     net_params : dict or None, default=None
         Any arguments of `skorch.NeuralNet`: ``{"callbacks": [...],
         "criterion__label_smoothing": 0.1, "iterator_train__num_workers": 2,
-        "compile": True}``. Callbacks are added to ours.
+        "compile": True}``. Callbacks are added to ours. With ``"accelerator"``, an
+        ``accelerate.Accelerator``, the processes that it knows train together.
     teacher : fitted classifier or None, default=None
         A classifier whose scores are learned together with the labels: distillation
         of a large model into a small one [4]_. It must know the same classes.

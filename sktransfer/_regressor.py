@@ -97,7 +97,8 @@ class FineTuneRegressor(RegressorMixin, BaseFineTune):
     net_params : dict or None, default=None
         Any arguments of `skorch.NeuralNet`: ``{"callbacks": [...],
         "criterion__label_smoothing": 0.1, "iterator_train__num_workers": 2,
-        "compile": True}``. Callbacks are added to ours.
+        "compile": True}``. Callbacks are added to ours. With ``"accelerator"``, an
+        ``accelerate.Accelerator``, the processes that it knows train together.
 
     Attributes
     ----------

@@ -10,6 +10,7 @@ import torch
 from skorch import NeuralNet
 from skorch.callbacks import Callback, EarlyStopping, EpochScoring, LRScheduler
 from skorch.helper import predefined_split
+from skorch.hf import AccelerateMixin
 from torch import nn
 from torch.optim import lr_scheduler
 
@@ -164,7 +165,7 @@ def as_batch(batch):
     return batch
 
 
-class WeightedLoss(nn.Module):
+class WeightedLoss:
     """Mean of a loss over rows, each with its weight, the last column of the target.
 
     Parameters
@@ -182,8 +183,8 @@ class WeightedLoss(nn.Module):
         For torch's loss, such as ``label_smoothing``.
     """
 
+    # No module: it has nothing to learn, which accelerate would ask of one.
     def __init__(self, kind: str, temperature=None, distill_weight=0.0, **options):
-        super().__init__()
         self.temperature = temperature
         self.distill_weight = distill_weight
         losses = {
@@ -194,7 +195,7 @@ class WeightedLoss(nn.Module):
         self.kind = kind
         self.loss = losses[kind](reduction="none", **options)
 
-    def forward(self, output, target):
+    def __call__(self, output, target):
         target, weight = target[:, :-1], target[:, -1]
         if self.kind == "classes":
             rows = self.loss(output, target[:, 0].long())
@@ -231,6 +232,11 @@ def cosine(n_steps: int, step: int) -> float:
     return 0.5 * (1 + math.cos(math.pi * min(step / n_steps, 1)))
 
 
+def bare(net: NeuralNet) -> Network:
+    """The network of a net, out of what spreads it over processes."""
+    return getattr(net.module_, "module", net.module_)
+
+
 class PullToSource(Callback):
     """L2-SP: add the gradient of the pull of the weights to where they started.
 
@@ -245,16 +251,16 @@ class PullToSource(Callback):
     def on_train_begin(self, net, **kwargs):
         self.start_ = {
             name: parameter.detach().clone()
-            for name, parameter in net.module_.suffix.named_parameters()
+            for name, parameter in bare(net).suffix.named_parameters()
         }
 
     def on_grad_computed(self, net, named_parameters, **kwargs):
         with torch.no_grad():
-            for name, parameter in net.module_.suffix.named_parameters():
+            for name, parameter in bare(net).suffix.named_parameters():
                 if parameter.grad is not None:
                     away = parameter - self.start_[name]
                     parameter.grad.add_(away, alpha=self.strength)
-            for parameter in net.module_.head.parameters():
+            for parameter in bare(net).head.parameters():
                 parameter.grad.add_(parameter, alpha=_HEAD_PULL * self.strength)
 
     def on_train_end(self, net, **kwargs):
@@ -274,13 +280,13 @@ class GradualUnfreezing(Callback):
         self.every = every
 
     def on_epoch_begin(self, net, **kwargs):
-        suffix = net.module_.suffix
+        suffix = bare(net).suffix
         stages = [i for i, stage in enumerate(suffix) if [*stage.parameters()]]
         awake = 1 + (len(net.history) - 1) // self.every
-        net.module_.rest(stages[-awake] if awake <= len(stages) else 0)
+        bare(net).rest(stages[-awake] if awake <= len(stages) else 0)
 
     def on_train_end(self, net, **kwargs):
-        net.module_.rest(0)
+        bare(net).rest(0)
 
 
 def validation_accuracy(net, X, y) -> float:
@@ -345,6 +351,8 @@ def train(network: Network, rows: Rows, valid: Rows | None, plan: Plan, epochs: 
     net.notify("on_train_end", X=rows, y=None)
     # The net is kept, and pickled, without the data it was validated on.
     net.train_split = None
+    if isinstance(net, SpreadNet):
+        net.let_go()
     return net
 
 
@@ -377,11 +385,26 @@ def _make_net(network, n_rows, valid, plan, epochs) -> NeuralNet:
         "verbose": plan.verbose,
         **{name: v for name, v in plan.net_params.items() if name != "callbacks"},
     }
+    kind, rows_per_step = NeuralNet, settings["batch_size"]
+    if (accelerator := settings.get("accelerator")) is not None:
+        kind, rows_per_step = SpreadNet, rows_per_step * accelerator.num_processes
+        # The accelerator chooses the device, and one process prints for all.
+        sink = accelerator.print if plan.verbose else _silent
+        settings |= {"device": None, "callbacks__print_log__sink": sink}
     callbacks = [
-        *_callbacks(plan, epochs * math.ceil(n_rows / settings["batch_size"]), valid),
+        *_callbacks(plan, epochs * math.ceil(n_rows / rows_per_step), valid),
         *(plan.net_params.get("callbacks") or []),
     ]
-    return NeuralNet(_Factory(network), callbacks=callbacks, **settings)
+    return kind(_Factory(network), callbacks=callbacks, **settings)
+
+
+class SpreadNet(AccelerateMixin, NeuralNet):
+    """A net that Hugging Face's accelerate trains, in several processes if so."""
+
+    def let_go(self) -> None:
+        """Forget what trains: it belongs to these processes, and no pickle holds it."""
+        self.accelerator, self.optimizer_ = None, None
+        self.callbacks, self.callbacks_ = [], []
 
 
 class _Factory:

@@ -1,5 +1,11 @@
 """The same numbers on a cluster as in one process."""
 
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
 import joblib
 import numpy as np
 import PIL.Image
@@ -61,3 +67,66 @@ def test_a_search_on_dask_gives_the_scores_of_one_process(photos, cluster, tmp_p
     with joblib.parallel_config(backend="dask"):
         spread = search.fit(paths, y).cv_results_["mean_test_score"]
     assert np.array_equal(spread, alone)
+
+
+SPREAD = """
+import pickle
+import sys
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+
+from sktransfer import FineTuneClassifier
+from tests.small_network import small_backbone
+
+torch.set_num_threads(1)
+X = np.random.default_rng(0).integers(0, 256, (32, 16, 16, 3), dtype=np.uint8)
+accelerator = Accelerator(cpu=True)
+model = FineTuneClassifier(
+    small_backbone(),
+    freeze=1,
+    l2_sp=0.01,
+    max_epochs=2,
+    batch_size=8 // accelerator.num_processes,
+    cache=None,
+    device="cpu",
+    random_state=0,
+    net_params={"accelerator": accelerator, "iterator_train__shuffle": False},
+).fit(X, np.arange(32) % 2)
+model.partial_fit(X, np.arange(32) % 2)
+pickle.loads(pickle.dumps(model.set_params(net_params=None)))
+found = model.backbone_.digest, model.predict_proba(X)
+with open(f"{sys.argv[1]}-{accelerator.process_index}", "wb") as file:
+    pickle.dump((accelerator.num_processes, *found), file)
+"""
+
+
+def run_spread(folder, n_processes):
+    script, out = folder / "spread.py", folder / f"of-{n_processes}"
+    script.write_text(SPREAD)
+    command = [
+        sys.executable, "-m", "torch.distributed.run", "--standalone",
+        f"--nproc_per_node={n_processes}", script, out,
+    ]  # fmt: skip
+    environment = {
+        **os.environ,
+        "ACCELERATE_USE_CPU": "1",
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": os.getcwd(),
+    }
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "epoch" not in done.stdout
+    return [pickle.loads(Path(f"{out}-{i}").read_bytes()) for i in range(n_processes)]
+
+
+@pytest.mark.slow
+def test_two_processes_of_accelerate_fit_what_one_does(tmp_path):
+    pytest.importorskip("accelerate")
+    ((count, _, alone),) = run_spread(tmp_path, 1)
+    (two, digest, spread), (_, other, _) = run_spread(tmp_path, 2)
+    assert (count, two) == (1, 2)
+    assert digest == other
+    # Gradients of half batches, averaged, are those of the whole one.
+    np.testing.assert_allclose(spread, alone, rtol=1e-4)
