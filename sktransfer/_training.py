@@ -165,7 +165,7 @@ def as_batch(batch):
     return batch
 
 
-class WeightedLoss:
+class WeightedLoss(nn.Module):
     """Mean of a loss over rows, each with its weight, the last column of the target.
 
     Parameters
@@ -183,8 +183,8 @@ class WeightedLoss:
         For torch's loss, such as ``label_smoothing``.
     """
 
-    # No module: it has nothing to learn, which accelerate would ask of one.
     def __init__(self, kind: str, temperature=None, distill_weight=0.0, **options):
+        super().__init__()
         self.temperature = temperature
         self.distill_weight = distill_weight
         losses = {
@@ -195,7 +195,7 @@ class WeightedLoss:
         self.kind = kind
         self.loss = losses[kind](reduction="none", **options)
 
-    def __call__(self, output, target):
+    def forward(self, output, target):
         target, weight = target[:, :-1], target[:, -1]
         if self.kind == "classes":
             rows = self.loss(output, target[:, 0].long())
@@ -400,6 +400,14 @@ def _make_net(network, n_rows, valid, plan, epochs) -> NeuralNet:
 
 class SpreadNet(AccelerateMixin, NeuralNet):
     """A net that Hugging Face's accelerate trains, in several processes if so."""
+
+    def _initialize_accelerator(self):
+        # Not the loss, which has nothing to learn: on CPUs, accelerate refuses that.
+        losses, self._criteria = self._criteria, []
+        try:
+            return super()._initialize_accelerator()
+        finally:
+            self._criteria = losses
 
     def let_go(self) -> None:
         """Forget what trains: it belongs to these processes, and no pickle holds it."""
