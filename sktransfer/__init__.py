@@ -5,6 +5,7 @@ from sktransfer._backbones import Backbone
 from sktransfer._cache import EmbeddingCache
 from sktransfer._cards import model_card
 from sktransfer._classifier import FineTuneClassifier
+from sktransfer._costs import SearchCost, search_cost
 from sktransfer._displays import (
     BackboneRankingDisplay,
     FreezeDepthDisplay,
@@ -36,6 +37,7 @@ __all__ = [
     "FineTuneRegressor",
     "FreezeDepthDisplay",
     "PretrainedFeatureExtractor",
+    "SearchCost",
     "TopLossesDisplay",
     "TrainingHistoryDisplay",
     "TransferReport",
@@ -53,6 +55,7 @@ __all__ = [
     "rank_backbones",
     "register_backbone",
     "save",
+    "search_cost",
     "split_stages",
     "transfer_report",
 ]

@@ -19,6 +19,7 @@ from sktransfer._extractor import PretrainedFeatureExtractor
 from sktransfer._finetune import BaseFineTune
 from sktransfer._ranking import linear_steps
 from sktransfer._regressor import FineTuneRegressor
+from sktransfer._sources import find_source
 from sktransfer._tables import Table
 
 AS_GIVEN, SCRATCH = "as given", "from scratch"
@@ -174,7 +175,7 @@ def corrected_interval(differences, test_share: float, level: float = 0.95) -> t
 def _models(estimator) -> dict:
     """Make the models to compare, by name."""
     classes = is_classifier(estimator)
-    name, source = _find_source(estimator)
+    name, source = find_source(estimator)
     shared = {key: getattr(source, key) for key in _SOURCE}
     extractor = PretrainedFeatureExtractor(**shared, weights=source.weights)
     if isinstance(source, BaseFineTune):
@@ -197,29 +198,6 @@ def _models(estimator) -> dict:
         "pixels": make_pipeline(pixels, *linear_steps(classes)),
         "guessing": DummyClassifier() if classes else DummyRegressor(),
     }
-
-
-def _find_source(estimator):
-    """Name and value of the one part of an estimator that has a pretrained network."""
-    kinds = (BaseFineTune, PretrainedFeatureExtractor)
-    parts = {"": estimator, **estimator.get_params(deep=True)}
-    found = {name: part for name, part in parts.items() if isinstance(part, kinds)}
-    # A network that another one starts from is a part of that one.
-    outer = [
-        name for name in found if not any(_is_within(name, other) for other in found)
-    ]
-    if len(outer) != 1:
-        raise ValueError(
-            f"{type(estimator).__name__} has {len(outer)} parts with a pretrained "
-            f"network{f' ({outer})' if outer else ''}, and a report needs exactly one. "
-            "Accepted are FineTuneClassifier, FineTuneRegressor, and pipelines and "
-            "searches with one of these or a PretrainedFeatureExtractor."
-        )
-    return outer[0], found[outer[0]]
-
-
-def _is_within(name, other) -> bool:
-    return name != other and (not other or name.startswith(f"{other}__"))
 
 
 def _pixels() -> Backbone:

@@ -29,8 +29,8 @@ LAYERS = [
     {"_training"},
     {"_tuning"},
     {"_finetune", "_extractor"},
-    {"_classifier", "_regressor", "_ranking", "_pictures"},
-    {"_selector", "_report", "_records", "_cards", "_onnx"},
+    {"_classifier", "_regressor", "_ranking", "_pictures", "_sources"},
+    {"_selector", "_report", "_records", "_cards", "_onnx", "_costs"},
     {"_persistence"},
     {"__init__"},
 ]
