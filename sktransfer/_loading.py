@@ -19,7 +19,7 @@ from torchvision import models
 
 from sktransfer._backbones import Backbone, Recipe
 from sktransfer._stages import split_stages
-from sktransfer._tiny import tiny
+from sktransfer._tiny import WEIGHTS, tiny
 from sktransfer._weights import (
     apply_weights,
     download_weights,
@@ -66,8 +66,8 @@ def load_backbone(
         deep-copied and split by `split_stages`. Of a fitted `FineTuneClassifier` or
         `FineTuneRegressor`, the tuned backbone is taken.
     weights : str, enum member, path, (path, "sha256:...") or None, default="default"
-        "default" are the weights of "tiny" (random ones, until its trained weights
-        exist: a warning says so), torchvision's ``DEFAULT`` entry
+        "default" are the weights of "tiny" that come with the package, torchvision's
+        ``DEFAULT`` entry
         of its builders, and the module's own where a module is given. Else an entry
         of torchvision's weights enum or its name ("IMAGENET1K_V1"), or a
         ``.safetensors`` or state-dict (``.pth``, ``.pt``) file, read without
@@ -243,16 +243,9 @@ def _load_given(backbone, weights, seed):
 
 def _load_tiny(weights):
     stages = tiny()
-    if weights == "default":
-        warnings.warn(
-            "The bundled weights of 'tiny' do not exist yet: its weights are random, "
-            "the same ones every time. Its embeddings are far worse than those of a "
-            "pretrained network; pass a torchvision backbone for real work.",
-            UserWarning,
-            stacklevel=5,
-        )
-    elif weights is not None:
-        apply_weights(stages, stages, *_read_file(weights, "tiny"))
+    if weights is not None:
+        given = WEIGHTS if weights == "default" else weights
+        apply_weights(stages, stages, *_read_file(given, "tiny"))
     return stages, Recipe(resize=64, crop=64)
 
 

@@ -1,0 +1,29 @@
+"""All figures of docs/performance.rst, as tables in Markdown.
+
+    python benchmarks/speed.py PHOTOS SMALL [--weights FILE] > figures.md
+
+PHOTOS and SMALL hold pictures in class folders: photographs, and pictures of some 32
+pixels, as of CIFAR-10. FILE is one of mobilenet_v2's weights. The peers that are
+installed are compared with: img2vec_pytorch, embetter, timm, fastai.
+"""
+
+import argparse
+import subprocess
+import sys
+from pathlib import Path
+
+parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+parser.add_argument("photos")
+parser.add_argument("small")
+parser.add_argument("--weights", default=None)
+arguments = parser.parse_args()
+weights = ["--weights", arguments.weights] if arguments.weights else []
+for name, *options in (
+    ("extraction", arguments.photos, *weights),
+    ("caching", arguments.photos),
+    ("searches", arguments.small),
+    ("fine_tuning", arguments.photos),
+):
+    print(f"\n## {name}\n", flush=True)
+    script = Path(__file__).with_name(f"{name}.py")
+    subprocess.run([sys.executable, "-W", "ignore", script, *options], check=True)
