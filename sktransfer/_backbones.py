@@ -320,4 +320,7 @@ def _shapes(stages, x) -> list[tuple[int, ...]]:
             else:
                 x = stage(x)
             shapes.append(tuple(x.shape[1:]))
+            # What has no data is computed without complaint by older versions of torch.
+            if min(shapes[-1], default=1) < 1:
+                raise ValueError(f"a stage's output would have shape {shapes[-1]}")
     return shapes

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from joblib import Parallel, delayed, effective_n_jobs
+from joblib.parallel import get_active_backend
 from threadpoolctl import ThreadpoolController
 from tqdm.auto import tqdm
 
@@ -309,7 +310,9 @@ def _spread(batches, images, way, n_jobs, refusals, accept) -> None:
     workers = effective_n_jobs(n_jobs)
     size = max(1, -(-len(batches) // (4 * workers)))
     chunks = [sum(batches[i : i + size], []) for i in range(0, len(batches), size)]
-    results = Parallel(n_jobs=n_jobs, return_as="generator")(
+    engine, _ = get_active_backend()
+    one_by_one = getattr(engine, "supports_return_generator", False)
+    results = Parallel(n_jobs=n_jobs, return_as="generator" if one_by_one else "list")(
         delayed(_chunk)(images.take(chunk), way, refusals.strict) for chunk in chunks
     )
     for chunk, (done, values, exact, refused) in zip(chunks, results, strict=True):

@@ -67,12 +67,11 @@ def load_backbone(
         `FineTuneRegressor`, the tuned backbone is taken.
     weights : str, enum member, path, (path, "sha256:...") or None, default="default"
         "default" are the weights of "tiny" that come with the package, torchvision's
-        ``DEFAULT`` entry
-        of its builders, and the module's own where a module is given. Else an entry
-        of torchvision's weights enum or its name ("IMAGENET1K_V1"), or a
-        ``.safetensors`` or state-dict (``.pth``, ``.pt``) file, read without
-        executing code. A file gets the recipe of the entry whose file name it bears,
-        otherwise that of the architecture's first entry. None initialises at random.
+        ``DEFAULT`` entry of its builders, and the module's own where a module is given.
+        Else an entry of torchvision's weights enum or its name ("IMAGENET1K_V1"), or a
+        ``.safetensors`` or state-dict (``.pth``, ``.pt``) file, read without executing
+        code. A file gets the recipe of the entry whose file name it bears, otherwise
+        that of the architecture's first entry. None initialises at random.
     image_size : int, optional
         Side of the square input in pixels; None is the recipe of the weights.
     random_state : int, RandomState instance or None, default=None

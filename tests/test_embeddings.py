@@ -3,7 +3,8 @@ from collections import OrderedDict
 import numpy as np
 import pytest
 import torch
-from joblib import parallel_config
+from joblib import parallel_config, register_parallel_backend
+from joblib.parallel import ThreadingBackend
 from torch import nn
 
 from sktransfer import Backbone, EmbeddingCache, load_backbone
@@ -80,6 +81,20 @@ def test_a_row_does_not_depend_on_its_neighbours(pictures):
         np.testing.assert_array_equal(embed(Images([picture]), one)[0], together[row])
     np.testing.assert_array_equal(embed(Images(pictures[::-1]), one), together[::-1])
     np.testing.assert_array_equal(embed(Images(pictures), one, n_jobs=2), together)
+
+
+class Collecting(ThreadingBackend):
+    """An engine of joblib that gives all results at once, as ray's does."""
+
+    supports_return_generator = False
+
+
+def test_engines_that_do_not_give_results_one_by_one(pictures):
+    register_parallel_backend("collecting", Collecting)
+    one = Pass(load_backbone("tiny"), 6, "avg", batch_size=2)
+    with parallel_config(backend="collecting"):
+        found = embed(Images(pictures), one, n_jobs=2)
+    np.testing.assert_array_equal(found, embed(Images(pictures), one))
 
 
 @pytest.mark.parametrize("place", ["memory", "disk"])
