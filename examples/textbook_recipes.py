@@ -11,6 +11,18 @@ weights::
 TRAIN and TEST hold pictures in class folders. Without a network, local files stand in:
 ``--vgg NAME FILE`` and ``--resnet NAME FILE`` name other architectures and their
 weights.
+
+With SqueezeNet in the place of VGG16 and MobileNetV2 in that of ResNet-50, on 2,000 +
+1,000 pictures of CIFAR-10, ``--image-size 64 --epochs 5``, on one core:
+
+===========================================  =============  ============  =======
+recipe                                       test accuracy  from scratch  seconds
+===========================================  =============  ============  =======
+squeezenet1_0, pooled, hidden layer of 1024  0.656          0.251         5
+mobilenet_v2, last layer by SGD              0.510          0.332         4
+squeezenet1_0, tuned whole                   0.705          0.251         71
+mobilenet_v2, own source task moved          0.364          0.200         2
+===========================================  =============  ============  =======
 """
 
 import argparse
