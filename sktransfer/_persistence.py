@@ -155,6 +155,8 @@ def _read(path: Path) -> tuple[dict, dict]:
             metadata = file.metadata() or {}
             if metadata.get("format") != _FORMAT or not metadata["version"].isdigit():
                 raise _unreadable(path, "it holds tensors alone")
+            if missing := {"document", "sha256"} - metadata.keys():
+                raise _unreadable(path, f"its header lacks {sorted(missing)}")
             names = file.keys()
             return metadata, {name: file.get_tensor(name) for name in names}
     except (SafetensorError, KeyError, TypeError) as error:

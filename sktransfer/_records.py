@@ -369,8 +369,12 @@ def _untrusted(skops, content: bytes) -> list[str]:
 
 
 def _is_harmless(name: str) -> bool:
-    """Whether a type that skops does not know only splits rows or scores."""
-    modules = ("sklearn.model_selection._split.", "sklearn.metrics._scorer.")
+    """Whether a type that skops may not know only splits, scores or routes rows."""
+    modules = (
+        "sklearn.model_selection._split.",
+        "sklearn.metrics._scorer.",
+        "sklearn.utils._metadata_requests.",
+    )
     return name.startswith(modules)
 
 
