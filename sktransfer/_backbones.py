@@ -8,6 +8,7 @@ from collections import OrderedDict
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 
+import PIL.Image
 import torch
 from torch import nn
 from torchvision.transforms import InterpolationMode
@@ -74,7 +75,12 @@ class Recipe:
         if max(height, width) > most:
             pixels = F.center_crop(pixels, [min(height, most), min(width, most)])
         mode = InterpolationMode(self.interpolation)
-        return F.resize(pixels, [self.resize], interpolation=mode, antialias=True)
+        if pixels.dtype != torch.uint8:
+            return F.resize(pixels, [self.resize], interpolation=mode, antialias=True)
+        # By Pillow, as in the preset. Tensors are resized in half the time, but with
+        # other roundings: they move embeddings of MobileNetV2 by 3e-5 (cosine).
+        picture = PIL.Image.fromarray(pixels.permute(1, 2, 0).numpy())
+        return F.pil_to_tensor(F.resize(picture, [self.resize], interpolation=mode))
 
     def cut(self, pixels: torch.Tensor) -> torch.Tensor:
         """Cut the square from the centre of resized pixels."""

@@ -16,6 +16,7 @@ from sktransfer._files import whole_file
 from sktransfer._finetune import BaseFineTune
 from sktransfer._passes import Pass, pool
 
+_OLDEST_TORCH = "2.9"
 _OPSET = 18
 _PIXELS, _SQUARES = "images", "squares"
 
@@ -35,7 +36,8 @@ def export_onnx(estimator, path):
     Raises
     ------
     ImportError
-        If the packages of the ``onnx`` extra are not installed.
+        If the packages of the ``onnx`` extra are not installed, or torch is older than
+        they ask for.
     ValueError
         If the estimator is of another kind.
 
@@ -141,6 +143,13 @@ class _Affine(nn.Module):
 
 
 def _network_graph(network, recipe: Recipe, output: str):
+    # A TorchVersion, which compares as versions do.
+    if torch.__version__ < _OLDEST_TORCH:
+        raise ImportError(
+            f"export_onnx needs torch {_OLDEST_TORCH} or later, whose exporter makes "
+            f"graphs for any number of images; this is {torch.__version__}. Upgrade: "
+            "pip install 'sktransfer[onnx]'."
+        )
     squares = torch.zeros(2, 3, recipe.crop, recipe.crop)
     with warnings.catch_warnings():
         # The exporter warns of matters of its own.

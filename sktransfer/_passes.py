@@ -12,7 +12,7 @@ import torch
 from sktransfer._backbones import Backbone
 from sktransfer._cache import EmbeddingCache
 
-_KEY_FORMAT = "sktransfer-2"
+_KEY_FORMAT = "sktransfer-1"
 _DEFAULT_BATCH = {"cuda": 128, "mps": 64}
 # On a CPU: more would not stay in its caches, and larger blocks of memory than those
 # of 8 images of 224 pixels are taken from the system anew in every layer.

@@ -11,6 +11,7 @@ from sktransfer import (
     FineTuneClassifier,
     FineTuneRegressor,
     PretrainedFeatureExtractor,
+    _onnx,
     export_onnx,
 )
 from sktransfer._backbones import Recipe
@@ -112,6 +113,7 @@ def test_the_network_computes_what_the_estimator_does(kind, task):
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(torch.__version__ < "2.9", reason="its exporter is not enough")
 @pytest.mark.parametrize("kind", ["probabilities", "embeddings"])
 def test_the_graph_computes_what_the_estimator_does(kind, task, tmp_path):
     model, method = fitted(kind, task)
@@ -135,5 +137,9 @@ def test_what_cannot_be_exported(task, tmp_path, monkeypatch):
         export_onnx(FineTuneClassifier(), path)
     monkeypatch.setitem(__import__("sys").modules, "onnxscript", None)
     with pytest.raises(ImportError, match=r"pip install 'sktransfer\[onnx\]'"):
+        export_onnx(PretrainedFeatureExtractor(small_backbone()), path)
+    monkeypatch.undo()
+    monkeypatch.setattr(_onnx, "_OLDEST_TORCH", "99.0")
+    with pytest.raises(ImportError, match=r"needs torch 99.0 or later"):
         export_onnx(PretrainedFeatureExtractor(small_backbone()), path)
     assert not path.exists()
