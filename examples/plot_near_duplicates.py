@@ -18,18 +18,19 @@ from sklearn.preprocessing import normalize
 
 from sktransfer import PretrainedFeatureExtractor
 
-rng = np.random.default_rng(0)
+rng, side = np.random.default_rng(0), 96
 photos = load_sample_images().images
 corners = [
     (photo, i, j)
     for photo in (0, 1)
-    for i, j in zip(rng.integers(0, 363, 100), rng.integers(0, 576, 100), strict=True)
+    for i, j in rng.integers(0, [427 - side, 640 - side], (100, 2))
 ]
-patches = np.array([photos[k][i : i + 64, j : j + 64] for k, i, j in corners])
+patches = np.array([photos[k][i : i + side, j : j + side] for k, i, j in corners])
 train, test = train_test_split(np.arange(len(patches)), random_state=0)
 
 # %%
-# The nearest picture of the training part, by cosine, for each one of the test part.
+# The nearest picture of the training part, by cosine, for each one of the test part; six
+# of the nearest 24 are shown.
 
 embeddings = normalize(PretrainedFeatureExtractor().fit_transform(patches))
 index = NearestNeighbors(n_neighbors=1, metric="cosine").fit(embeddings[train])
@@ -37,7 +38,7 @@ distances, neighbours = (a[:, 0] for a in index.kneighbors(embeddings[test]))
 order = np.argsort(distances)
 
 figure, axes = plt.subplots(2, 6, layout="constrained", figsize=(8, 3.2))
-for column, row in zip(axes.T, order, strict=False):
+for column, row in zip(axes.T, order[:24:4], strict=True):
     column[0].imshow(patches[test[row]])
     column[0].set_title(f"{distances[row]:.3f}", fontsize="small")
     column[1].imshow(patches[train[neighbours[row]]])
@@ -50,12 +51,12 @@ plt.show()
 
 # %%
 # Do the nearest ones really show the same place? Here it can be told: patches overlap
-# if their corners are less than 64 pixels apart in the same photograph.
+# if their corners are less than 96 pixels apart in the same photograph.
 
 
 def overlap(one, other):
     (photo, i, j), (photo_2, i_2, j_2) = corners[one], corners[other]
-    return photo == photo_2 and abs(i - i_2) < 64 and abs(j - j_2) < 64
+    return photo == photo_2 and abs(i - i_2) < side and abs(j - j_2) < side
 
 
 found = [overlap(test[row], train[neighbours[row]]) for row in order]
