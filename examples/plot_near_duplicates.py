@@ -29,8 +29,8 @@ patches = np.array([photos[k][i : i + side, j : j + side] for k, i, j in corners
 train, test = train_test_split(np.arange(len(patches)), random_state=0)
 
 # %%
-# The nearest picture of the training part, by cosine, for each one of the test part; six
-# of the nearest 24 are shown.
+# The nearest picture of the training part, by cosine, for each one of the test part;
+# six of the nearest 24 are shown.
 
 embeddings = normalize(PretrainedFeatureExtractor().fit_transform(patches))
 index = NearestNeighbors(n_neighbors=1, metric="cosine").fit(embeddings[train])
