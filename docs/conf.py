@@ -18,7 +18,9 @@ exclude_patterns = ["_build"]
 html_theme = "pydata_sphinx_theme"
 html_title = f"sktransfer {release}"
 html_show_sourcelink = False
-html_sidebars = {"changelog": [], "model_card": []}
+html_sidebars = dict.fromkeys(
+    ("changelog", "model_card", "performance", "scaling_out"), []
+)
 html_theme_options = {
     "show_prev_next": False,
     "secondary_sidebar_items": ["page-toc"],
