@@ -238,7 +238,7 @@ def sparse(folder):
         (lambda folder: "/dev/zero", "no regular file"),
         (lambda folder: "/dev/stdin", "no regular file|No such|cannot identify"),
         (lambda folder: "/proc/self/mem", "cannot identify|Input/output"),
-        (lambda folder: "nul\0byte.png", "null byte|NUL"),
+        (lambda folder: "nul\0byte.png", "null (byte|character)"),
         (lambda folder: "x" * 5000, "name too long"),
     ],
 )
