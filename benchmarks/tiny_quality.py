@@ -59,14 +59,20 @@ def faces():
     return list(map(Image.fromarray, images)), y, np.arange(len(images)) % 2 == 0
 
 
-def patches(side=64):
-    """From which photograph is a patch? The left half of each trains."""
-    X, y, trains = [], [], []
-    for label, name in enumerate(PHOTOS):
+def photographs():
+    """Yield scikit-image's photographs, as uint8 arrays."""
+    for name in PHOTOS:
         loaded = getattr(skimage.data, name)()
         photo = np.asarray(loaded[0] if isinstance(loaded, tuple) else loaded)
         if photo.dtype != np.uint8:
             photo = np.uint8(255 * (photo / photo.max()))
+        yield photo
+
+
+def patches(side=64):
+    """From which photograph is a patch? The left half of each trains."""
+    X, y, trains = [], [], []
+    for label, photo in enumerate(photographs()):
         height, width = photo.shape[:2]
         for top in range(0, height - side + 1, side):
             for left in range(0, width - side + 1, side):
@@ -75,6 +81,25 @@ def patches(side=64):
                 X.append(Image.fromarray(photo[top : top + side, left : left + side]))
                 y.append(label)
                 trains.append(left < width // 2)
+    return X, np.array(y), np.array(trains)
+
+
+def turned_patches(n_patches=30, smallest=24):
+    """The same of grey patches of any size and place, turned: the harder question."""
+    rng = np.random.default_rng(0)
+    X, y, trains = [], [], []
+    for label, photo in enumerate(photographs()):
+        image = Image.fromarray(photo).convert("L")
+        middle = image.width // 2
+        for first, last in ((0, middle), (middle, image.width)):
+            largest = min(image.height, last - first) // 2
+            for side in rng.integers(smallest, largest + 1, size=n_patches):
+                left = rng.integers(first, last - side + 1)
+                top = rng.integers(image.height - side + 1)
+                patch = image.crop((left, top, left + side, top + side))
+                X.append(patch.rotate(90 * int(rng.integers(4))))
+                y.append(label)
+                trains.append(first == 0)
     return X, np.array(y), np.array(trains)
 
 
@@ -154,6 +179,7 @@ def main():
         "digits": digits(),
         "faces": faces(),
         "patches": patches(),
+        "turned patches": turned_patches(),
     }
     print_table(["data", "train + test", *columns, "tiny / MobileNetV2"], [])
     ratios, seconds = [], dict.fromkeys(columns, 0.0)

@@ -14,7 +14,7 @@ from torch import nn
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
-from sktransfer._decoding import decode
+from sktransfer._decoding import as_pixels, decode
 from sktransfer._fusion import fuse
 from sktransfer._weights import WeightsMismatchError, module_digest
 
@@ -64,27 +64,35 @@ class Recipe:
         """Decode a source; give its square of pixels, (3, crop, crop)."""
         return self.square(decode(source))
 
-    def square(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Resize and cut decoded pixels of shape (3, H, W), dtype kept."""
-        return self.cut(self.resized(pixels))
+    def square(self, picture) -> torch.Tensor:
+        """Resize and cut a picture; give its square of pixels, dtype kept."""
+        return as_pixels(self.cut(self._resized(picture)))
 
-    def resized(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Resize decoded pixels, so that their shorter side is `resize`."""
-        height, width = pixels.shape[-2:]
+    def resized(self, picture) -> torch.Tensor:
+        """Resize a picture, so that its shorter side is `resize`; give its pixels.
+
+        Parameters
+        ----------
+        picture : PIL.Image.Image, or Tensor of shape (3, H, W)
+            RGB; a tensor of uint8, or of float32 in [0, 1].
+        """
+        return as_pixels(self._resized(picture))
+
+    def _resized(self, picture):
+        # 8 bits by Pillow, as in the preset. Tensors are resized in half the time, but
+        # with other roundings: they move embeddings of MobileNetV2 by 3e-5 (cosine).
+        if isinstance(picture, torch.Tensor) and picture.dtype == torch.uint8:
+            picture = PIL.Image.fromarray(picture.permute(1, 2, 0).numpy())
+        height, width = F.get_size(picture)
         most = MAX_ASPECT * min(height, width)
         if max(height, width) > most:
-            pixels = F.center_crop(pixels, [min(height, most), min(width, most)])
+            picture = F.center_crop(picture, [min(height, most), min(width, most)])
         mode = InterpolationMode(self.interpolation)
-        if pixels.dtype != torch.uint8:
-            return F.resize(pixels, [self.resize], interpolation=mode, antialias=True)
-        # By Pillow, as in the preset. Tensors are resized in half the time, but with
-        # other roundings: they move embeddings of MobileNetV2 by 3e-5 (cosine).
-        picture = PIL.Image.fromarray(pixels.permute(1, 2, 0).numpy())
-        return F.pil_to_tensor(F.resize(picture, [self.resize], interpolation=mode))
+        return F.resize(picture, [self.resize], interpolation=mode, antialias=True)
 
-    def cut(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Cut the square from the centre of resized pixels."""
-        return F.center_crop(pixels, [self.crop, self.crop])
+    def cut(self, picture):
+        """Cut the square from the centre of a resized picture, or of its pixels."""
+        return F.center_crop(picture, [self.crop, self.crop])
 
     def normalise(self, batch: torch.Tensor) -> torch.Tensor:
         """Scale a batch of squares to [0, 1] if it is uint8, then by mean and std."""

@@ -7,6 +7,7 @@ import threading
 import numpy as np
 import PIL.Image
 import torch
+from torchvision.transforms.v2.functional import pil_to_tensor
 
 # Of pictures with more pixels than this, one is decoded at a time.
 _LARGE = 2**24
@@ -14,13 +15,14 @@ _large_one = threading.RLock()
 _EXIF_ORIENTATION = 0x0112
 
 
-def decode(source: bytes | np.ndarray) -> torch.Tensor:
+def decode(source: bytes | np.ndarray) -> PIL.Image.Image | torch.Tensor:
     """Decode a source into an upright RGB picture.
 
     Returns
     -------
-    torch.Tensor of shape (3, H, W)
-        uint8, or float32 in [0, 1] for a picture that has more than 8 bits.
+    PIL.Image.Image, or torch.Tensor of shape (3, H, W)
+        float32 in [0, 1] for a picture that has more than 8 bits. What has 8 is left to
+        Pillow, which also resizes it: its pixels need not be copied in between.
 
     Raises
     ------
@@ -28,7 +30,7 @@ def decode(source: bytes | np.ndarray) -> torch.Tensor:
         Whatever the decoder raises; the caller adds which image it was.
     """
     if isinstance(source, np.ndarray):
-        return _array_pixels(source)
+        return _array_picture(source)
     size = _webp_size(source)
     # Its decoder holds two canvases from the beginning, and gives out a third.
     _refuse_huge(*size, share=2)
@@ -37,7 +39,15 @@ def decode(source: bytes | np.ndarray) -> torch.Tensor:
         PIL.Image.open(io.BytesIO(source), formats=_formats()) as image,
         _turn(*image.size),
     ):
-        return _array_pixels(pil_array(image))
+        picture = _pil_picture(image)
+        if isinstance(picture, PIL.Image.Image) and picture.mode == "RGB":
+            return picture
+        return _array_picture(np.asarray(picture))
+
+
+def as_pixels(picture: PIL.Image.Image | torch.Tensor) -> torch.Tensor:
+    """Pixels of shape (3, H, W) of a picture; uint8 of a PIL image."""
+    return picture if isinstance(picture, torch.Tensor) else pil_to_tensor(picture)
 
 
 def _turn(width: int, height: int):
@@ -80,21 +90,27 @@ def _refuse_huge(width: int, height: int, share: int = 1) -> None:
 
 
 def pil_array(image: PIL.Image.Image) -> np.ndarray:
-    """Pixels of a PIL image, upright, its alpha kept for `_array_pixels`."""
+    """Pixels of a PIL image, upright, its alpha kept for `_array_picture`."""
+    return np.asarray(_pil_picture(image))
+
+
+def _pil_picture(image: PIL.Image.Image) -> PIL.Image.Image | np.ndarray:
+    """Load an image; RGB or RGBA, or an array if it was turned or has over 8 bits."""
     _refuse_huge(*image.size)
     image.load()
     if image.mode == "F" or image.mode.startswith("I"):
-        array = np.asarray(image)
+        picture = np.asarray(image)
         if image.mode == "I":
-            array = _sixteen_bits(array)
-        elif array.dtype.kind == "u":
-            array = array.astype(np.uint16)
-        array = checked_array(array)
+            picture = _sixteen_bits(picture)
+        elif picture.dtype.kind == "u":
+            picture = picture.astype(np.uint16)
+        picture = checked_array(picture)
     else:
         mode = "RGBA" if image.has_transparency_data else "RGB"
-        array = np.asarray(image if image.mode == mode else image.convert(mode))
+        picture = image if image.mode == mode else image.convert(mode)
     # TIFF and AVIF are turned, and their tag removed, by Pillow's own load.
-    return _upright(array, _orientation(image))
+    orientation = _orientation(image)
+    return picture if orientation == 1 else _upright(np.asarray(picture), orientation)
 
 
 def _sixteen_bits(array: np.ndarray) -> np.ndarray:
@@ -122,7 +138,7 @@ def _upright(array: np.ndarray, orientation: int) -> np.ndarray:
     return np.flip(array, flips[orientation]) if orientation in flips else array
 
 
-def _array_pixels(array: np.ndarray) -> torch.Tensor:
+def _array_picture(array: np.ndarray) -> PIL.Image.Image | torch.Tensor:
     if array.ndim == 2:
         array = array[:, :, None]
     if array.shape[2] not in (1, 3, 4):
@@ -130,11 +146,10 @@ def _array_pixels(array: np.ndarray) -> torch.Tensor:
     array = _eight_bits(array)
     if array.shape[2] == 4:
         array = _on_white(array)
-    # Channels last in memory, which is what decoders give and resizing is fast on.
-    array = np.ascontiguousarray(np.broadcast_to(array, (*array.shape[:2], 3)))
-    if not array.flags.writeable:
-        array = array.copy()
-    return torch.from_numpy(array).permute(2, 0, 1)
+    array = np.broadcast_to(array, (*array.shape[:2], 3))
+    if array.dtype == np.uint8:
+        return PIL.Image.fromarray(np.ascontiguousarray(array))
+    return torch.from_numpy(array.copy()).permute(2, 0, 1)
 
 
 def _eight_bits(array: np.ndarray) -> np.ndarray:

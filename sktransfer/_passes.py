@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
+import PIL
 import torch
 
 from sktransfer._backbones import Backbone
@@ -129,6 +130,7 @@ class Pass:
         cause = (
             _KEY_FORMAT,
             torch.__version__,
+            PIL.__version__,
             torch.device(self.device).type,
             self.precision,
             self.size,

@@ -190,7 +190,7 @@ def test_the_size_of_a_webp_is_known_before_it_is_opened(options, monkeypatch):
 
 def test_large_pictures_are_decoded_one_at_a_time(monkeypatch, encodings):
     monkeypatch.setattr(_decoding, "_LARGE", 29 * 23 - 1)
-    running, most, plain = [0], [0], _decoding.pil_array
+    running, most, plain = [0], [0], _decoding._pil_picture
 
     def watched(image):
         running[0] += 1
@@ -210,7 +210,7 @@ def test_large_pictures_are_decoded_one_at_a_time(monkeypatch, encodings):
             thread.join()
         return most[0]
 
-    monkeypatch.setattr(_decoding, "pil_array", watched)
+    monkeypatch.setattr(_decoding, "_pil_picture", watched)
     assert run() == 1
     monkeypatch.setattr(_decoding, "_LARGE", 29 * 23)
     assert run() > 1

@@ -11,7 +11,7 @@ import pytest
 import torch
 from conftest import make_picture
 
-from sktransfer._decoding import decode
+from sktransfer._decoding import as_pixels, decode
 from sktransfer._images import (
     Images,
     digest,
@@ -27,8 +27,12 @@ def encoded(array, kind="PNG", **options):
     return buffer.getvalue()
 
 
+def decoded(source):
+    return as_pixels(decode(source)).numpy()
+
+
 def pixels(sample):
-    return decode(read(sample)).numpy()
+    return decoded(read(sample))
 
 
 def test_the_same_picture_in_every_form_has_the_same_pixels(picture, tmp_path):
@@ -302,27 +306,29 @@ def test_a_flattened_picture_is_that_picture(pictures):
         (stack.reshape(6, -1), (-1, 48, 3)),
         (stack.astype(float).reshape(6, -1) / 255, None),
     ]:
-        found = [decode(source).numpy() for source in table_images(X, shape)]
+        found = [decoded(source) for source in table_images(X, shape)]
         np.testing.assert_array_equal(found, [pixels(p) for p in stack])
 
 
 def test_numbers_beyond_one_are_stretched_row_by_row():
     X = np.array([[0, 8, 16, 16], [0.0, 0.5, 1.0, 1.0], [-1, 0, 1, 1], [7, 7, 7, 7]])
-    rows = [decode(source)[0].flatten().tolist() for source in table_images(X)]
+    rows = [
+        as_pixels(decode(source))[0].flatten().tolist() for source in table_images(X)
+    ]
     half = [0, 0.5, 1, 1]
     for row in rows[:3]:
         scale = 255 if max(row) > 1 else 1
         np.testing.assert_allclose(np.array(row) / scale, half, atol=1e-6)
     assert rows[3] == [0, 0, 0, 0]
     (first,) = table_images(X[:1], value_range=(0, 32))
-    np.testing.assert_allclose(decode(first)[0].flatten(), [0, 0.25, 0.5, 0.5])
+    np.testing.assert_allclose(decoded(first)[0].flatten(), [0, 0.25, 0.5, 0.5])
 
 
 def test_a_row_that_is_no_square_is_one_row_of_pixels():
     with pytest.warns(UserWarning, match="set image_shape"):
         images = table_images(np.eye(5))
     np.testing.assert_array_equal(
-        decode(images[0])[0], np.repeat(np.eye(5)[:1] * 255, 5, axis=0)
+        decoded(images[0])[0], np.repeat(np.eye(5)[:1] * 255, 5, axis=0)
     )
 
 

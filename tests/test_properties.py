@@ -10,9 +10,12 @@ import torch
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.v2 import functional as F
 
 from sktransfer import EmbeddingCache, FineTuneClassifier, PretrainedFeatureExtractor
-from sktransfer._decoding import decode
+from sktransfer._backbones import Recipe
+from sktransfer._decoding import as_pixels, decode
 from sktransfer._images import digest, read
 from sktransfer._records import Decoder, Encoder
 from tests.small_network import small_backbone
@@ -39,7 +42,7 @@ def encoded(array, kind="PNG"):
 @given(pictures)
 @settings(steady, max_examples=60)
 def test_a_picture_is_the_same_in_every_form(picture):
-    expected = decode(read(picture))
+    expected = as_pixels(decode(read(picture)))
     assert expected.shape == (3, *picture.shape[:2])
     assert expected.dtype == torch.uint8
     forms = [
@@ -56,7 +59,7 @@ def test_a_picture_is_the_same_in_every_form(picture):
     for form in forms:
         if picture.shape[2:] == (4,) and form is not forms[0]:
             assume(isinstance(form, bytes) or np.asarray(form).dtype == np.uint8)
-        assert torch.equal(decode(read(form)), expected)
+        assert torch.equal(as_pixels(decode(read(form))), expected)
 
 
 @given(pictures, st.integers(1, 8))
@@ -68,7 +71,39 @@ def test_orientation_tag_and_turned_pixels_are_the_same(picture, orientation):
     file = io.BytesIO()
     image.save(file, "PNG", exif=exif)
     turned = PIL.ImageOps.exif_transpose(PIL.Image.open(io.BytesIO(file.getvalue())))
-    assert torch.equal(decode(file.getvalue()), decode(read(turned)))
+    assert torch.equal(
+        as_pixels(decode(file.getvalue())), as_pixels(decode(read(turned)))
+    )
+
+
+recipes = st.builds(
+    Recipe,
+    resize=st.integers(1, 30),
+    crop=st.integers(1, 30),
+    interpolation=st.sampled_from(["bilinear", "bicubic"]),
+)
+
+
+@given(pictures, recipes)
+@settings(steady, max_examples=200)
+def test_the_square_is_the_middle_of_the_resized_picture(picture, recipe):
+    picture = as_pixels(decode(read(picture)))
+    expected = F.center_crop(
+        F.pil_to_tensor(
+            F.resize(
+                F.to_pil_image(picture),
+                [recipe.resize],
+                interpolation=InterpolationMode(recipe.interpolation),
+            )
+        ),
+        [recipe.crop, recipe.crop],
+    )
+    assert torch.equal(recipe.square(picture), expected)
+    assert torch.equal(recipe.cut(recipe.resized(picture)), expected)
+    if recipe.interpolation == "bilinear":
+        # Pillow rounds after each direction.
+        floats = recipe.square(picture / 255) * 255
+        torch.testing.assert_close(floats, expected.float(), atol=1.01, rtol=0)
 
 
 @given(pictures, pictures)
