@@ -45,11 +45,20 @@ def ours(name, files, **options):
     return lambda: extractor.transform(files)
 
 
+def against_the_bare_forward(files, rounds):
+    """Print how near to the network alone it is, for some networks."""
+    rows = []
+    for name in ("resnet18", "resnet50", "mobilenet_v2"):
+        variants = {"ours": ours(name, files), "bare": bare_forward(name, len(files))}
+        seconds = measure(variants, 3 * rounds)
+        rows.append([name, ratio(seconds["bare"], seconds["ours"])])
+    print_table(["bare forward, fused, channels last", "speed, of it"], rows)
+
+
 def against_others(files, rounds):
     """Print how long each takes for the same files with resnet18."""
     variants = {
         "sktransfer": ours("resnet18", files),
-        "bare forward, fused, channels last": bare_forward("resnet18", len(files)),
     }
     low = torch.cpu._is_avx512_bf16_supported()
     if low:
@@ -117,6 +126,7 @@ def main():
     files = list(load_image_folder(arguments.folder).data)
     step = max(len(files) // arguments.files, 1)
     files = files[::step][: arguments.files]
+    against_the_bare_forward(files, arguments.rounds)
     against_others(files, arguments.rounds)
     with_a_busy_core(files, arguments.rounds)
     distances(files, arguments.weights)

@@ -188,6 +188,15 @@ class Backbone:
             return _shapes(self.stages, x)
 
     @functools.cached_property
+    def has_pointwise(self):
+        """Whether there are 1 x 1 convolutions, without stride or groups."""
+        return any(
+            type(module) is nn.Conv2d
+            and (*module.kernel_size, *module.stride, module.groups) == (1,) * 5
+            for module in self.stages.modules()
+        )
+
+    @functools.cached_property
     def _stage_digests(self):
         return [module_digest(stage) for stage in self.stages]
 

@@ -22,14 +22,14 @@ _PAIRS = {
 def fuse(stage: nn.Module) -> nn.Module:
     """Copy a stage, with batch norms folded in where it is known what feeds them.
 
-    That is within an `nn.Sequential`, where each child feeds the next one alone, and
-    in the blocks listed above. (Tracing the network would find more, but
+    That is in an `nn.Sequential` (or a subclass of its `forward`), where each child
+    feeds the next one alone, and in the blocks listed above. (Tracing the network would find more, but
     `torch.fx` replaces ``nn.Module.__call__`` meanwhile, for all threads.)
     """
     stage = copy.deepcopy(stage)
     for module in stage.modules():
         pairs = _PAIRS.get(type(module), [])
-        if type(module) is nn.Sequential:
+        if type(module).forward is nn.Sequential.forward:
             names = list(module._modules)
             pairs = zip(names, names[1:], strict=False)
         for conv, norm in pairs:

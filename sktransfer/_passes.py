@@ -15,8 +15,7 @@ from sktransfer._cache import EmbeddingCache
 
 _KEY_FORMAT = "sktransfer-1"
 _DEFAULT_BATCH = {"cuda": 128, "mps": 64}
-# On a CPU: more would not stay in its caches, and larger blocks of memory than those
-# of 8 images of 224 pixels are taken from the system anew in every layer.
+# On a CPU, more would not stay in its caches: 8 images of 224 pixels, or 16 smaller ones.
 _CPU_BATCH, _CPU_PIXELS = 16, 8 * 224**2
 POOLINGS = ("avg", "max", "avgmax", "none")
 
@@ -110,6 +109,10 @@ class Pass:
         if self.batch_size is not None:
             return self.batch_size
         few = _CPU_PIXELS // self.backbone.recipe.crop**2
+        if self.backbone.has_pointwise and few >= _CPU_BATCH // 4:
+            # Of fewer than 16, torch computes 1 x 1 convolutions another way, and
+            # slowly, where it has one thread, as each of our lanes does.
+            few = _CPU_BATCH
         on_cpu = min(_CPU_BATCH, max(1, few))
         return _DEFAULT_BATCH.get(torch.device(self.device).type, on_cpu)
 
