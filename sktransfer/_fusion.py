@@ -22,9 +22,10 @@ _PAIRS = {
 def fuse(stage: nn.Module) -> nn.Module:
     """Copy a stage, with batch norms folded in where it is known what feeds them.
 
-    That is in an `nn.Sequential` (or a subclass of its `forward`), where each child
-    feeds the next one alone, and in the blocks listed above. (Tracing the network would find more, but
-    `torch.fx` replaces ``nn.Module.__call__`` meanwhile, for all threads.)
+    That is in an `nn.Sequential` (or a subclass with its `forward`), where each child
+    feeds the next one alone, and in the blocks listed above. (Tracing the network would
+    find more, but `torch.fx` replaces ``nn.Module.__call__`` meanwhile, for all
+    threads.)
     """
     stage = copy.deepcopy(stage)
     for module in stage.modules():

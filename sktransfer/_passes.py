@@ -15,7 +15,8 @@ from sktransfer._cache import EmbeddingCache
 
 _KEY_FORMAT = "sktransfer-1"
 _DEFAULT_BATCH = {"cuda": 128, "mps": 64}
-# On a CPU, more would not stay in its caches: 8 images of 224 pixels, or 16 smaller ones.
+# On a CPU, more than 8 images of 224 pixels, or 16 smaller ones, would not stay in its
+# caches.
 _CPU_BATCH, _CPU_PIXELS = 16, 8 * 224**2
 POOLINGS = ("avg", "max", "avgmax", "none")
 

@@ -12,7 +12,7 @@ from sktransfer import (
 )
 from sktransfer._backbones import Recipe
 from sktransfer._passes import Pass
-from tests.small_network import Block, small_backbone
+from tests.small_network import Block
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (5, 16, 16, 3), dtype=np.uint8)
 
