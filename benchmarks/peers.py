@@ -33,13 +33,13 @@ def tutorial(name="resnet18", n_workers=0, batch_size=32):
     network = get_model(name, weights=None).eval()
     preset = get_model_weights(name).DEFAULT.transforms()
     network.fc = network.classifier = torch.nn.Identity()
+    return functools.partial(_loop, network, preset, n_workers, batch_size)
 
-    def embed(files):
-        loader = DataLoader(Files(files, preset), batch_size, num_workers=n_workers)
-        with torch.no_grad():
-            return np.concatenate([network(batch).numpy() for batch in loader])
 
-    return embed
+def _loop(network, preset, n_workers, batch_size, files):
+    loader = DataLoader(Files(files, preset), batch_size, num_workers=n_workers)
+    with torch.no_grad():
+        return np.concatenate([network(batch).numpy() for batch in loader])
 
 
 def with_timm():

@@ -51,10 +51,6 @@ class PlainEmbedding(TransformerMixin, BaseEstimator):
     def transform(self, X):
         return self.embed_(X)
 
-    def __getstate__(self):
-        # A closure cannot be hashed by joblib: made anew, with the same seed.
-        return {"name": self.name}
-
 
 def probe_grid(files, y, rounds):
     """Print 5 values of C in 5 folds, and the refit, on embeddings."""
@@ -62,7 +58,7 @@ def probe_grid(files, y, rounds):
     def search(embedding, memory=None):
         head = LogisticRegression(max_iter=200)
         steps = Pipeline([("embed", embedding), ("head", head)], memory=memory)
-        GridSearchCV(steps, GRID, cv=5).fit(files, y)
+        GridSearchCV(steps, GRID, cv=5, error_score="raise").fit(files, y)
 
     forwards = []
 
@@ -130,7 +126,7 @@ def plain_search(X, y, depths):
         iterator_train__shuffle=True,
     )
     grid = {"module__trained": [TRAINED[depth] for depth in depths]}
-    return GridSearchCV(net, grid, cv=FOLDS, refit=False).fit(X, y)
+    return GridSearchCV(net, grid, cv=FOLDS, refit=False, error_score="raise").fit(X, y)
 
 
 def our_search(images, y, depths, weights, precision="float32"):
@@ -146,13 +142,14 @@ def our_search(images, y, depths, weights, precision="float32"):
         cache=EmbeddingCache(max_bytes=2**32),
         random_state=0,
     )
-    return GridSearchCV(model, {"freeze": depths}, cv=FOLDS, refit=False).fit(images, y)
+    return GridSearchCV(
+        model, {"freeze": depths}, cv=FOLDS, refit=False, error_score="raise"
+    ).fit(images, y)
 
 
 def freeze_grids(files, y, rounds):
     """Print searches over the freeze depths of ResNet-18."""
     backbone = load_backbone("resnet18", weights=None, image_size=SIDE)
-    read = backbone.recipe.read
     read = backbone.recipe.read
     squares = np.stack([read(Path(file).read_bytes()) for file in files])
     # Pictures at the size of the network, so that neither side resizes.

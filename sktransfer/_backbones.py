@@ -148,12 +148,19 @@ class Backbone:
     """
 
     def __init__(self, stages, recipe=None, *, name="custom", rebuild=None):
-        self.stages = copy.deepcopy(stages).cpu().eval().requires_grad_(False)
+        self._assemble(_frozen(stages), rebuild)
         self.recipe = Recipe() if recipe is None else recipe
         self.name = name
-        self.stage_names = tuple(name for name, _ in self.stages.named_children())
-        self.origin = rebuild
-        self._fused = {}
+        # By the side of the input.
+        self._shapes = {}
+
+    def _assemble(self, stages: dict[str, "_Stage"], origin) -> None:
+        modules = OrderedDict((name, stage.module) for name, stage in stages.items())
+        self.stages = nn.Sequential(modules).eval()
+        self.stage_names = tuple(stages)
+        self.origin = origin
+        self._stages = stages
+        self._fastest = {}
 
     def __repr__(self):
         return (
@@ -178,14 +185,17 @@ class Backbone:
         shape = self.shapes[-1]
         return shape[-1] if len(shape) == 2 else shape[0]
 
-    @functools.cached_property
+    @property
     def shapes(self):
-        x = torch.zeros(1, 3, self.recipe.crop, self.recipe.crop)
-        try:
-            return _shapes(self.stages, x.to("meta"))
-        except (RuntimeError, NotImplementedError):
-            # A stage that looks at its data, or is too small; the latter fails again.
-            return _shapes(self.stages, x)
+        side = self.recipe.crop
+        if side not in self._shapes:
+            x = torch.zeros(1, 3, side, side)
+            try:
+                self._shapes[side] = _shapes(self.stages, x.to("meta"))
+            except (RuntimeError, NotImplementedError):
+                # A stage that looks at its data, or is too small; that fails again.
+                self._shapes[side] = _shapes(self.stages, x)
+        return self._shapes[side]
 
     @functools.cached_property
     def has_pointwise(self):
@@ -196,17 +206,14 @@ class Backbone:
             for module in self.stages.modules()
         )
 
-    @functools.cached_property
-    def _stage_digests(self):
-        return [module_digest(stage) for stage in self.stages]
-
     @property
     def digest(self):
         return self.prefix_digest(len(self.stages))
 
     def prefix_digest(self, depth):
         """SHA-256, in hex digits, of the first `depth` stages."""
-        return hashlib.sha256("".join(self._stage_digests[:depth]).encode()).hexdigest()
+        digests = [stage.digest for stage in list(self._stages.values())[:depth]]
+        return hashlib.sha256("".join(digests).encode()).hexdigest()
 
     def depth(self, stage, *, parameter="stage"):
         """Number of leading stages that a specification means.
@@ -250,7 +257,7 @@ class Backbone:
                 f"image_size={side!r} is no size. Accepted are None, for the size of "
                 "the weights' own recipe, or the side of the input in pixels."
             )
-        resized = self._with_recipe(self.recipe.at_size(int(side)))
+        resized = self._with(recipe=self.recipe.at_size(int(side)))
         try:
             resized.shapes  # noqa: B018
         except Exception as error:
@@ -261,10 +268,9 @@ class Backbone:
             ) from error
         return resized
 
-    def _with_recipe(self, recipe):
+    def _with(self, **changes):
         other = object.__new__(Backbone)
-        vars(other).update(vars(self), recipe=recipe)
-        vars(other).pop("shapes", None)
+        vars(other).update(vars(self), **changes)
         return other
 
     def inference_stages(self, device="cpu"):
@@ -273,30 +279,52 @@ class Backbone:
         In evaluation mode, batch norm folded into the convolutions and channels last:
         equal to `stages` up to rounding.
         """
-        if device not in self._fused:
-            stages = [fuse(stage) for stage in self.stages]
-            self._fused[device] = nn.Sequential(*stages).to(
-                device, memory_format=torch.channels_last
-            )
-        return self._fused[device]
+        if device not in self._fastest:
+            stages = [stage.fused(device) for stage in self._stages.values()]
+            self._fastest[device] = nn.Sequential(*stages)
+        return self._fastest[device]
 
     def tuned(self, depth, suffix):
         """Return this backbone with its stages from `depth` on replaced.
 
-        Its pickles hold the new stages and refer to this backbone for the rest.
+        It shares the others with this backbone, and all that is known of them. Its
+        pickles hold the new stages and refer to this backbone for the rest.
         """
+        stages = {**dict(list(self._stages.items())[:depth]), **_frozen(suffix)}
         # Tuned again and again, a network refers to the first one alone.
-        first = self.origin
         source, start = self, depth
-        if isinstance(first, Tuned):
-            source, start = first.source, min(depth, first.depth)
-        parts = [*self.stages[:depth].named_children(), *suffix.named_children()]
-        stages = nn.Sequential(OrderedDict(parts))
+        if isinstance(self.origin, Tuned):
+            source, start = self.origin.source, min(depth, self.origin.depth)
         name = f"{source.name} (tuned)" if start < len(stages) else source.name
-        tuned = Backbone(stages, self.recipe, name=name)
-        # The stages of the copy, which is on the CPU.
+        tuned = self._with(name=name)
+        tuned._assemble(stages, None)
         tuned.origin = Tuned(source, start, tuned.stages[start:])
         return tuned
+
+
+class _Stage:
+    """A stage that is never changed, and what is worked out about it once."""
+
+    def __init__(self, module: nn.Module):
+        self.module = module
+        self._fused = {}
+
+    @functools.cached_property
+    def digest(self) -> str:
+        return module_digest(self.module)
+
+    def fused(self, device) -> nn.Module:
+        if device not in self._fused:
+            self._fused[device] = fuse(self.module).to(
+                device, memory_format=torch.channels_last
+            )
+        return self._fused[device]
+
+
+def _frozen(stages: nn.Sequential) -> dict[str, _Stage]:
+    """Copy stages, to keep."""
+    stages = copy.deepcopy(stages).cpu().eval().requires_grad_(False)
+    return {name: _Stage(module) for name, module in stages.named_children()}
 
 
 @dataclass(frozen=True)
@@ -328,7 +356,7 @@ def checked(backbone: Backbone, recipe: Recipe, digest: str) -> Backbone:
             f"{digest[:12]}. Nothing was loaded. Install the weights of then (the "
             "file, or the version of torchvision), or fit again."
         )
-    return backbone._with_recipe(recipe)
+    return backbone._with(recipe=recipe)
 
 
 def _shapes(stages, x) -> list[tuple[int, ...]]:

@@ -17,6 +17,9 @@ from sktransfer._cache import EmbeddingCache
 from sktransfer._images import ACCEPTED, Images, digest
 from sktransfer._passes import Pass
 
+# Images that a thread reads and hashes at a time.
+_DIGESTS = 16
+
 
 def embed(
     images: Images,
@@ -186,21 +189,43 @@ def stack_squares(squares) -> torch.Tensor:
     return torch.stack(squares)
 
 
-def run_on(rows: torch.Tensor, way: Pass, start: int = 0) -> torch.Tensor:
-    """Run rows that are outputs of the stage before `start` (0: squares of pixels)."""
-    batches = [
-        range(i, min(i + way.size, len(rows))) for i in range(0, len(rows), way.size)
-    ]
-    found = {}
+def run_on(
+    rows: torch.Tensor,
+    way: Pass,
+    start: int = 0,
+    *,
+    cache: EmbeddingCache | None = None,
+    digests: list[bytes] | None = None,
+) -> torch.Tensor:
+    """Run rows that are outputs of the stage before `start` (0: squares of pixels).
+
+    With the digests of their images, a cache is looked up first, and gets the others.
+    """
+    keys = None if cache is None else way.keys(digests)
+    known = cache.get_many(keys) if keys else {}
+    out = np.empty((len(rows), *way.shape), dtype=np.float32)
+    todo = []
+    for row in range(len(rows)):
+        if keys and keys[row] in known:
+            out[row] = known[keys[row]]
+        else:
+            todo.append(row)
+    writer = _Writer(cache)
 
     def work(batch):
-        yield batch, way.run(rows[batch.start : batch.stop], start)
+        used, found = way.run_fitting(rows[batch], start)
+        yield batch, found[way.depth], used is way
 
-    def accept(batch, values):
-        found[batch.start] = values[way.depth]
+    def accept(batch, values, exact):
+        out[batch] = values.numpy()
+        for row in batch if keys and exact else ():
+            writer.add(keys[row], out[row])
 
-    run_lanes(batches, work, accept)
-    return torch.cat([found[start] for start in sorted(found)])
+    run_lanes(
+        [todo[i : i + way.size] for i in range(0, len(todo), way.size)], work, accept
+    )
+    writer.flush()
+    return torch.from_numpy(out)
 
 
 class UnreadableImageError(ValueError):
@@ -250,9 +275,14 @@ class Refusals:
 def image_digests(images: Images, refusals: Refusals | None = None) -> list[bytes]:
     """Digest of each image, in threads (reading and hashing release the GIL)."""
     refusals = refusals or Refusals(images, strict=True)
+    rows = range(len(images))
+
+    def some(first):
+        chunk = rows[first : first + _DIGESTS]
+        return [refusals.read(row, digest) or b"" for row in chunk]
+
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-        found = pool.map(lambda row: refusals.read(row, digest), range(len(images)))
-        return [value or b"" for value in found]
+        return sum(pool.map(some, rows[::_DIGESTS]), [])
 
 
 @functools.cache

@@ -366,6 +366,9 @@ def _stopped_early(net) -> bool:
 
 def _make_net(network, n_rows, valid, plan, epochs) -> NeuralNet:
     optimizer, options = OPTIMIZERS.get(plan.optimizer, (plan.optimizer, {}))
+    if plan.optimizer in OPTIMIZERS and torch.device(plan.device).type != "mps":
+        # One pass over each tensor, in place of ten with copies between them.
+        options = {"fused": True, **options}
     # L2-SP takes the place of the decay to zero, which would pull against it.
     decay = 0.0 if plan.l2_sp else plan.weight_decay
     settings = {

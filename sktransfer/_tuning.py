@@ -114,13 +114,12 @@ class Inputs:
 
     def embeddings(self) -> np.ndarray:
         """Embeddings by the whole network as it is before training."""
-        whole = self.way.whole()
+        whole, known = self.way.whole(), self.examples.digests
         if self._in_step:
-            examples = self.examples
-            return embed(
-                examples.images, whole, cache=self.cache, digests=examples.digests
-            )
-        return run_on(self.features, whole, self.way.depth).numpy()
+            images = self.examples.images
+            return embed(images, whole, cache=self.cache, digests=known)
+        start, cache = self.way.depth, self.cache
+        return run_on(self.features, whole, start, cache=cache, digests=known).numpy()
 
     def _squares(self, rows) -> torch.Tensor:
         recipe = self.way.backbone.recipe
