@@ -26,9 +26,9 @@ class SearchCost:
         Combinations of parameters, folds, and fits in all, the refit included.
     n_images : int
     n_passes : int
-        How often frozen stages run over all images: once for each network, since
-        depths, folds, candidates and epochs share what they give, as long as the
-        cache holds it.
+        How often the source network runs over all images, for the frozen stages and
+        for the first head: once for each network, since depths, folds, candidates and
+        epochs share what it gives, as long as the cache holds it.
     n_steps : int
         Images that pass the trained stages forwards and backwards, over all epochs.
         Where frozen stages cannot run beforehand (``augment``), they run in each.
@@ -49,7 +49,7 @@ class SearchCost:
         lines = [
             f"{_count(self.n_fits, 'fit')}: {_count(self.n_candidates, 'candidate')} "
             f"in {self.n_splits} folds{', and the best once more' * refit}.",
-            f"Frozen stages: {_count(self.n_passes, 'pass', 'passes')} over "
+            f"Source network: {_count(self.n_passes, 'pass', 'passes')} over "
             f"{_count(self.n_images, 'image')}.",
             f"Trained stages: {_count(self.n_steps, 'image')}, over all epochs of all "
             "fits.",
@@ -99,7 +99,7 @@ def search_cost(search, X, y=None, groups=None):
     >>> search = GridSearchCV(FineTuneClassifier(), {"freeze": [-2, "all"]}, cv=3)
     >>> print(search_cost(search, X[:90], y[:90]))
     7 fits: 2 candidates in 3 folds, and the best once more.
-    Frozen stages: 1 pass over 90 images.
+    Source network: 1 pass over 90 images.
     Trained stages: 4,500 images, over all epochs of all fits.
     """
     candidates = _candidates(search)
@@ -120,9 +120,9 @@ def search_cost(search, X, y=None, groups=None):
             sources.add((*key, backbone.depth(part.stage), part.pooling))
             continue
         n_steps += part.max_epochs * sum(sizes)
-        if part.augment is not None:
-            augmented += len(sizes)
-        elif backbone.depth(part.freeze, parameter="freeze"):
+        augmented += len(sizes) if part.augment is not None else 0
+        depth = backbone.depth(part.freeze, parameter="freeze")
+        if part.weights is not None or (depth and part.augment is None):
             sources.add(key)
     n_steps += _refit_steps(search, len(X))
     return SearchCost(

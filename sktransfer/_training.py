@@ -349,8 +349,11 @@ def train(network: Network, rows: Rows, valid: Rows | None, plan: Plan, epochs: 
                 "precision='bfloat16'."
             ) from error
     net.notify("on_train_end", X=rows, y=None)
-    # The net is kept, and pickled, without the data it was validated on.
+    # The net is kept, and pickled, without the data it was validated on, and without
+    # callbacks that hold what it was trained with, on a GPU perhaps.
     net.train_split = None
+    net.callbacks = [pair for pair in net.callbacks if not _is_ours(pair)]
+    net.callbacks_ = [pair for pair in net.callbacks_ if not _is_ours(pair)]
     if isinstance(net, SpreadNet):
         net.let_go()
     return net
@@ -474,6 +477,11 @@ def _callbacks(plan, n_steps, valid) -> list:
     if plan.unfreeze_every:
         callbacks.append(("unfreezing", GradualUnfreezing(plan.unfreeze_every)))
     return callbacks
+
+
+def _is_ours(callback) -> bool:
+    names = "valid_score", "early_stopping", "lr_schedule", "l2_sp", "unfreezing"
+    return isinstance(callback, tuple) and callback[0] in names
 
 
 def _one_cycle(optimizer, n_steps, last_epoch=-1):

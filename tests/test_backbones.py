@@ -151,6 +151,10 @@ def test_a_tuned_backbone_pickles_what_was_tuned():
     assert again.digest == tuned.digest != source.digest
     assert tuned.prefix_digest(4) == source.prefix_digest(4)
     assert again.stage_names == source.stage_names
+    # What is not tuned is shared, and so is all that is known of it.
+    assert tuned.stages[3] is source.stages[3]
+    assert tuned.inference_stages()[3] is source.inference_stages()[3]
+    assert tuned.inference_stages()[4] is not source.inference_stages()[4]
     nothing = source.tuned(len(source.stages), nn.Sequential())
     assert nothing.digest == source.digest
     assert len(pickle.dumps(nothing)) < 3000

@@ -58,6 +58,19 @@ def test_what_differs_in_the_network_is_a_pass_of_its_own():
     assert "once more" not in str(cost)
 
 
+def test_the_first_head_stands_on_a_pass_of_the_source():
+    search = GridSearchCV(model(max_epochs=0), {"freeze": [0]}, cv=3, refit=False)
+    for weights, passes in (("default", 1), (None, 0)):
+        search.estimator.set_params(weights=weights)
+        assert search_cost(search, X, y).n_passes == passes
+        counts.clear()
+        search.fit(X, y)
+        # And one, of the tuned network, over each fold's test images.
+        scored = 3 * 16
+        assert counts["a"] <= scored + passes * (N + 16)
+        assert counts["a"] >= N + passes * N
+
+
 def test_searches_over_embeddings_and_groups():
     pipe = make_pipeline(PretrainedFeatureExtractor(small_backbone()), SVC())
     grid = {"svc__C": [1, 2, 3], "pretrainedfeatureextractor__stage": [1, 2]}

@@ -103,6 +103,19 @@ def test_a_search_over_depth_computes_frozen_stages_once(order, task):
     assert "a" not in counts
 
 
+@pytest.mark.parametrize("freeze", [0, 1, 2, "all"])
+def test_the_embeddings_of_the_source_are_computed_once(freeze, task):
+    X, y = task
+    settings = {"cache": EmbeddingCache(), "max_epochs": 0}
+    model(freeze=1, **settings).fit(X, y)
+    counts.clear()
+    model(freeze=freeze, **settings).fit(X[:30], y[:30])
+    assert "c" not in counts
+    known = model(freeze=freeze, **settings).fit(X, y)
+    fresh = model(freeze=freeze, **{**settings, "cache": None}).fit(X, y)
+    assert_equal_tensors(tensors(known.head_), tensors(fresh.head_))
+
+
 def test_a_cache_never_shows(task, tmp_path):
     X, y = task
     scores = [
@@ -360,6 +373,40 @@ def test_copies_and_pickles_predict_the_same(freeze, task):
         np.testing.assert_array_equal(other.predict_proba(X), expected)
     fitted.fit(X, y)
     np.testing.assert_array_equal(fitted.predict_proba(X), expected)
+
+
+@pytest.mark.filterwarnings("ignore::skorch.exceptions.DeviceWarning")
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        {"l2_sp": 0.1, "optimizer": "sgd"},
+        {"early_stopping": True, "validation_fraction": 0.3},
+        {"lr_schedule": "one-cycle", "unfreeze_every": 1, "augment": "light"},
+    ],
+)
+def test_a_pickle_from_a_gpu_opens_without_one(parameters, task, monkeypatch):
+    X, y = task
+    fitted = model(freeze=1, device="cpu", **parameters).fit(X, y)
+    expected, net = fitted.predict_proba(X), fitted.net_
+    # What would be on the GPU says that it was, which no other machine would accept.
+    tensors = [*net.module_.parameters(), *net.module_.buffers()]
+    for state in net.optimizer_.state.values():
+        tensors += [value for value in state.values() if torch.is_tensor(value)]
+    there = {tensor.untyped_storage().data_ptr() for tensor in tensors}
+    net.device = "cuda"
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            torch.serialization,
+            "location_tag",
+            lambda storage: "cuda:0" if storage.data_ptr() in there else "cpu",
+        )
+        pickled = pickle.dumps(fitted)
+        with pytest.raises(RuntimeError, match="CUDA device"):
+            pickle.loads(pickle.dumps(net.module_))
+    assert b"cuda:0" in pickled
+    opened = pickle.loads(pickled)
+    np.testing.assert_array_equal(opened.predict_proba(X), expected)
+    opened.partial_fit(X, y)
 
 
 def test_the_tools_of_scikit_learn(task):
