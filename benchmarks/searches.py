@@ -153,7 +153,7 @@ def freeze_grids(files, y, rounds):
     backbone = load_backbone("resnet18", weights=None, image_size=SIDE)
     read = backbone.recipe.read
     squares = np.stack([read(Path(file).read_bytes()) for file in files])
-    # Pictures at the size of the network, so that neither side resizes.
+    # Decoded and small already, for both sides.
     images = list(np.ascontiguousarray(squares.transpose(0, 2, 3, 1)))
     X, y = squares.astype(np.float32) / 255, y.astype(np.int64)
     grids = {

@@ -5,6 +5,7 @@ import copy
 import fnmatch
 import functools
 import os
+import threading
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -336,11 +337,17 @@ def weights_licence(backbone, weights) -> str | None:
     return entry.meta.get("license", "as torchvision's (BSD-3-Clause) and ImageNet's")
 
 
+_generators = threading.RLock()
+
+
 @contextlib.contextmanager
 def seeded(seed, device="cpu"):
-    """Run with torch's generators seeded, and leave them as they were."""
+    """Run with torch's generators seeded, and leave them as they were.
+
+    One thread at a time: the generators are those of the whole process.
+    """
     devices = [torch.device(device)] if torch.device(device).type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
+    with _generators, torch.random.fork_rng(devices=devices):
         torch.manual_seed(seed)
         yield
 

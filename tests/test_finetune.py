@@ -1,6 +1,7 @@
 import copy
 import pickle
 
+import joblib
 import numpy as np
 import pytest
 import torch
@@ -136,6 +137,16 @@ def test_the_same_seed_is_the_same_model(task):
     search.fit(X, y)
     own = clone(model(freeze=1)).fit(X[:24], y[:24]).score(X[24:], y[24:])
     assert search.cv_results_["split0_test_score"][0] == own
+
+
+def test_threads_do_not_disturb_one_another(task):
+    X, y = np.stack(task[0]), task[1]
+    parts = {"backbone": make_net(), "image_size": 16}
+    net = model(**parts, freeze=1, dropout=0.2, hidden_layer_sizes=(8,))
+    expected = cross_val_predict(net, X, y, cv=4, method="predict_proba")
+    with joblib.parallel_config(backend="threading", n_jobs=4):
+        found = cross_val_predict(net, X, y, cv=4, method="predict_proba")
+    np.testing.assert_array_equal(found, expected)
 
 
 def test_it_learns_and_tells_of_it(task):
