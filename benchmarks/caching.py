@@ -38,7 +38,7 @@ def cold_and_warm(files, rounds):
                 "cold, on disk": cold_on_disk,
                 "warm, on disk": lambda: run(EmbeddingCache(folder)),
             },
-            rounds,
+            3 * rounds,
         )
     rows = [
         [name, f"{np.median(times):.3f}", ratio(times, seconds["without"])]

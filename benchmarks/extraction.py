@@ -87,7 +87,7 @@ def with_a_busy_core(files, rounds):
         "tutorial loop": lambda: embed(files),
     }
     with busy_core():
-        seconds = measure(variants, rounds)
+        seconds = measure(variants, 3 * rounds)
     print_table(
         ["mobilenet_v3_small, one core busy", "sktransfer is faster by"],
         [["tutorial loop", ratio(seconds["tutorial loop"], seconds["sktransfer"])]],
@@ -119,7 +119,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("folder")
     parser.add_argument("--weights", default=None)
-    parser.add_argument("--files", type=int, default=96)
+    parser.add_argument("--files", type=int, default=192)
     parser.add_argument("--rounds", type=int, default=3)
     arguments = parser.parse_args()
     print_machine()
