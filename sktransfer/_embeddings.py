@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from joblib import Parallel, delayed, effective_n_jobs
-from joblib.parallel import get_active_backend
+from joblib.parallel import BACKENDS, get_active_backend
 from threadpoolctl import ThreadpoolController
 from tqdm.auto import tqdm
 
@@ -17,6 +17,8 @@ from sktransfer._cache import EmbeddingCache
 from sktransfer._images import ACCEPTED, Images, digest
 from sktransfer._passes import Pass
 
+# Of joblib's backends, those whose workers are on this machine.
+_BACKENDS_HERE = ("loky", "multiprocessing", "threading")
 # Images that a thread reads and hashes at a time.
 _DIGESTS = 16
 
@@ -131,7 +133,7 @@ class _Job:
             accept(batch, found[self.way.depth].numpy(), exact)
 
         try:
-            if effective_n_jobs(n_jobs) > 1 and len(batches) > 1:
+            if spreads(n_jobs, self.way.device) and len(batches) > 1:
                 _spread(batches, images, self.way, n_jobs, refusals, store)
             else:
                 work = functools.partial(self._batch, images, refusals)
@@ -342,6 +344,19 @@ def run_lanes(batches: list, work, accept) -> None:
         finally:
             # After an error or Ctrl-C the others end with their present batch.
             stop.set()
+
+
+def spreads(n_jobs: int | None, device: str) -> bool:
+    """Whether joblib's workers compute, and not the threads of this process.
+
+    The processes of one machine would take turns on its GPU, each with a network and a
+    context of its own there, while one process keeps it busy.
+    """
+    if effective_n_jobs(n_jobs) == 1:
+        return False
+    engine, _ = get_active_backend()
+    here = type(engine) in [BACKENDS.get(name) for name in _BACKENDS_HERE]
+    return torch.device(device).type == "cpu" or not here
 
 
 def _spread(batches, images, way, n_jobs, refusals, accept) -> None:

@@ -70,7 +70,8 @@ class PretrainedFeatureExtractor(
         it, and refused elsewhere, where it would be slower.
     n_jobs : int or None, default=None
         Number of joblib workers among which the images are spread. None computes in
-        this process, which uses all its cores, too.
+        this process, which uses all its cores, too; so does any number where this
+        machine's GPU computes, which is one for all.
     cache : str, path, EmbeddingCache or None, default="auto"
         Where embeddings are kept by the content of the image, so that none is
         computed twice: "auto" in memory, shared by all estimators of the process; a

@@ -215,9 +215,12 @@ class Pass:
         if count < self.size:
             filler = batch[-1:].expand(self.size - count, *batch.shape[1:])
             batch = torch.cat([batch, filler])
+        kind, low = torch.device(self.device).type, self.precision == "bfloat16"
+        if kind == "cuda":
+            # From pinned memory alone is a copy asynchronous.
+            batch = batch.pin_memory()
         x = batch.to(self.device, non_blocking=True)
         stages = self.backbone.inference_stages(self.device)
-        kind, low = torch.device(self.device).type, self.precision == "bfloat16"
         found = {}
         with torch.inference_mode(), torch.autocast(kind, torch.bfloat16, enabled=low):
             if not start and self.depth:

@@ -344,9 +344,9 @@ def train(network: Network, rows: Rows, valid: Rows | None, plan: Plan, epochs: 
         except torch.OutOfMemoryError as error:
             raise RuntimeError(
                 f"Training does not fit in the memory of {plan.device!r} at "
-                f"batch_size={plan.batch_size} ({error}). Use a "
-                "smaller batch_size or image_size, freeze more stages, or "
-                "precision='bfloat16'."
+                f"batch_size={plan.batch_size} ({error}). Use a smaller batch_size or "
+                "image_size, freeze more stages, or precision='bfloat16'; in a search, "
+                "fewer n_jobs, whose processes share that memory."
             ) from error
     net.notify("on_train_end", X=rows, y=None)
     # The net is kept, and pickled, without the data it was validated on, and without

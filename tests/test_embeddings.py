@@ -9,7 +9,7 @@ from torch import nn
 
 from sktransfer import Backbone, EmbeddingCache, load_backbone
 from sktransfer._backbones import Recipe
-from sktransfer._embeddings import embed, image_digests, run_on
+from sktransfer._embeddings import embed, image_digests, run_on, spreads
 from sktransfer._images import Images
 from sktransfer._passes import (
     Pass,
@@ -234,3 +234,20 @@ def test_bfloat16_is_refused_where_it_is_slower(monkeypatch):
     monkeypatch.setattr("sktransfer._passes._has_bfloat16", lambda kind: False)
     with pytest.raises(ValueError, match="slower than 'float32'"):
         resolve_precision("bfloat16", "cpu")
+
+
+def test_workers_of_this_machine_do_not_share_its_gpu():
+    class Elsewhere(ThreadingBackend):
+        """As those of clusters, whose machines may have a GPU each."""
+
+    register_parallel_backend("elsewhere", Elsewhere)
+    assert not spreads(None, "cpu")
+    assert not spreads(1, "cuda")
+    for backend, on_gpu in [
+        ("loky", False),
+        ("threading", False),
+        ("elsewhere", True),
+    ]:
+        with parallel_config(backend=backend, n_jobs=2):
+            assert spreads(None, "cpu")
+            assert spreads(2, "cuda:0") == on_gpu
