@@ -20,18 +20,10 @@ from sktransfer._augment import resolve_augment
 from sktransfer._backbones import Backbone
 from sktransfer._images import check_images, checked_images
 from sktransfer._loading import SourceMixin, load_backbone, seeded
+from sktransfer._networks import Network, Standardise, make_head
 from sktransfer._passes import Pass, resolve_cache, resolve_device, resolve_precision
 from sktransfer._reprs import StagesReprMixin, Summary
-from sktransfer._training import (
-    LR_SCHEDULES,
-    OPTIMIZERS,
-    Network,
-    Plan,
-    Standardise,
-    epochs_table,
-    make_head,
-    train,
-)
+from sktransfer._training import LR_SCHEDULES, OPTIMIZERS, Plan, epochs_table, train
 from sktransfer._tuning import Examples, Inputs, embed_tuned
 
 POSITIVE = Interval(Real, 0, None, closed="neither")

@@ -24,8 +24,8 @@ from torchvision.models import get_weight
 from sktransfer._backbones import Backbone, Recipe, Tuned, checked
 from sktransfer._cache import EmbeddingCache
 from sktransfer._loading import Named, weights_path
+from sktransfer._networks import Standardise
 from sktransfer._tables import Table
-from sktransfer._training import Standardise
 
 _LAYERS = {kind.__name__: kind for kind in (nn.Linear, nn.ReLU, nn.Dropout)}
 # The net that trained is not needed to predict or to go on.

@@ -15,8 +15,9 @@ from sktransfer._embeddings import (
     stack_squares,
 )
 from sktransfer._images import Images
+from sktransfer._networks import Network
 from sktransfer._passes import Pass
-from sktransfer._training import Network, Rows
+from sktransfer._training import Rows
 
 # Images whose feature maps are in memory at the same time in predict.
 _CHUNK = 1024

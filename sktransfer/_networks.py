@@ -1,0 +1,106 @@
+"""What is trained: the stages that are not frozen, and a head on them."""
+
+import numpy as np
+import torch
+from torch import nn
+
+
+class Standardise(nn.Module):
+    """Centre and scale embeddings by fixed numbers, as a StandardScaler does."""
+
+    def __init__(self, mean: np.ndarray, scale: np.ndarray):
+        super().__init__()
+        self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32))
+        self.register_buffer("scale", torch.tensor(scale, dtype=torch.float32))
+
+    @classmethod
+    def of(cls, embeddings: np.ndarray, weights: np.ndarray) -> "Standardise":
+        """Standardise as these embeddings need it."""
+        mean = np.average(embeddings, axis=0, weights=weights)
+        variance = np.average((embeddings - mean) ** 2, axis=0, weights=weights)
+        scale = np.sqrt(variance)
+        # A feature that hardly varies is left alone rather than blown up to noise.
+        scale[scale < 1e-6 * max(scale.max(), 1e-12)] = 1.0
+        return cls(mean, scale)
+
+    @classmethod
+    def nothing(cls, n_features: int) -> "Standardise":
+        """Leave embeddings as they are."""
+        return cls(np.zeros(n_features), np.ones(n_features))
+
+    def forward(self, x):
+        return (x - self.mean) / self.scale
+
+
+def make_head(
+    standardise: Standardise, hidden_layer_sizes: tuple, dropout: float, n_outputs: int
+) -> nn.Sequential:
+    """Make the layers that stand on the embedding."""
+    layers, width = [standardise], len(standardise.mean)
+    for size in hidden_layer_sizes:
+        layers += [nn.Linear(width, size), nn.ReLU()]
+        if dropout:
+            layers.append(nn.Dropout(dropout))
+        width = size
+    if dropout and not hidden_layer_sizes:
+        layers.append(nn.Dropout(dropout))
+    output = nn.Linear(width, n_outputs)
+    # Zero scores for all classes at first: no random gradient reaches the backbone.
+    nn.init.zeros_(output.weight)
+    nn.init.zeros_(output.bias)
+    return nn.Sequential(*layers, output)
+
+
+class Network(nn.Module):
+    """What is trained: the stages after the frozen ones, and the head.
+
+    Parameters
+    ----------
+    suffix : nn.Sequential
+        Named stages.
+    head : nn.Module
+    prefix : callable or None
+        What happens to the input first, without gradient: the frozen stages where
+        they cannot be computed beforehand, or the normalisation of pixels.
+    precision : str
+    fixed_norms : bool
+        Whether batch norms keep the statistics of the source. Small batches of few
+        images estimate them badly, and a network whose norms were folded into its
+        convolutions would lose its scales.
+    """
+
+    def __init__(
+        self, suffix, head, prefix=None, precision="float32", fixed_norms=False
+    ):
+        super().__init__()
+        self.fixed_norms = fixed_norms
+        self.suffix = suffix
+        self.head = head
+        self.prefix = prefix
+        self.precision = precision
+        self.n_resting = 0
+
+    def forward(self, x):
+        if self.prefix is not None:
+            with torch.no_grad():
+                x = self.prefix(x)
+        low = self.precision == "bfloat16"
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=low):
+            x = self.head(self.suffix(x))
+        return x.float()
+
+    def rest(self, count: int) -> None:
+        """Keep the first stages of the suffix as they are, for now."""
+        self.n_resting = count
+        for i, stage in enumerate(self.suffix):
+            stage.requires_grad_(i >= count)
+        self.train(self.training)
+
+    def train(self, mode=True):
+        super().train(mode)
+        for stage in self.suffix[: self.n_resting]:
+            stage.eval()
+        for module in self.suffix.modules() if self.fixed_norms else ():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.eval()
+        return self
