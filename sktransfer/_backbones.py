@@ -324,7 +324,8 @@ class _Stage:
 def _frozen(stages: nn.Sequential) -> dict[str, _Stage]:
     """Copy stages, to keep."""
     stages = copy.deepcopy(stages).cpu().eval().requires_grad_(False)
-    return {name: _Stage(module) for name, module in stages.named_children()}
+    # Of a module that is used twice, named_children would list one use only.
+    return {name: _Stage(module) for name, module in stages._modules.items()}
 
 
 @dataclass(frozen=True)

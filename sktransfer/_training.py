@@ -253,8 +253,9 @@ def train(network: Network, rows: Rows, valid: Rows | None, plan: Plan, epochs: 
     # The net is kept, and pickled, without the data it was validated on, and without
     # callbacks that hold what it was trained with, on a GPU perhaps.
     net.train_split = None
-    net.callbacks = [pair for pair in net.callbacks if not _is_ours(pair)]
-    net.callbacks_ = [pair for pair in net.callbacks_ if not _is_ours(pair)]
+    ours = {name for name, _ in _callbacks(plan, 1, valid)}
+    net.callbacks = plan.net_params.get("callbacks") or []
+    net.callbacks_ = [pair for pair in net.callbacks_ if pair[0] not in ours]
     if isinstance(net, SpreadNet):
         net.let_go()
     return net
@@ -346,7 +347,7 @@ class _Factory:
 
 def _stage_rates(suffix, plan) -> list:
     """Learning rate of each stage: lower the further from the head."""
-    names = [name for name, _ in suffix.named_children()]
+    names = list(suffix._modules)
     rates = {}
     for distance, name in enumerate(reversed(names)):
         factor = plan.backbone_lr_mult * plan.layer_decay**distance
@@ -378,11 +379,6 @@ def _callbacks(plan, n_steps, valid) -> list:
     if plan.unfreeze_every:
         callbacks.append(("unfreezing", GradualUnfreezing(plan.unfreeze_every)))
     return callbacks
-
-
-def _is_ours(callback) -> bool:
-    names = "valid_score", "early_stopping", "lr_schedule", "l2_sp", "unfreezing"
-    return isinstance(callback, tuple) and callback[0] in names
 
 
 def _one_cycle(optimizer, n_steps, last_epoch=-1):

@@ -184,3 +184,16 @@ def test_uint8_and_float_squares_are_normalised_alike():
     np.testing.assert_array_equal(
         recipe.normalise(x), recipe.normalise(x.float().div_(255))
     )
+
+
+def test_a_module_that_is_used_twice_is_two_stages():
+    torch.manual_seed(0)
+    act, x = nn.ReLU(), torch.rand(2, 3, 16, 16)
+    parts = nn.Conv2d(3, 4, 3), act, nn.Conv2d(4, 5, 3), act, nn.AdaptiveAvgPool2d(1)
+    network = nn.Sequential(*parts, nn.Flatten()).requires_grad_(False)
+    backbone = Backbone(network, Recipe(18, 16))
+    assert backbone.stage_names == ("0", "1", "2", "3", "4", "5")
+    tuned = backbone.tuned(2, network[2:])
+    for one in (backbone, tuned, pickle.loads(pickle.dumps(tuned))):
+        assert torch.equal(one.stages(x), network(x))
+        torch.testing.assert_close(one.inference_stages()(x), network(x))

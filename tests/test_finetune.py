@@ -232,6 +232,13 @@ def test_rates_decay_with_depth_and_flat_tensors_do_not_decay(task):
     assert set(recorder.flat) == {1}
 
 
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_optimizers_are_fused_unless_told_otherwise(optimizer, task):
+    for params, fused in (({}, True), ({"optimizer__fused": False}, False)):
+        fitted = model(optimizer=optimizer, max_epochs=1, net_params=params).fit(*task)
+        assert fitted.net_.optimizer_.defaults["fused"] == fused
+
+
 def test_gradual_unfreezing_goes_from_the_last_stage_to_the_first(task):
     recorder = Recorder()
     model(unfreeze_every=1, head_epochs=0, net_params={"callbacks": [recorder]}).fit(

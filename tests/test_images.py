@@ -312,9 +312,7 @@ def test_a_flattened_picture_is_that_picture(pictures):
 
 def test_numbers_beyond_one_are_stretched_row_by_row():
     X = np.array([[0, 8, 16, 16], [0.0, 0.5, 1.0, 1.0], [-1, 0, 1, 1], [7, 7, 7, 7]])
-    rows = [
-        as_pixels(decode(source))[0].flatten().tolist() for source in table_images(X)
-    ]
+    rows = [decoded(source)[0].flatten().tolist() for source in table_images(X)]
     half = [0, 0.5, 1, 1]
     for row in rows[:3]:
         scale = 255 if max(row) > 1 else 1
