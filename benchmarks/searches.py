@@ -1,12 +1,13 @@
 """Grid searches: a linear probe and a freeze depth, against the plain way.
 
-    python benchmarks/searches.py FOLDER [--images N]
+    python benchmarks/searches.py FOLDER [--images N] [--one-core]
 
 FOLDER holds pictures in class folders. All weights are random: they change no time.
 """
 
 import argparse
 import functools
+import os
 import tempfile
 from pathlib import Path
 
@@ -36,6 +37,12 @@ PARTS = ["conv1", "bn1", "layer1", "layer2", "layer3", "layer4", "fc"]
 # Value of `freeze` -> the parts of ResNet-18 that are trained.
 TRAINED = {"all": PARTS[-1:], "layer3": PARTS[-2:], "layer2": PARTS[-3:], 0: PARTS}
 GRID = {"head__C": list(np.logspace(-3, 1, 5))}
+DEPTHS = {
+    "head alone, after another search": ["all"],
+    "head alone": ["all"],
+    "without 'none'": ["all", "layer3", "layer2"],
+    "all four": ["all", "layer3", "layer2", 0],
+}
 
 
 class PlainEmbedding(TransformerMixin, BaseEstimator):
@@ -148,7 +155,7 @@ def our_search(images, y, depths, weights, precision="float32", cache=None):
     ).fit(images, y)
 
 
-def freeze_grids(files, y, rounds):
+def freeze_grids(files, y, rounds, names=DEPTHS):
     """Print searches over the freeze depths of ResNet-18."""
     backbone = load_backbone("resnet18", weights=None, image_size=SIDE)
     read = backbone.recipe.read
@@ -156,12 +163,6 @@ def freeze_grids(files, y, rounds):
     # Decoded and small already, for both sides.
     images = list(np.ascontiguousarray(squares.transpose(0, 2, 3, 1)))
     X, y = squares.astype(np.float32) / 255, y.astype(np.int64)
-    grids = {
-        "head alone, after another search": ["all"],
-        "head alone": ["all"],
-        "without 'none'": ["all", "layer3", "layer2"],
-        "all four": ["all", "layer3", "layer2", 0],
-    }
     precisions = ["float32"]
     if torch.cpu._is_avx512_bf16_supported():
         precisions.append("bfloat16")
@@ -169,7 +170,8 @@ def freeze_grids(files, y, rounds):
     with tempfile.TemporaryDirectory() as folder:
         weights = Path(folder, "resnet18.safetensors")
         save_file(resnet18(weights=None).state_dict(), weights)
-        for name, depths in grids.items():
+        for name in names:
+            depths = DEPTHS[name]
             variants = {"plain": functools.partial(plain_search, X, y, depths)}
             for precision in precisions:
                 # The first, unmeasured call fills it.
@@ -191,15 +193,23 @@ def main():
     parser.add_argument("--images", type=int, default=600)
     parser.add_argument("--probe-images", type=int, default=100)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--grids", nargs="+", choices=DEPTHS, default=list(DEPTHS))
+    parser.add_argument("--one-core", action="store_true", help="Linux only")
     arguments = parser.parse_args()
+    if arguments.one_core:
+        os.sched_setaffinity(0, [min(os.sched_getaffinity(0))])
+        torch.set_num_threads(1)
+        print("on one core of ", end="")
     print_machine()
     photos = load_image_folder(arguments.folder)
     order = np.random.default_rng(0).permutation(len(photos.data))
     files = [photos.data[row] for row in order]
     y = np.unique(photos.target[order], return_inverse=True)[1]
     some = arguments.probe_images
-    probe_grid(files[:some], y[:some], arguments.rounds)
-    freeze_grids(files[: arguments.images], y[: arguments.images], arguments.rounds)
+    if some:
+        probe_grid(files[:some], y[:some], arguments.rounds)
+    some = arguments.images
+    freeze_grids(files[:some], y[:some], arguments.rounds, arguments.grids)
 
 
 if __name__ == "__main__":

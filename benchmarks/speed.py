@@ -22,6 +22,7 @@ for name, *options in (
     ("extraction", arguments.photos, *weights),
     ("caching", arguments.photos),
     ("searches", arguments.small),
+    ("searches", arguments.small, "--one-core"),
     ("fine_tuning", arguments.photos),
 ):
     print(f"\n## {name}\n", flush=True)

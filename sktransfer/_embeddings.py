@@ -294,8 +294,8 @@ def _openmp() -> ThreadpoolController:
 
 
 @functools.cache
-def _keep_freed_memory() -> None:
-    # Whatever the lanes free, glibc gives back to the system at once, to ask for it
+def keep_freed_memory() -> None:
+    # Whatever a layer frees, glibc gives back to the system at once, to ask for it
     # again in the next layer, unless blocks as large were freed before: it learns from
     # one of 32 MiB, the most that it takes notice of. (Nothing is written to it.)
     torch.empty(2**25 - 2**13, dtype=torch.uint8)
@@ -317,7 +317,7 @@ def run_lanes(batches: list, work, accept) -> None:
     accept : callable
         Called by one lane at a time.
     """
-    _keep_freed_memory()
+    keep_freed_memory()
     queue, lock, stop = iter(batches), threading.Lock(), threading.Event()
 
     def lane():

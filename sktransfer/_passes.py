@@ -15,9 +15,12 @@ from sktransfer._cache import EmbeddingCache
 
 _KEY_FORMAT = "sktransfer-1"
 _DEFAULT_BATCH = {"cuda": 128, "mps": 64}
-# On a CPU, more than 8 images of 224 pixels, or 16 smaller ones, would not stay in its
-# caches.
-_CPU_BATCH, _CPU_PIXELS = 16, 8 * 224**2
+# On a CPU, more than 8 images of 224 pixels, or 32 small ones, would not stay in its
+# caches. Of small ones fewer would be slower: each batch reorders the weights.
+_CPU_BATCH, _CPU_PIXELS = 32, 8 * 224**2
+# Of fewer, torch computes 1 x 1 convolutions another way, and slowly, where it has one
+# thread, as each of our lanes does.
+_POINTWISE_BATCH = 16
 POOLINGS = ("avg", "max", "avgmax", "none")
 
 
@@ -110,10 +113,8 @@ class Pass:
         if self.batch_size is not None:
             return self.batch_size
         few = _CPU_PIXELS // self.backbone.recipe.crop**2
-        if self.backbone.has_pointwise and few >= _CPU_BATCH // 4:
-            # Of fewer than 16, torch computes 1 x 1 convolutions another way, and
-            # slowly, where it has one thread, as each of our lanes does.
-            few = _CPU_BATCH
+        if self.backbone.has_pointwise and few >= _POINTWISE_BATCH // 4:
+            few = max(few, _POINTWISE_BATCH)
         on_cpu = min(_CPU_BATCH, max(1, few))
         return _DEFAULT_BATCH.get(torch.device(self.device).type, on_cpu)
 

@@ -14,6 +14,7 @@ from skorch.hf import AccelerateMixin
 from torch import nn
 from torch.optim import lr_scheduler
 
+from sktransfer._embeddings import keep_freed_memory
 from sktransfer._networks import Network
 
 OPTIMIZERS = {
@@ -233,6 +234,7 @@ def train(network: Network, rows: Rows, valid: Rows | None, plan: Plan, epochs: 
 
     Ctrl-C propagates, where skorch's own ``fit`` would swallow it.
     """
+    keep_freed_memory()
     net = _make_net(network, len(rows), valid, plan, epochs)
     net.initialize()
     net.notify("on_train_begin", X=rows, y=None)

@@ -45,8 +45,8 @@ def test_a_search_computes_what_was_told():
         patch.setattr(FineTuneClassifier, "fit", counted)
         search.fit(X, y)
     assert len(fits) == cost.n_fits
-    # In whole batches of 16, a lane each.
-    assert N <= counts["a"] / cost.n_passes <= N + 16
+    # What the first fold trains on in a batch of 32, filled up; the rest in another.
+    assert N <= counts["a"] / cost.n_passes <= 2 * 32
     assert cost.n_steps == 3 * 2 * 3 * 16 + 2 * N
 
 
@@ -66,8 +66,8 @@ def test_the_first_head_stands_on_a_pass_of_the_source():
         counts.clear()
         search.fit(X, y)
         # And one, of the tuned network, over each fold's test images.
-        scored = 3 * 16
-        assert counts["a"] <= scored + passes * (N + 16)
+        scored = 3 * 32
+        assert counts["a"] <= scored + passes * 2 * 32
         assert counts["a"] >= N + passes * N
 
 

@@ -96,7 +96,7 @@ def test_a_search_over_depth_computes_frozen_stages_once(order, task):
     )
     counts.clear()
     search.fit(*task)
-    size = 16  # of the batches of frozen stages, the last one filled up
+    size = 32  # of the batches of frozen stages, the last one filled up
     once = -(-len(task[0]) // size) * size
     assert counts["a"] <= once + 3 * size
     counts.clear()

@@ -64,7 +64,7 @@ def test_what_halved_batches_gave_is_not_kept_for_whole_ones(n_jobs):
 
 @pytest.mark.parametrize(
     ("side", "kernel", "size"),
-    [(32, 3, 16), (224, 3, 8), (384, 3, 2), (900, 3, 1), (288, 1, 16), (384, 1, 2)],
+    [(32, 3, 32), (224, 3, 8), (384, 3, 2), (900, 3, 1), (288, 1, 16), (384, 1, 2)],
 )
 def test_batches_on_a_cpu_are_smaller_for_larger_images(side, kernel, size):
     stages = nn.Sequential(nn.Conv2d(3, 4, kernel), nn.AdaptiveAvgPool2d(1))
