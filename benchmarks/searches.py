@@ -205,9 +205,8 @@ def main():
     order = np.random.default_rng(0).permutation(len(photos.data))
     files = [photos.data[row] for row in order]
     y = np.unique(photos.target[order], return_inverse=True)[1]
-    some = arguments.probe_images
-    if some:
-        probe_grid(files[:some], y[:some], arguments.rounds)
+    if few := arguments.probe_images:
+        probe_grid(files[:few], y[:few], arguments.rounds)
     some = arguments.images
     freeze_grids(files[:some], y[:some], arguments.rounds, arguments.grids)
 

@@ -24,6 +24,7 @@ for name, *options in (
     ("searches", arguments.small),
     ("searches", arguments.small, "--one-core"),
     ("fine_tuning", arguments.photos),
+    ("fine_tuning", arguments.photos, "--backbone", "mobilenet_v3_small"),
 ):
     print(f"\n## {name}\n", flush=True)
     script = Path(__file__).with_name(f"{name}.py")
