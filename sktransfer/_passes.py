@@ -68,7 +68,7 @@ def resolve_device(device) -> str:
 
 def resolve_precision(precision: str, device: str) -> str:
     """Refuse bfloat16 where the hardware only emulates it, which is slower."""
-    if precision == "bfloat16" and not _has_bfloat16(torch.device(device).type):
+    if precision == "bfloat16" and not _has_bfloat16(torch.device(device)):
         raise ValueError(
             f"precision='bfloat16' is slower than 'float32' on this {device}, which "
             "has no instructions for it (a CPU needs avx512_bf16 or amx, a GPU compute "
@@ -77,10 +77,25 @@ def resolve_precision(precision: str, device: str) -> str:
     return precision
 
 
-def _has_bfloat16(kind: str) -> bool:
-    if kind == "cuda":
-        return torch.cuda.get_device_capability() >= (8, 0)
-    return kind == "cpu" and torch.cpu._is_avx512_bf16_supported()
+def _has_bfloat16(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    return device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
+
+
+def _roundings(kind: str) -> tuple:
+    """What torch's own switches let float32 be computed in, such as TF32."""
+    backends = torch.backends
+    if not hasattr(backends.mkldnn, "matmul"):  # torch before 2.9
+        return torch.get_float32_matmul_precision(), backends.cudnn.allow_tf32
+    units = {
+        "cuda": (backends.cudnn.conv, backends.cuda.matmul),
+        "cpu": (backends.mkldnn.conv, backends.mkldnn.matmul),
+    }
+    # "none": nothing was set.
+    return tuple(
+        unit.fp32_precision.replace("none", "ieee") for unit in units.get(kind, ())
+    )
 
 
 @dataclass(frozen=True)
@@ -137,6 +152,7 @@ class Pass:
             torch.__version__,
             PIL.__version__,
             torch.device(self.device).type,
+            _roundings(torch.device(self.device).type),
             self.precision,
             self.size,
             self.backbone.recipe,

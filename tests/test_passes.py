@@ -73,6 +73,17 @@ def test_batches_on_a_cpu_are_smaller_for_larger_images(side, kernel, size):
     assert Pass(backbone, 1, batch_size=5).size == 5
 
 
+def test_keys_tell_what_torch_may_compute_float32_in():
+    way = Pass(greedy(8), 1)
+    before = way.keys([b"image"])
+    try:
+        torch.set_float32_matmul_precision("medium")
+        assert way.keys([b"image"]) != before
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    assert way.keys([b"image"]) == before
+
+
 @pytest.mark.filterwarnings("ignore:Batches of")
 def test_an_image_that_does_not_fit_is_an_error_that_says_what_to_do():
     with pytest.raises(RuntimeError, match="One image of 16 pixels .* image_size"):
