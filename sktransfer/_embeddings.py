@@ -1,7 +1,6 @@
 """The one function that runs images through a backbone, each of them once."""
 
 import functools
-import threading
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -10,15 +9,18 @@ import numpy as np
 import torch
 from joblib import Parallel, delayed, effective_n_jobs
 from joblib.parallel import BACKENDS, get_active_backend
-from threadpoolctl import ThreadpoolController
 from tqdm.auto import tqdm
 
 from sktransfer._cache import EmbeddingCache
 from sktransfer._images import ACCEPTED, Images, digest
+from sktransfer._lanes import readers, run_lanes
 from sktransfer._passes import Pass
 
 # Of joblib's backends, those whose workers are on this machine.
 _BACKENDS_HERE = ("loky", "multiprocessing", "threading")
+# Images that are looked up before the first of them is computed: of so many, the
+# system still has the files in memory when they are read again, to be decoded.
+_WINDOW = 2**14
 # Images that a thread reads and hashes at a time.
 _DIGESTS = 16
 
@@ -62,41 +64,48 @@ def embed(
     """
     refusals = Refusals(images, strict=on_error == "raise")
     out = np.empty((len(images), *way.shape), dtype=np.float32)
-    keys = None
-    if cache is not None:
-        if digests is None:
-            digests = image_digests(images, refusals)
-        keys = way.keys(digests)
-    todo = _fill_known(out, keys, cache, refusals)
-    job = _Job(way, cache, digests, keys, _tapped(way, cache, len(todo), taps))
+    job = _Job(way, cache, digests or [], [], _tapped(way, cache, len(images), taps))
+    firsts = {}
     with tqdm(
         total=len(images), desc=way.backbone.name, unit="image", disable=not verbose
     ) as progress:
-        progress.update(len(images) - sum(map(len, todo.values())))
+        for start in range(0, len(images), _WINDOW):
+            rows = range(start, min(start + _WINDOW, len(images)))
+            job.identify(images, rows, refusals)
+            todo = _fill_known(out, rows, job.keys, cache, firsts, refusals)
+            progress.update(len(rows) - sum(map(len, todo.values())))
 
-        def accept(rows, values, exact):
-            for row, value in zip(rows, values, strict=True):
-                out[todo[row]] = value
-            progress.update(sum(len(todo[row]) for row in rows))
+            def accept(done, values, exact, todo=todo):
+                for row, value in zip(done, values, strict=True):
+                    out[todo[row]] = value
+                progress.update(sum(len(todo[row]) for row in done))
 
-        job.run(images, list(todo), refusals, n_jobs, accept)
+            job.run(images, list(todo), refusals, n_jobs, accept)
+            refusals.spread(todo)
     refusals.report(out)
     return out
 
 
-def _fill_known(out, keys, cache, refusals) -> dict[int, list[int]]:
-    """Fill the rows that the cache has; group the others by equal image."""
-    rows = [row for row in range(len(out)) if row not in refusals.rows]
+def _fill_known(out, rows, keys, cache, firsts, refusals) -> dict[int, list[int]]:
+    """Fill the rows that are known; group the others by equal image.
+
+    `firsts` knows the row of each image of the windows before, and gets these.
+    """
+    rows = [row for row in rows if row not in refusals.rows]
     if cache is None:
         return {row: [row] for row in rows}
     found = cache.get_many([keys[row] for row in rows])
-    first, todo = {}, {}
+    todo = {}
     for row in rows:
         known = found.get(keys[row])
+        first = firsts.setdefault(keys[row], row)
         if known is not None and known.shape == out.shape[1:]:
             out[row] = known
+        elif first < rows[0]:
+            refusals.spread({first: [row]})
+            out[row] = out[first]
         else:
-            todo.setdefault(first.setdefault(keys[row], row), []).append(row)
+            todo.setdefault(first, []).append(row)
     return todo
 
 
@@ -114,9 +123,16 @@ class _Job:
 
     way: Pass
     cache: EmbeddingCache | None
-    digests: list[bytes] | None
-    keys: list[bytes] | None
+    digests: list[bytes]
+    keys: list[bytes]
     taps: list[int]
+
+    def identify(self, images, rows: range, refusals) -> None:
+        """Find digests and keys of the next rows, for the cache."""
+        if self.cache is not None:
+            if len(self.digests) < rows.stop:
+                self.digests += image_digests(images, refusals, rows)
+            self.keys += self.way.keys(self.digests[rows.start : rows.stop])
 
     def run(self, images, rows, refusals, n_jobs, accept) -> None:
         size = self.way.size
@@ -136,8 +152,9 @@ class _Job:
             if spreads(n_jobs, self.way.device) and len(batches) > 1:
                 _spread(batches, images, self.way, n_jobs, refusals, store)
             else:
-                work = functools.partial(self._batch, images, refusals)
-                run_lanes(batches, work, store)
+                with readers(self.way.device) as each:
+                    work = functools.partial(self._batch, images, refusals, each)
+                    run_lanes(batches, work, store, self.way.device)
         finally:
             writer.flush()
 
@@ -146,14 +163,14 @@ class _Job:
             return [self.keys[row] for row in rows]
         return self.way.at(depth).keys(self.digests[row] for row in rows)
 
-    def _batch(self, images, refusals, rows):
+    def _batch(self, images, refusals, each, rows):
         """Rows and results of a batch, each image from where it is known."""
-        for start, group, inputs in self._starts(images, refusals, rows):
+        for start, group, inputs in self._starts(images, refusals, each, rows):
             keep = dict.fromkeys((d for d in self.taps if d > start), "none")
             way, found = self.way.run_fitting(inputs, start, keep)
             yield group, found, way is self.way
 
-    def _starts(self, images, refusals, rows):
+    def _starts(self, images, refusals, each, rows):
         """Group a batch by the deepest stage that the cache has of an image."""
         for depth in range(self.way.depth - 1, 0, -1) if self.cache else ():
             keys = dict(zip(rows, self._keys(rows, depth), strict=True))
@@ -163,8 +180,8 @@ class _Job:
                 stacked = np.stack([found[keys[row]] for row in group])
                 yield depth, group, torch.from_numpy(stacked)
                 rows = [row for row in rows if keys[row] not in found]
-        squares = {row: refusals.read(row, self.way.read) for row in rows}
-        squares = {row: x for row, x in squares.items() if x is not None}
+        read = each(lambda row: refusals.read(row, self.way.read), rows)
+        squares = {row: x for row, x in zip(rows, read, strict=True) if x is not None}
         if squares:
             yield 0, list(squares), stack_squares(squares.values())
 
@@ -223,9 +240,8 @@ def run_on(
         for row in batch if keys and exact else ():
             writer.add(keys[row], out[row])
 
-    run_lanes(
-        [todo[i : i + way.size] for i in range(0, len(todo), way.size)], work, accept
-    )
+    batches = [todo[i : i + way.size] for i in range(0, len(todo), way.size)]
+    run_lanes(batches, work, accept, way.device)
     writer.flush()
     return torch.from_numpy(out)
 
@@ -240,6 +256,7 @@ class Refusals:
     def __init__(self, images: Images, strict: bool):
         self.images = images
         self.strict = strict
+        # Row -> why.
         self.rows: dict[int, str] = {}
 
     def read(self, row: int, step):
@@ -251,7 +268,7 @@ class Refusals:
         except Exception as error:
             reason = str(error) or type(error).__name__
             if not self.strict:
-                self.rows[row] = f"{self.images.describe(row)}: {reason}"
+                self.rows[row] = reason
                 return None
             raise UnreadableImageError(
                 f"Cannot read the image in {self.images.describe(row)}: {reason}. "
@@ -259,12 +276,20 @@ class Refusals:
                 "PretrainedFeatureExtractor with on_error='nan' gives a row of NaN)."
             ) from error
 
+    def spread(self, equal: dict[int, list[int]]) -> None:
+        """Refuse the rows whose image is that of a refused one."""
+        for row, others in equal.items():
+            if row in self.rows:
+                self.rows.update(dict.fromkeys(others, self.rows[row]))
+
     def report(self, out: np.ndarray) -> None:
         if not self.rows:
             return
         rows = sorted(self.rows)
         out[rows] = np.nan
-        listed = "; ".join(self.rows[row] for row in rows[:5])
+        listed = "; ".join(
+            f"{self.images.describe(row)}: {self.rows[row]}" for row in rows[:5]
+        )
         more = f"; and {len(rows) - 5} more" if len(rows) > 5 else ""
         warnings.warn(
             f"{len(rows)} of {len(out)} images cannot be read, and their rows are NaN: "
@@ -274,76 +299,19 @@ class Refusals:
         )
 
 
-def image_digests(images: Images, refusals: Refusals | None = None) -> list[bytes]:
+def image_digests(
+    images: Images, refusals: Refusals | None = None, rows: range | None = None
+) -> list[bytes]:
     """Digest of each image, in threads (reading and hashing release the GIL)."""
     refusals = refusals or Refusals(images, strict=True)
-    rows = range(len(images))
+    rows = rows or range(len(images))
 
     def some(first):
         chunk = rows[first : first + _DIGESTS]
         return [refusals.read(row, digest) or b"" for row in chunk]
 
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-        return sum(pool.map(some, rows[::_DIGESTS]), [])
-
-
-@functools.cache
-def _openmp() -> ThreadpoolController:
-    # Looking for the libraries of the process takes far longer than limiting them.
-    return ThreadpoolController()
-
-
-@functools.cache
-def keep_freed_memory() -> None:
-    # Whatever a layer frees, glibc gives back to the system at once, to ask for it
-    # again in the next layer, unless blocks as large were freed before: it learns from
-    # one of 32 MiB, the most that it takes notice of. (Nothing is written to it.)
-    torch.empty(2**25 - 2**13, dtype=torch.uint8)
-
-
-def run_lanes(batches: list, work, accept) -> None:
-    """Let threads each take the next batch, until none is left.
-
-    Each lane decodes and computes its own batches, with one OpenMP thread: on a CPU,
-    as many lanes as cores are faster than one computation on all cores, most of all
-    when another program takes one of them, and the numbers do not depend on how many
-    cores there are.
-
-    Parameters
-    ----------
-    batches : list
-    work : callable
-        Batch -> iterable of results, each a tuple of arguments for `accept`.
-    accept : callable
-        Called by one lane at a time.
-    """
-    keep_freed_memory()
-    queue, lock, stop = iter(batches), threading.Lock(), threading.Event()
-
-    def lane():
-        with _openmp().limit(limits=1, user_api="openmp"):
-            while not stop.is_set():
-                with lock:
-                    batch = next(queue, None)
-                if batch is None:
-                    return
-                try:
-                    for result in work(batch):
-                        with lock:
-                            accept(*result)
-                except BaseException:
-                    stop.set()
-                    raise
-
-    count = min(torch.get_num_threads(), len(batches))
-    with ThreadPoolExecutor(max(count, 1)) as pool:
-        lanes = [pool.submit(lane) for _ in range(count)]
-        try:
-            for future in lanes:
-                future.result()
-        finally:
-            # After an error or Ctrl-C the others end with their present batch.
-            stop.set()
+        return sum(pool.map(some, range(0, len(rows), _DIGESTS)), [])
 
 
 def spreads(n_jobs: int | None, device: str) -> bool:
@@ -383,7 +351,7 @@ def _chunk(images, way, strict):
         values.extend(rows_values)
         exact.append(rows_exact)
 
-    job = _Job(way, None, None, None, [])
+    job = _Job(way, None, [], [], [])
     job.run(images, list(range(len(images))), refusals, None, accept)
     return done, torch.from_numpy(np.array(values)), all(exact), refusals.rows
 

@@ -19,12 +19,12 @@ from sktransfer._embeddings import (
     Refusals,
     UnreadableImageError,
     image_digests,
-    run_lanes,
     run_on,
     stack_squares,
 )
 from sktransfer._extractor import PretrainedFeatureExtractor
 from sktransfer._images import check_images, checked_images
+from sktransfer._lanes import readers, run_lanes
 from sktransfer._loading import weights_licence
 from sktransfer._passes import Pass, resolve_cache
 from sktransfer._scores import SCORES, is_classes
@@ -230,17 +230,24 @@ def embed_all(images, candidates: list[Candidate], cache, verbose=0) -> None:
         range(i, min(i + size, len(images))) for i in range(0, len(images), size)
     ]
 
-    def work(batch):
-        squares = functools.cache(lambda recipe, row: refusals.read(row, recipe.read))
+    def work(each, batch):
+        square = functools.cache(lambda recipe, row: refusals.read(row, recipe.read))
         for job in jobs:
             if job.candidate.error is None:
-                job.run(batch, squares)
+                job.run(
+                    batch,
+                    lambda recipe, rows: each(functools.partial(square, recipe), rows),
+                )
         yield (len(batch),)
 
-    with tqdm(
-        total=len(images), desc="ranking", unit="image", disable=not verbose
-    ) as progress:
-        run_lanes(batches, work, progress.update)
+    device = jobs[0].ways[-1].device if jobs else "cpu"
+    with (
+        tqdm(
+            total=len(images), desc="ranking", unit="image", disable=not verbose
+        ) as progress,
+        readers(device) as each,
+    ):
+        run_lanes(batches, functools.partial(work, each), progress.update, device)
 
 
 class _Embedding:
@@ -283,7 +290,7 @@ class _Embedding:
         last = self.ways[-1]
         keep = {way.depth: way.pooling for way in self.ways}
         recipe = last.backbone.recipe
-        batch = stack_squares(squares(recipe, row) for row in rows)
+        batch = stack_squares(squares(recipe, rows))
         found = last.run(batch, keep=keep)
         entries = {}
         for i, way in enumerate(self.ways):

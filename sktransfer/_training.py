@@ -14,7 +14,7 @@ from skorch.hf import AccelerateMixin
 from torch import nn
 from torch.optim import lr_scheduler
 
-from sktransfer._embeddings import keep_freed_memory
+from sktransfer._lanes import keep_freed_memory
 from sktransfer._networks import Network
 
 OPTIMIZERS = {

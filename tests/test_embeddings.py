@@ -180,6 +180,32 @@ def test_bad_images_raise_with_row_and_file_or_become_nan(pictures, counted, tmp
     np.testing.assert_array_equal(rows[[0, 1, 2, 5, 6, 7]], good)
 
 
+@pytest.mark.parametrize("window", [2, 100])
+def test_copies_of_a_bad_image_are_bad_too(window, pictures, counted, monkeypatch):
+    monkeypatch.setattr("sktransfer._embeddings._WINDOW", window)
+    X = [b"no picture", pictures[0], b"no picture", pictures[0], b"no picture"]
+    with pytest.warns(UserWarning, match=r"3 of 5 .*rows \[0, 2, 4\].*; row 2 \(a b"):
+        rows = embed(Images(X), way(counted), cache=EmbeddingCache(), on_error="nan")
+    assert np.isnan(rows[::2]).all()
+    np.testing.assert_array_equal(rows[1::2], embed(Images(X[1::2]), way(counted)))
+
+
+@pytest.mark.parametrize("max_bytes", [1, 2**20])
+def test_windows_never_show(max_bytes, pictures, counted, monkeypatch):
+    X = [*pictures, *pictures[:3]]
+    plain = embed(Images(X), way(counted))
+    monkeypatch.setattr("sktransfer._embeddings._WINDOW", 4)
+    np.testing.assert_array_equal(embed(Images(X), way(counted)), plain)
+    # Even where nothing fits in the cache, copies are computed once.
+    cache = EmbeddingCache(max_bytes=max_bytes)
+    for digests in [None, image_digests(Images(X))]:
+        cache.clear()
+        counts.clear()
+        rows = embed(Images(X), way(counted), cache=cache, digests=digests)
+        np.testing.assert_array_equal(rows, plain)
+        assert counts["a"] == 6
+
+
 def test_nobody_elses_settings_move(pictures, counted):
     torch.manual_seed(3)
     before = torch.get_rng_state(), torch.get_num_threads(), torch.is_grad_enabled()

@@ -19,6 +19,7 @@ LEAVES = {
     "_tables",
     "_displays",
     "_files",
+    "_lanes",
     "_networks",
 }
 # What a module may import, one row above the other.
