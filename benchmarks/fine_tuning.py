@@ -1,6 +1,6 @@
 """An epoch of fine-tuning, against a plain PyTorch loop that does the same work.
 
-    python benchmarks/fine_tuning.py FOLDER [--images N] [--backbone NAME]
+    python benchmarks/fine_tuning.py FOLDER [--device cuda] [--backbone NAME]
 
 Both train all of the network on the same pictures, decoded before the first epoch.
 """
@@ -11,86 +11,89 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from side_by_side import print_machine, print_table, ratio
+from side_by_side import finish, precisions, print_machine, print_table, ratio, tf32
 from torch.nn import functional as F
 
 from sktransfer import FineTuneClassifier, load_backbone
 from sktransfer.datasets import load_image_folder
 
+EPOCHS, BATCH = 3, 32
 
-def plain_epochs(network, squares, y, epochs, batch_size, precision):
-    """Train as a tutorial does; return the seconds of each epoch."""
-    network.train()
+
+def plain_epoch(source, squares, y, device, precision):
+    """Train as a tutorial does; return the seconds of the fastest epoch."""
+    network = torch.nn.Sequential(
+        *type(source)(source.stages).stages,
+        torch.nn.Linear(source.n_features, int(y.max()) + 1),
+    )
+    network.requires_grad_(True).to(device).train()
     for module in network.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             module.eval()  # as ours: the statistics of the source are kept
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-4, fused=True)
-    mean = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)
-    std = torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
-    low, seconds = precision == "bfloat16", []
-    for _ in range(epochs):
+    mean = torch.tensor([0.485, 0.456, 0.406], device=device).view(3, 1, 1)
+    std = torch.tensor([0.229, 0.224, 0.225], device=device).view(3, 1, 1)
+    kind, low = torch.device(device).type, precision == "bfloat16"
+    seconds = []
+    for _ in range(EPOCHS):
         start = time.perf_counter()
-        for rows in torch.randperm(len(y)).split(batch_size):
-            x = (squares[rows].float() / 255 - mean) / std
+        for rows in torch.randperm(len(y)).split(BATCH):
+            x = (squares[rows].to(device).float() / 255 - mean) / std
             optimizer.zero_grad()
-            with torch.autocast("cpu", torch.bfloat16, enabled=low):
-                loss = F.cross_entropy(network(x).float(), y[rows])
+            with torch.autocast(kind, torch.bfloat16, enabled=low):
+                loss = F.cross_entropy(network(x).float(), y[rows].to(device))
             loss.backward()
             optimizer.step()
+        finish(device)
         seconds.append(time.perf_counter() - start)
-    return seconds
+    return min(seconds)
+
+
+def our_epoch(source, files, y, device, precision):
+    """Fit; return the seconds of the fastest epoch."""
+    model = FineTuneClassifier(
+        source,
+        freeze=0,
+        head_epochs=0,
+        max_epochs=EPOCHS,
+        batch_size=BATCH,
+        device=device,
+        precision="bfloat16" if precision == "bfloat16" else "float32",
+        random_state=0,
+    ).fit(files, y)
+    return min(epoch["seconds"] for epoch in model.history_)
 
 
 def main():
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("folder")
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--images", type=int, default=200)
     parser.add_argument("--image-size", type=int, default=96)
     parser.add_argument("--backbone", default="resnet18")
     parser.add_argument("--rounds", type=int, default=3)
     arguments = parser.parse_args()
-    print_machine()
+    device, name = arguments.device, arguments.backbone
+    print_machine(device)
     photos = load_image_folder(arguments.folder)
     order = np.random.default_rng(0).permutation(len(photos.data))[: arguments.images]
     files = [photos.data[row] for row in order]
     y = np.unique(photos.target[order], return_inverse=True)[1]
-    source = load_backbone(
-        arguments.backbone,
-        weights=None,
-        image_size=arguments.image_size,
-        random_state=0,
-    )
-    recipe = source.recipe
-    squares = torch.stack([recipe.read(Path(file).read_bytes()) for file in files])
-    precisions = ["float32"]
-    if torch.cpu._is_avx512_bf16_supported():
-        precisions.append("bfloat16")
+    side = arguments.image_size
+    source = load_backbone(name, weights=None, image_size=side, random_state=0)
+    read = source.recipe.read
+    squares = torch.stack([read(Path(file).read_bytes()) for file in files])
     rows = []
-    for precision in precisions:
+    for precision in precisions(device):
         plain, ours = [], []
-        for _ in range(arguments.rounds):
-            network = torch.nn.Sequential(
-                *(type(source)(source.stages).stages),
-                torch.nn.Linear(source.n_features, int(y.max()) + 1),
-            )
-            network.requires_grad_(True)
-            found = plain_epochs(
-                network, squares, torch.from_numpy(y), 3, 32, precision
-            )
-            plain.append(min(found))
-            model = FineTuneClassifier(
-                source,
-                freeze=0,
-                head_epochs=0,
-                max_epochs=3,
-                batch_size=32,
-                precision=precision,
-                random_state=0,
-            ).fit(files, y)
-            ours.append(min(epoch["seconds"] for epoch in model.history_))
+        with tf32(precision == "tf32"):
+            for _ in range(arguments.rounds):
+                target = torch.from_numpy(y)
+                plain.append(plain_epoch(source, squares, target, device, precision))
+                ours.append(our_epoch(source, files, y, device, precision))
         rows.append([precision, f"{np.median(plain):.2f}", ratio(ours, plain)])
-    size = f"{arguments.backbone}, {len(files)} images of {arguments.image_size} pixels"
+    size = f"{name}, {len(files)} images of {side} pixels, {device}"
     print_table([f"epoch: {size}", "plain loop, seconds", "sktransfer / plain"], rows)
 
 

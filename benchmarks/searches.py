@@ -16,7 +16,7 @@ import peers
 import torch
 from joblib import Memory
 from safetensors.torch import save_file
-from side_by_side import measure, print_machine, print_table, ratio
+from side_by_side import measure, precisions, print_machine, print_table, ratio
 from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV
@@ -163,27 +163,24 @@ def freeze_grids(files, y, rounds, names=DEPTHS):
     # Decoded and small already, for both sides.
     images = list(np.ascontiguousarray(squares.transpose(0, 2, 3, 1)))
     X, y = squares.astype(np.float32) / 255, y.astype(np.int64)
-    precisions = ["float32"]
-    if torch.cpu._is_avx512_bf16_supported():
-        precisions.append("bfloat16")
-    rows = []
+    kinds, rows = precisions("cpu"), []
     with tempfile.TemporaryDirectory() as folder:
         weights = Path(folder, "resnet18.safetensors")
         save_file(resnet18(weights=None).state_dict(), weights)
         for name in names:
             depths = DEPTHS[name]
             variants = {"plain": functools.partial(plain_search, X, y, depths)}
-            for precision in precisions:
+            for precision in kinds:
                 # The first, unmeasured call fills it.
                 kept = EmbeddingCache(max_bytes=2**32) if "after" in name else None
                 variants[precision] = functools.partial(
                     our_search, images, y, depths, weights, precision, kept
                 )
             seconds = measure(variants, rounds)
-            ratios = [ratio(seconds["plain"], seconds[p]) for p in precisions]
+            ratios = [ratio(seconds["plain"], seconds[p]) for p in kinds]
             rows.append([name, f"{np.median(seconds['plain']):.1f}", *ratios])
     head = [f"freeze grid, {len(X)} images of {SIDE} pixels", "plain skorch, seconds"]
-    print_table([*head, *(f"sktransfer, {p}: faster by" for p in precisions)], rows)
+    print_table([*head, *(f"sktransfer, {p}: faster by" for p in kinds)], rows)
 
 
 def main():
