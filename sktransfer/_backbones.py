@@ -14,6 +14,7 @@ from torch import nn
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
+from sktransfer._behaviour import behaviour_digest
 from sktransfer._decoding import as_pixels, decode
 from sktransfer._fusion import fuse
 from sktransfer._weights import WeightsMismatchError, module_digest
@@ -99,8 +100,9 @@ class Recipe:
         if batch.dtype == torch.uint8:
             batch = batch.float().div_(255)
         shape = (1, 3, 1, 1)
-        mean = torch.tensor(self.mean, device=batch.device).view(shape)
-        std = torch.tensor(self.std, device=batch.device).view(shape)
+        options = {"dtype": torch.float32, "device": batch.device}
+        mean = torch.tensor(self.mean, **options).view(shape)
+        std = torch.tensor(self.std, **options).view(shape)
         return (batch - mean) / std
 
 
@@ -189,12 +191,13 @@ class Backbone:
     def shapes(self):
         side = self.recipe.crop
         if side not in self._shapes:
-            x = torch.zeros(1, 3, side, side)
+            x = torch.zeros(1, 3, side, side, dtype=torch.float32)
+            # Of copies: a forward pass may leave something in a module.
             try:
-                self._shapes[side] = _shapes(self.stages, x.to("meta"))
+                self._shapes[side] = _shapes(_without_data(self.stages), x.to("meta"))
             except (RuntimeError, NotImplementedError):
                 # A stage that looks at its data, or is too small; that fails again.
-                self._shapes[side] = _shapes(self.stages, x)
+                self._shapes[side] = _shapes(copy.deepcopy(self.stages), x)
         return self._shapes[side]
 
     @functools.cached_property
@@ -208,12 +211,11 @@ class Backbone:
 
     @property
     def digest(self):
-        return self.prefix_digest(len(self.stages))
+        return _joined(stage.digest for stage in self._stages.values())
 
-    def prefix_digest(self, depth):
-        """SHA-256, in hex digits, of the first `depth` stages."""
-        digests = [stage.digest for stage in list(self._stages.values())[:depth]]
-        return hashlib.sha256("".join(digests).encode()).hexdigest()
+    def cause(self, depth):
+        """SHA-256, in hex digits, of all that decides what `depth` stages compute."""
+        return _joined(stage.cause for stage in list(self._stages.values())[:depth])
 
     def depth(self, stage, *, parameter="stage"):
         """Number of leading stages that a specification means.
@@ -313,6 +315,10 @@ class _Stage:
     def digest(self) -> str:
         return module_digest(self.module)
 
+    @functools.cached_property
+    def cause(self) -> str:
+        return self.digest + behaviour_digest(self.module)
+
     def fused(self, device) -> nn.Module:
         if device not in self._fused:
             self._fused[device] = fuse(self.module).to(
@@ -321,9 +327,13 @@ class _Stage:
         return self._fused[device]
 
 
+def _joined(digests) -> str:
+    return hashlib.sha256("".join(digests).encode()).hexdigest()
+
+
 def _frozen(stages: nn.Sequential) -> dict[str, _Stage]:
-    """Copy stages, to keep."""
-    stages = copy.deepcopy(stages).cpu().eval().requires_grad_(False)
+    """Copy stages, to keep, in float32."""
+    stages = copy.deepcopy(stages).cpu().float().eval().requires_grad_(False)
     # Of a module that is used twice, named_children would list one use only.
     return {name: _Stage(module) for name, module in stages._modules.items()}
 
@@ -360,19 +370,28 @@ def checked(backbone: Backbone, recipe: Recipe, digest: str) -> Backbone:
     return backbone._with(recipe=recipe)
 
 
+def _without_data(stages: nn.Sequential) -> nn.Sequential:
+    """Copy stages, with tensors that have shapes and no numbers."""
+    memo = {id(p): nn.Parameter(p.to("meta"), False) for p in stages.parameters()}
+    memo |= {id(buffer): buffer.to("meta") for buffer in stages.buffers()}
+    return copy.deepcopy(stages, memo)
+
+
 def _shapes(stages, x) -> list[tuple[int, ...]]:
-    """Shapes of the outputs of all stages, computed without numbers if possible."""
+    """Shapes of the outputs of all stages."""
     shapes = []
     with torch.inference_mode():
-        for stage in stages:
-            if x.is_meta:
-                tensors = [*stage.named_parameters(), *stage.named_buffers()]
-                empty = {name: tensor.to("meta") for name, tensor in tensors}
-                x = torch.func.functional_call(stage, empty, (x,))
-            else:
-                x = stage(x)
+        for name, stage in stages._modules.items():
+            x = stage(x)
+            if not isinstance(x, torch.Tensor) or x.ndim < 2:
+                kind = f"shape {tuple(x.shape)}" if hasattr(x, "shape") else type(x)
+                raise ValueError(
+                    f"Stage {name!r} gives {kind}, where a tensor of shape (n, ...) is "
+                    "needed. Cut the network elsewhere (split_stages.register), or "
+                    "wrap it in a module that gives its embeddings."
+                )
             shapes.append(tuple(x.shape[1:]))
             # What has no data is computed without complaint by older versions of torch.
-            if min(shapes[-1], default=1) < 1:
+            if min(shapes[-1]) < 1:
                 raise ValueError(f"a stage's output would have shape {shapes[-1]}")
     return shapes

@@ -156,7 +156,7 @@ class Pass:
             self.precision,
             self.size,
             self.backbone.recipe,
-            self.backbone.prefix_digest(self.depth),
+            self.backbone.cause(self.depth),
             pooling,
         )
         head = hashlib.sha256(repr(cause).encode())
@@ -249,7 +249,8 @@ class Pass:
                     # float32 between stages: a later start makes no difference.
                     x = stages[depth - 1](x).float()
                 if depth in poolings:
-                    found[depth] = pool(x, poolings[depth])[:count]
+                    # A copy: the next stage may compute in place.
+                    found[depth] = pool(x, poolings[depth])[:count].clone()
         return {depth: rows.contiguous().cpu() for depth, rows in found.items()}
 
 

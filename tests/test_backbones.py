@@ -149,7 +149,7 @@ def test_a_tuned_backbone_pickles_what_was_tuned():
     tuned = source.tuned(4, suffix)
     again = pickle.loads(pickle.dumps(tuned))
     assert again.digest == tuned.digest != source.digest
-    assert tuned.prefix_digest(4) == source.prefix_digest(4)
+    assert tuned.cause(4) == source.cause(4)
     assert again.stage_names == source.stage_names
     # What is not tuned is shared, and so is all that is known of it.
     assert tuned.stages[3] is source.stages[3]
@@ -197,3 +197,45 @@ def test_a_module_that_is_used_twice_is_two_stages():
     for one in (backbone, tuned, pickle.loads(pickle.dumps(tuned))):
         assert torch.equal(one.stages(x), network(x))
         torch.testing.assert_close(one.inference_stages()(x), network(x))
+
+
+class Grid(nn.Module):
+    """A stage that keeps what it has computed once."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+        self.grid = None
+
+    def forward(self, x):
+        x = self.conv(x)
+        if self.grid is None:
+            self.grid = torch.linspace(0, 1, x.shape[3], device=x.device)
+        return (x * self.grid).mean((2, 3))
+
+
+def test_finding_the_shapes_leaves_the_stages_as_they_are():
+    backbone = Backbone(nn.Sequential(Grid()), Recipe(resize=16, crop=16))
+    assert backbone.shapes == [(4,)]
+    assert backbone.stages[0].grid is None
+    x = torch.rand(2, 3, 16, 16)
+    with torch.no_grad():
+        found = backbone.inference_stages()(x)
+        torch.testing.assert_close(found, backbone.stages(x))
+
+
+@pytest.mark.parametrize("output", ["tuple", "vector"])
+def test_a_stage_that_gives_no_rows_is_named(output):
+    class Wrong(nn.Module):
+        def forward(self, x):
+            return (x, x) if output == "tuple" else x.mean((1, 2, 3))
+
+    backbone = Backbone(nn.Sequential(nn.Identity(), Wrong()))
+    with pytest.raises(ValueError, match="Stage '1' gives .*tensor of shape"):
+        backbone.shapes  # noqa: B018
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
+def test_a_backbone_is_in_float32(dtype):
+    backbone = Backbone(nn.Sequential(nn.Conv2d(3, 4, 3).to(dtype), nn.Flatten()))
+    assert {p.dtype for p in backbone.stages.parameters()} == {torch.float32}

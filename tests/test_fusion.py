@@ -63,3 +63,11 @@ def test_what_is_not_known_to_feed_a_norm_stays():
         assert norms(fused) == 1
         x = torch.rand(2, 3, 4, 4)
         assert torch.equal(fused(x), network(x))
+
+
+def test_a_convolution_with_a_hook_stays():
+    torch.manual_seed(0)
+    conv = nn.utils.spectral_norm(nn.Conv2d(3, 4, 3))
+    stage = nn.Sequential(conv, nn.BatchNorm2d(4)).eval()
+    x = torch.randn(2, 3, 8, 8)
+    torch.testing.assert_close(fuse(stage)(x), stage(x))

@@ -20,6 +20,7 @@ LEAVES = {
     "_displays",
     "_files",
     "_lanes",
+    "_behaviour",
     "_networks",
 }
 # What a module may import, one row above the other.

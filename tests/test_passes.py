@@ -73,6 +73,14 @@ def test_batches_on_a_cpu_are_smaller_for_larger_images(side, kernel, size):
     assert Pass(backbone, 1, batch_size=5).size == 5
 
 
+def test_a_stage_that_computes_in_place_does_not_change_the_one_before():
+    stages = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(inplace=True), nn.Flatten())
+    backbone = Backbone(stages, Recipe(resize=8, crop=8))
+    way = Pass(backbone, 2)
+    found = way.run(torch.rand(2, 3, 8, 8), keep={1: "none"})
+    assert found[1].min() < 0 <= found[2].min()
+
+
 def test_keys_tell_what_torch_may_compute_float32_in():
     way = Pass(greedy(8), 1)
     before = way.keys([b"image"])

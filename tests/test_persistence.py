@@ -192,8 +192,8 @@ def test_tuned_twice_refers_to_the_first_source(first, second):
     assert twice.origin.source is source
     assert twice.origin.depth == min(first, second)
     assert pickle.loads(pickle.dumps(twice)).digest == twice.digest
-    kept = once.prefix_digest(second)
-    assert twice.prefix_digest(second) == kept
+    kept = once.cause(second)
+    assert twice.cause(second) == kept
 
 
 def test_frozen_stages_are_not_in_the_file(task, tmp_path):
