@@ -12,6 +12,8 @@ from torchvision.transforms.v2.functional import pil_to_tensor
 # Of pictures with more pixels than this, one is decoded at a time.
 _LARGE = 2**24
 _large_one = threading.RLock()
+# Of images that are given opened, each has one of these locks.
+_loading = [threading.Lock() for _ in range(1021)]
 _EXIF_ORIENTATION = 0x0112
 
 
@@ -91,6 +93,10 @@ def _refuse_huge(width: int, height: int, share: int = 1) -> None:
 
 def pil_array(image: PIL.Image.Image) -> np.ndarray:
     """Pixels of a PIL image, upright, its alpha kept for `_array_picture`."""
+    _refuse_huge(*image.size)
+    # Given twice, an image may be needed by two threads, and only one can load it.
+    with _loading[id(image) // 16 % len(_loading)]:
+        image.load()
     return np.asarray(_pil_picture(image))
 
 

@@ -7,7 +7,7 @@ import functools
 import os
 import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from difflib import get_close_matches
 
@@ -189,6 +189,8 @@ class Named:
     def of(cls, name, weights, seed) -> "Named":
         """Take a file as it is now, in case that it changed since it was loaded."""
         weights = tuple(weights) if isinstance(weights, list) else weights
+        if not isinstance(weights, Hashable):
+            raise _unknown_weights(f"a {type(weights).__name__}", name)
         return cls(name, weights, seed, _file_stamp(weights))
 
     def __call__(self) -> Backbone:
@@ -214,7 +216,8 @@ def _load_named(origin: Named) -> Backbone:
 def _load_given(backbone, weights, seed):
     if hasattr(backbone, "get_params"):
         check_is_fitted(backbone)
-        backbone = backbone.backbone_
+        backbone = getattr(backbone, "best_estimator_", backbone)
+        backbone = getattr(backbone, "backbone_", backbone)
     elif callable(backbone) and not isinstance(backbone, nn.Module):
         with seeded(seed):
             backbone = backbone()
@@ -230,7 +233,8 @@ def _load_given(backbone, weights, seed):
         raise ValueError(
             f"backbone={backbone!r} is no backbone. Accepted are a name from "
             "list_backbones(), a torch.nn.Module, a callable that returns one, a "
-            "Backbone, or a fitted FineTuneClassifier or FineTuneRegressor."
+            "Backbone, or a fitted FineTuneClassifier, FineTuneRegressor or "
+            "BackboneSelector."
         )
     stages = model if isinstance(backbone, Backbone) else split_stages(model)
     if weights is None:
@@ -371,22 +375,26 @@ def weights_path(weights) -> str | None:
     return os.fspath(weights) if is_weights_path(weights) else None
 
 
+def _unknown_weights(what: str, name: str) -> ValueError:
+    return ValueError(
+        f"weights={what} is not known for backbone {name!r}. Accepted are 'default', "
+        "the path of a .safetensors or .pth file, a tuple of such a path and "
+        "'sha256:<hex digits>', or None for random weights."
+    )
+
+
 def _read_file(weights, name):
     path = weights_path(weights)
     if path is None:
-        raise ValueError(
-            f"weights={weights!r} is not known for backbone {name!r}. Accepted are "
-            "'default', the path of a .safetensors or .pth file, a tuple of such a "
-            "path and 'sha256:<hex digits>', or None for random weights."
-        )
+        raise _unknown_weights(repr(weights), name)
     demanded = weights[1] if isinstance(weights, tuple) else None
     return read_weights(path, demanded), repr(path)
 
 
 def _file_stamp(weights):
     """What tells that a file was changed since it was loaded."""
-    path = weights_path(weights)
-    if path is None or not os.path.exists(path):
+    path = os.path.expanduser(weights_path(weights) or "")
+    if not os.path.exists(path):
         return None
     status = os.stat(path)
     return status.st_mtime_ns, status.st_size

@@ -1,6 +1,7 @@
 import io
 import os
 import pathlib
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pandas as pd
@@ -290,6 +291,36 @@ def test_tables_are_left_to_scikit_learn(X):
 def test_what_holds_no_images_is_refused(X, reason):
     with pytest.raises(ValueError, match=reason):
         image_samples(X)
+
+
+@pytest.mark.parametrize("hole", [None, float("nan")])
+def test_a_missing_first_image_does_not_make_a_table(hole, pictures):
+    paths = [hole, "a.png", "b.png"]
+    for X in [paths, pd.Series(paths), pd.DataFrame({"image": paths})]:
+        assert list(image_samples(X))[1:] == paths[1:]
+    assert image_samples([hole, pictures[0]])[1] is pictures[0]
+    assert image_samples([float("nan"), 1.0]) is None
+
+
+def test_a_numberless_dtype_of_torch_is_read(pictures):
+    floats = torch.rand(2, 3, 8, 8).bfloat16()
+    for X in [floats, list(floats)]:
+        found = [pixels(sample) for sample in image_samples(X)]
+        np.testing.assert_array_equal(found, floats.float().numpy())
+
+
+def test_an_image_may_be_given_twice(tmp_path, pictures):
+    """Opened, and loaded by whichever thread comes first."""
+    paths = [tmp_path / f"{i}.png" for i in range(3)]
+    for path, picture in zip(paths, pictures, strict=False):
+        PIL.Image.fromarray(picture.repeat(20, 0).repeat(20, 1)).save(path)
+    with ThreadPoolExecutor(8) as pool:
+        for _ in range(10):
+            twice = [image for path in paths for image in [PIL.Image.open(path)] * 8]
+            found = list(pool.map(read, twice))
+            for first in range(0, 24, 8):
+                for row in found[first : first + 8]:
+                    np.testing.assert_array_equal(row, found[first])
 
 
 def test_errors_name_row_and_file(tmp_path):

@@ -72,6 +72,17 @@ def test_a_changed_file_is_read_again(tmp_path):
     assert len(digests) == 2
 
 
+def test_a_changed_file_of_the_home_folder_is_read_again(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    digests = []
+    for seed in range(2):
+        source = load_backbone("tiny", weights=None, random_state=seed)
+        torch.save(source.stages.state_dict(), tmp_path / "tiny.pth")
+        digests.append(load_backbone("tiny", weights="~/tiny.pth").digest)
+    assert digests[0] != digests[1]
+
+
 def test_weights_of_another_network_are_refused(tmp_path):
     torch.save(models.squeezenet1_1().state_dict(), tmp_path / "w.pth")
     with pytest.raises(
