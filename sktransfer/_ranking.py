@@ -3,7 +3,8 @@
 import functools
 import os
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -13,6 +14,7 @@ from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.model_selection import check_cv, cross_val_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
+from torch import nn
 from tqdm.auto import tqdm
 
 from sktransfer._embeddings import (
@@ -59,14 +61,16 @@ def rank_backbones(
         Labels, or numbers to regress on.
     backbones : list, default=("tiny",)
         Each a name or any other ``backbone=`` of `PretrainedFeatureExtractor`, or
-        such an extractor, which may have weights, a stage and a size of its own.
+        such an extractor, which may have weights, a stage and a size of its own. The
+        images are read once for all: its ``image_shape`` is None, or `image_shape`.
     scoring : str, callable, list of these or None, default=None
         "logme", "h_score", "knn", or functions ``(features, y) -> float``, higher
-        being better. None are all three, without "h_score" where `y` are numbers.
+        being better, of different names, which become columns. None are all three,
+        without "h_score" where `y` are numbers.
     stages : "all", list of str or None, default=None
         The stages to rank of each backbone; None is the last one.
     cv : int, splitter, iterable or None, default=5
-        Folds of the linear probe; None leaves it out.
+        Folds of the linear probe, the same for all candidates; None leaves it out.
     image_shape, image_size, device, precision, cache, random_state
         As in `PretrainedFeatureExtractor`.
     verbose : int, default=0
@@ -82,12 +86,14 @@ def rank_backbones(
         or the mean, gets (``chance``),
         ``seconds`` of computation for 1,000 images, ``parameters`` of the stages,
         ``megabytes`` of their weights, ``licence`` of the weights where it is known,
-        and ``error``. A backbone that fails has a row too, with its error, at the end.
+        and ``error``. A backbone, or a stage of it, that fails has a row too, with its
+        error, at the end. Not to be finite is a failure of a score.
 
     Raises
     ------
     ValueError
-        If an image cannot be read, a score is unknown, or no candidate succeeds.
+        If an image cannot be read, a score is unknown, two have the same name, a
+        candidate has another `image_shape`, or no candidate succeeds.
 
     Notes
     -----
@@ -114,15 +120,17 @@ def rank_backbones(
     samples, y = check_images(PretrainedFeatureExtractor(), X, y, reset=True)
     images = checked_images(samples, image_shape)
     scores = resolve_scoring(scoring, y)
-    candidates = [make_candidate(given, shared, stages) for given in backbones]
+    # Made once: an iterator gives its folds once, and all candidates are to share them.
+    folds = None if cv is None else _folds(cv, samples, y)
+    backbones = listed("backbones", backbones, Iterable)
+    candidates = make_candidates(backbones, shared, stages)
 
     def more(candidate, way, features):
-        return _probe(features, y, cv) | _costs(candidate, way)
+        return _probe(features, y, folds) | _costs(candidate, way)
 
     cache = resolve_cache(cache)
-    return Table(
-        row for row, _ in rank(images, y, candidates, scores, cache, verbose, more)
-    )
+    results = rank(images, y, candidates, scores, cache, verbose, more)
+    return Table(result.row for result in results)
 
 
 @dataclass
@@ -135,27 +143,76 @@ class Candidate:
     features: list[np.ndarray] = field(default_factory=list)
     error: str | None = None
 
+    def load(self, stages) -> None:
+        """Load the backbone and find the ways, or note why that fails."""
+        try:
+            self.extractor._validate_params()
+            way = self.extractor._pass()
+            names = way.backbone.stage_names
+            if stages is None:
+                self.ways = [way]
+                return
+            depths = map(way.backbone.depth, names if stages == "all" else stages)
+            self.ways = [replace(way, depth=depth) for depth in sorted(set(depths))]
+        except Exception as error:
+            self.fail(error)
+
     def fail(self, error: Exception) -> None:
-        self.error = f"{type(error).__name__}: {error}"
+        self.error = _said(error)
 
 
-def make_candidate(given, shared: dict, stages) -> Candidate:
-    """Load a backbone, or note why that fails."""
+@dataclass
+class Result:
+    """A row of the table, and what it is about; no way where that failed."""
+
+    row: dict
+    candidate: Candidate
+    way: Pass | None = None
+
+
+def _said(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"
+
+
+def listed(argument: str, given, accepted) -> list:
+    """Make a list of the backbones given for an argument, and refuse a bare one."""
+    # A text and an nn.Sequential could be gone through, too, by letter and by layer.
+    if isinstance(given, accepted) and not isinstance(given, str | bytes | nn.Module):
+        return list(given)
+    text = isinstance(given, str)
+    raise ValueError(
+        f"{argument} is {repr(given) if text else 'a ' + type(given).__name__}, and "
+        "accepted is a list of backbones. Pass a list, also of a single one: "
+        f"[{repr(given) if text else 'backbone'}]."
+    )
+
+
+def make_candidates(backbones: list, shared: dict, stages) -> list[Candidate]:
+    """Load backbones, or note why that fails; `shared` are parameters of them all."""
+    candidates = [_candidate(given, shared) for given in backbones]
+    for candidate in candidates:
+        candidate.load(stages)
+    return candidates
+
+
+def _candidate(given, shared: dict) -> Candidate:
     extractor = given
     if not isinstance(given, PretrainedFeatureExtractor):
         extractor = PretrainedFeatureExtractor(given, **shared)
-    candidate = Candidate(_label(extractor), extractor)
-    try:
-        way = extractor._pass()
-        names = way.backbone.stage_names
-        if stages is None:
-            candidate.ways = [way]
-            return candidate
-        depths = map(way.backbone.depth, names if stages == "all" else stages)
-        candidate.ways = [replace(way, depth=depth) for depth in sorted(set(depths))]
-    except Exception as error:
-        candidate.fail(error)
-    return candidate
+    label, own, common = _label(extractor), extractor.image_shape, shared["image_shape"]
+    if own is not None and not _same_shape(own, common):
+        raise ValueError(
+            f"Candidate {label!r} has image_shape={own!r}, and the image_shape of all "
+            f"candidates is {common!r}: the images are read once for all. Pass "
+            f"image_shape={own!r} beside the candidates, or set that of the candidate "
+            "to None."
+        )
+    return Candidate(label, extractor)
+
+
+def _same_shape(one, other) -> bool:
+    both = isinstance(one, list | tuple) and isinstance(other, list | tuple)
+    return list(one) == list(other) if both else one is other
 
 
 def _label(extractor) -> str:
@@ -173,45 +230,67 @@ def resolve_scoring(scoring, y) -> dict[str, Callable]:
     """Turn a ``scoring=`` parameter into functions by name."""
     if scoring is None:
         scoring = [name for name in SCORES if name != "h_score" or is_classes(y)]
-    if isinstance(scoring, str) or callable(scoring):
-        scoring = [scoring]
+    single = isinstance(scoring, str) or callable(scoring)
+    scoring = [scoring] if single else list(scoring)
     unknown = [s for s in scoring if not callable(s) and s not in SCORES]
     if unknown or not scoring:
         raise ValueError(
             f"scoring={unknown or scoring!r} is not known. Accepted are "
             f"{list(SCORES)}, functions (features, y) -> float, and lists of these."
         )
-    named = (s if callable(s) else SCORES[s] for s in scoring)
-    keys = (getattr(s, "__name__", repr(s)) if callable(s) else s for s in scoring)
-    return dict(zip(keys, named, strict=True))
+    names = [getattr(s, "__name__", repr(s)) if callable(s) else s for s in scoring]
+    repeated = [name for name, count in Counter(names).items() if count > 1]
+    if repeated:
+        raise ValueError(
+            f"scoring has several scores of the name {repeated[0]!r}, and each is a "
+            "column of the table. Accepted are scores of different names: leave the "
+            "others out, or write functions with `def` and names of their own."
+        )
+    functions = [s if callable(s) else SCORES[s] for s in scoring]
+    return dict(zip(names, functions, strict=True))
 
 
-def rank(images, y, candidates, scores, cache, verbose, more=None) -> list[tuple]:
+def rank(images, y, candidates, scores, cache, verbose, more=None) -> list[Result]:
     """Embed with all candidates, score their embeddings, and sort.
 
-    `more` gives further columns of a row. Returns pairs of a row and its Pass, None of
-    a candidate that failed.
+    `more` gives further columns of a row. What failed comes last.
     """
     if not candidates:
         raise ValueError("There is no backbone to rank. Pass at least ['tiny'].")
     embed_all(images, candidates, cache, verbose)
-    pairs = [
-        pair for candidate in candidates for pair in _scored(candidate, y, scores, more)
+    results = [
+        result
+        for candidate in candidates
+        for result in _scored(candidate, y, scores, more)
     ]
-    good = [pair for pair in pairs if pair[1] is not None]
+    good = [result for result in results if result.way is not None]
+    bad = [result for result in results if result.way is None]
     if not good:
-        errors = "; ".join(f"{row['backbone']}: {row['error']}" for row, _ in pairs)
-        raise ValueError(f"All {len(pairs)} candidates failed. {errors}")
+        raise ValueError(_all_failed(candidates, bad))
+    _place(good, scores)
+    columns = dict.fromkeys([*good[0].row, "error"])
+    return [replace(result, row={**columns, **result.row}) for result in good + bad]
+
+
+def _all_failed(candidates, results) -> str:
+    rows = (result.row for result in results)
+    errors = "; ".join(
+        f"{', '.join(filter(None, (row['backbone'], row.get('stage'))))}: "
+        f"{row['error']}"
+        for row in rows
+    )
+    return f"All {len(candidates)} candidates failed. {errors}"
+
+
+def _place(results: list[Result], scores) -> None:
+    """Set the ranks under each score, and sort by their sum."""
+    rows = [result.row for result in results]
     for name in scores:
-        ranks = rankdata([-row[name] for row, _ in good], method="min")
-        for (row, _), place in zip(good, ranks, strict=True):
+        ranks = rankdata([-row[name] for row in rows], method="min")
+        for row, place in zip(rows, ranks, strict=True):
             row[f"{name}_rank"] = int(place)
     first, places = next(iter(scores)), [f"{name}_rank" for name in scores]
-    good.sort(key=lambda pair: (sum(pair[0][p] for p in places), -pair[0][first]))
-    columns = dict.fromkeys([*good[0][0], "error"])
-    return [({**columns, **row}, way) for row, way in good] + [
-        ({**columns, **row}, None) for row, way in pairs if way is None
-    ]
+    results.sort(key=lambda one: (sum(one.row[p] for p in places), -one.row[first]))
 
 
 def embed_all(images, candidates: list[Candidate], cache, verbose=0) -> None:
@@ -302,25 +381,35 @@ class _Embedding:
             self.cache.put_many(entries)
 
 
-def _scored(candidate, y, scores, more) -> list[tuple]:
-    """Rows of the table with their ways, one for each stage."""
-    pairs = []
+def _scored(candidate, y, scores, more) -> list[Result]:
+    """Rows of the table, one for each stage."""
+    if candidate.error is not None:
+        row = {"backbone": candidate.label, "error": candidate.error}
+        return [Result(row, candidate)]
+    return [
+        _scored_stage(candidate, way, features, y, scores, more)
+        for way, features in zip(candidate.ways, candidate.features, strict=True)
+    ]
+
+
+def _scored_stage(candidate, way, features, y, scores, more) -> Result:
+    stage = way.backbone.stage_names[way.depth - 1]
+    row = {"backbone": candidate.label, "stage": stage}
     try:
-        for way, features in zip(
-            candidate.ways if candidate.error is None else [],
-            candidate.features,
-            strict=False,
-        ):
-            stage = way.backbone.stage_names[way.depth - 1]
-            row = {"backbone": candidate.label, "stage": stage}
-            row |= {name: float(score(features, y)) for name, score in scores.items()}
-            row |= dict.fromkeys(f"{name}_rank" for name in scores)
-            pairs.append((row | (more(candidate, way, features) if more else {}), way))
+        found = {name: _finite(name, f(features, y)) for name, f in scores.items()}
+        found |= dict.fromkeys(f"{name}_rank" for name in scores)
+        found |= more(candidate, way, features) if more else {}
     except Exception as error:
-        candidate.fail(error)
-    if candidate.error is None:
-        return pairs
-    return [({"backbone": candidate.label, "error": candidate.error}, None)]
+        return Result({**row, "error": _said(error)}, candidate)
+    return Result(row | found, candidate, way)
+
+
+def _finite(name: str, score) -> float:
+    score = float(score)
+    if not np.isfinite(score):
+        # It has no place among the others.
+        raise ValueError(f"score {name!r} is {score}, and only finite ones are ranked.")
+    return score
 
 
 def linear_steps(classes: bool) -> list:
@@ -330,12 +419,22 @@ def linear_steps(classes: bool) -> list:
     return [StandardScaler(), linear]
 
 
-def _probe(features, y, cv) -> dict:
+def _folds(cv, samples, y) -> list:
+    folds = list(check_cv(cv, y, classifier=is_classes(y)).split(samples, y))
+    if not folds:
+        raise ValueError(
+            f"cv={cv!r} has no folds. Accepted are a number of folds, a splitter, an "
+            "iterable of (train, test), and None. If it was an iterator that has been "
+            "used before, pass its splitter or a list."
+        )
+    return folds
+
+
+def _probe(features, y, folds) -> dict:
     """Cross-validated score of a linear model, and of one that guesses."""
-    if cv is None:
+    if folds is None:
         return {}
     classes = is_classes(y)
-    folds = list(check_cv(cv, y, classifier=classes).split(features, y))
     found = cross_val_score(
         make_pipeline(*linear_steps(classes)), features, y, cv=folds
     )

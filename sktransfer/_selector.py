@@ -11,10 +11,9 @@ from sklearn.base import (
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted
 
-from sktransfer._extractor import PretrainedFeatureExtractor
 from sktransfer._images import check_images, checked_images
 from sktransfer._passes import resolve_cache
-from sktransfer._ranking import make_candidate, rank, resolve_scoring
+from sktransfer._ranking import listed, make_candidates, rank, resolve_scoring
 from sktransfer._tables import Table
 
 _SHARED = (
@@ -40,7 +39,8 @@ class BackboneSelector(
     candidates : list, default=("tiny",)
         Each a name or any other ``backbone=`` of `PretrainedFeatureExtractor`, or
         such an extractor, which may have weights, a stage and a size of its own.
-        (Of a fitted `FineTuneClassifier`, pass its ``backbone_``.)
+        (Of a fitted `FineTuneClassifier`, pass its ``backbone_``.) The images are read
+        once for all: its ``image_shape`` is None, or `image_shape`.
     scoring : str, callable or list of these, default="logme"
         See `rank_backbones`; of several, the best mean rank decides.
     stages : "all", list of str or None, default=None
@@ -59,7 +59,8 @@ class BackboneSelector(
     best_stage_ : str
         The stage of it that was chosen.
     extractor_ : PretrainedFeatureExtractor
-        What embeds with it.
+        What embeds with it. Where an extractor was the candidate, all else is as in
+        it, but for the cache, which is that of the selector.
     n_features_in_ : int
         Number of columns of `X` seen in `fit`, where `X` was two-dimensional.
     feature_names_in_ : ndarray of str
@@ -81,7 +82,7 @@ class BackboneSelector(
 
     # What is resolved where it is used, with errors of its own.
     _parameter_constraints: dict = {
-        "candidates": [list, tuple],
+        "candidates": "no_validation",
         "scoring": [str, callable, list, tuple],
         "stages": [StrOptions({"all"}), list, tuple, None],
         "image_shape": [list, tuple, None],
@@ -133,25 +134,33 @@ class BackboneSelector(
         BackboneSelector
             This estimator.
         """
+        given = listed("candidates", self.candidates, (list, tuple))
         samples, y = check_images(self, X, y, reset=True)
         images = checked_images(samples, self.image_shape)
-        shared = {name: getattr(self, name) for name in _SHARED}
-        candidates = [
-            make_candidate(given, shared, self.stages) for given in self.candidates
-        ]
         scores = resolve_scoring(self.scoring, y)
+        shared = {name: getattr(self, name) for name in _SHARED}
+        candidates = make_candidates(given, shared, self.stages)
         cache = resolve_cache(self.cache)
-        pairs = rank(images, y, candidates, scores, cache, self.verbose)
-        self.ranking_ = Table(row for row, _ in pairs)
-        row, way = pairs[0]
-        self.best_backbone_, self.best_stage_ = way.backbone, row["stage"]
-        self.extractor_ = PretrainedFeatureExtractor(
-            way.backbone,
-            **shared | {"image_size": None},
-            stage=self.best_stage_,
-            pooling=way.pooling,
-        ).fit(X)
+        results = rank(images, y, candidates, scores, cache, self.verbose)
+        self.ranking_ = Table(result.row for result in results)
+        best = results[0]
+        self.best_backbone_, self.best_stage_ = best.way.backbone, best.row["stage"]
+        self.extractor_ = self._extractor(best.candidate.extractor).fit(X)
         return self
+
+    def _extractor(self, candidate):
+        """Make an extractor of what was chosen, otherwise like the candidate."""
+        chosen = {
+            "backbone": self.best_backbone_,
+            "weights": "default",
+            "image_size": None,
+            "stage": self.best_stage_,
+            "image_shape": self.image_shape,
+            # Where the ranking has put the embeddings.
+            "cache": self.cache,
+        }
+        # No clone: that would copy the network of the candidate.
+        return type(candidate)(**candidate.get_params(deep=False) | chosen)
 
     def transform(self, X):
         """Embed images with the backbone that was chosen.

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import cross_val_score
+from sklearn.model_selection import KFold, cross_val_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from small_network import counts, small_backbone
@@ -18,6 +18,12 @@ from sktransfer import (
 from sktransfer._backbones import Recipe
 from sktransfer._decoding import decode
 from sktransfer._loading import weights_licence
+
+
+def make_table():
+    """Rows of 64 values, which are 8 x 8 or 16 x 4 pictures, and targets."""
+    rng = np.random.default_rng(0)
+    return rng.integers(0, 256, (24, 64), dtype=np.uint8), np.arange(24) % 2
 
 
 def make_task(n=24, seed=0):
@@ -164,6 +170,92 @@ def test_a_candidate_that_fails_is_a_row():
         rank_backbones(X, y, ["resnet19"])
 
 
+def constant(features, y):
+    return 1.0
+
+
+def wide_only(features, y):
+    return 1.0 if features.shape[1] == 16 else np.nan
+
+
+def unbounded(features, y):
+    return np.inf if features.shape[1] == 12 else 1.0
+
+
+@pytest.mark.parametrize(
+    ("score", "value", "bad"),
+    [
+        # The stages are 8, 12, 16, 16 and 3, 12 wide.
+        (wide_only, "nan", ["small 0", "small 1", "colour 0", "colour 1"]),
+        (unbounded, "inf", ["small 1", "colour 1"]),
+    ],
+)
+def test_a_score_that_is_not_finite_is_a_failure_of_that_row(score, value, bad):
+    X, y = make_task()
+    sources, scoring = [small_backbone(), colour_backbone()], ["knn", score]
+    ranking = rank_backbones(X, y, sources, scoring=scoring, stages="all", cv=None)
+    good, failed = ranking[: -len(bad)], ranking[-len(bad) :]
+    assert [f"{row['backbone']} {row['stage']}" for row in failed] == bad
+    assert all(f"{score.__name__!r} is {value}" in row["error"] for row in failed)
+    assert len(good) == 6 - len(bad)
+    assert all(row["error"] is None for row in good)
+    assert good[0]["knn_rank"] == 1
+
+
+def test_where_no_score_is_finite_the_error_names_it():
+    X, y = make_task()
+    with pytest.raises(ValueError, match=r"All 1 .*colour, 1: .*'wide_only' is nan"):
+        rank_backbones(X, y, [colour_backbone()], scoring=wide_only, cv=None)
+
+
+def test_all_candidates_and_stages_share_the_folds():
+    X, y = make_task()
+    sources = [small_backbone(), colour_backbone()]
+    settings = {"stages": "all", "scoring": "knn"}
+    expected = rank_backbones(X, y, sources, cv=KFold(3), **settings)
+    once = rank_backbones(X, y, sources, cv=KFold(3).split(X), **settings)
+    assert [row["error"] for row in once] == [None] * 6
+    assert [row["probe"] for row in once] == [row["probe"] for row in expected]
+    # Without a seed each split is another one, and without a signal the probe shows it.
+    noise, same = np.random.default_rng(0).permutation(y), [small_backbone()] * 2
+    for _ in range(3):
+        splitter = KFold(3, shuffle=True)
+        one, other = rank_backbones(X, noise, same, scoring="knn", cv=splitter)
+        assert one["probe"] == other["probe"]
+        assert one["probe_se"] == other["probe_se"]
+
+
+def test_an_iterator_of_folds_that_is_used_up():
+    X, y = make_task()
+    folds = KFold(3).split(X)
+    list(folds)
+    with pytest.raises(ValueError, match="has no folds.*pass its splitter or a list"):
+        rank_backbones(X, y, [colour_backbone()], cv=folds)
+
+
+def test_the_image_shape_of_a_candidate_is_that_of_all():
+    X, y = make_table()
+    candidate = PretrainedFeatureExtractor(colour_backbone(), image_shape=(16, 4))
+    for common in (None, (8, 8)):
+        with pytest.raises(ValueError, match=r"image_shape=\(16, 4\).*read once"):
+            rank_backbones(X, y, ["tiny", candidate], cv=None, image_shape=common)
+    # As lists and as tuples they are the same; None is what all have.
+    other = PretrainedFeatureExtractor(colour_backbone())
+    ranking = rank_backbones(
+        X, y, [candidate, other], scoring="logme", cv=None, image_shape=[16, 4]
+    )
+    expected = logme_score(candidate.transform(X), y)
+    assert [row["logme"] for row in ranking] == [expected] * 2
+
+
+def test_parameters_of_a_candidate_are_checked():
+    X, y = make_task()
+    candidate = PretrainedFeatureExtractor(small_backbone(), pooling="median")
+    ranking = rank_backbones(X, y, [candidate, colour_backbone()], cv=None)
+    assert [row["backbone"] for row in ranking] == ["colour", "small"]
+    assert "'pooling' parameter" in ranking[1]["error"]
+
+
 def test_an_unreadable_image_is_no_failure_of_the_candidate(tmp_path):
     X, y = make_task()
     bad = tmp_path / "bad.jpg"
@@ -186,7 +278,12 @@ def test_regression():
     [
         ({"scoring": "leep"}, "scoring=.*leep.* is not known. Accepted are"),
         ({"scoring": []}, "is not known"),
+        ({"scoring": [lambda F, y: 1.0, lambda F, y: 2.0]}, "several .*'<lambda>'"),
+        ({"scoring": ["knn", "logme", "knn"]}, "several scores of the name 'knn'"),
         ({"backbones": []}, "no backbone to rank"),
+        ({"backbones": "tiny"}, r"backbones is 'tiny', .* Pass a list.*\['tiny'\]"),
+        ({"backbones": nn.Sequential(nn.Flatten())}, "a Sequential.* Pass a list"),
+        ({"backbones": PretrainedFeatureExtractor()}, "Pass a list.*: .backbone."),
         ({"y": ["a"]}, "24 images and y has 1 targets"),
         ({"stages": ["layer9"]}, "layer9"),
     ],
@@ -196,3 +293,17 @@ def test_bad_arguments(arguments, message):
     arguments = {"y": y, "backbones": [colour_backbone()], **arguments}
     with pytest.raises(ValueError, match=message):
         rank_backbones(X, **arguments)
+
+
+def test_a_function_of_the_name_of_a_score():
+    X, y = make_task()
+
+    def knn(features, y):
+        return 7.0
+
+    with pytest.raises(ValueError, match="several scores of the name 'knn'"):
+        rank_backbones(X, y, [colour_backbone()], scoring=["knn", knn], cv=None)
+    (row,) = rank_backbones(
+        X, y, [colour_backbone()], scoring=iter([knn, constant]), cv=None
+    )
+    assert (row["knn"], row["constant"]) == (7.0, 1.0)
