@@ -1,5 +1,8 @@
 """What a search is going to compute, told before it starts."""
 
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from sklearn.base import clone, is_classifier
@@ -10,15 +13,21 @@ from sklearn.model_selection import (
     RandomizedSearchCV,
     check_cv,
 )
+from sklearn.utils import check_random_state
 
 from sktransfer._finetune import BaseFineTune
 from sktransfer._loading import load_backbone
 from sktransfer._sources import find_source
 
+_REFIT = ", and the best once more, counted as the costliest"
+
 
 @dataclass(frozen=True)
 class SearchCost:
     """What a search computes; `str` says it in words.
+
+    Which candidate is the best, and fitted once more, is not known beforehand. Where
+    candidates differ, that fit counts as the costliest of them.
 
     Attributes
     ----------
@@ -48,7 +57,7 @@ class SearchCost:
         refit = self.n_fits > self.n_candidates * self.n_splits
         lines = [
             f"{_count(self.n_fits, 'fit')}: {_count(self.n_candidates, 'candidate')} "
-            f"in {self.n_splits} folds{', and the best once more' * refit}.",
+            f"in {self.n_splits} folds{_REFIT * refit}.",
             f"Source network: {_count(self.n_passes, 'pass', 'passes')} over "
             f"{_count(self.n_images, 'image')}.",
             f"Trained stages: {_count(self.n_steps, 'image')}, over all epochs of all "
@@ -69,6 +78,9 @@ def _count(number, one, many=None) -> str:
 def search_cost(search, X, y=None, groups=None):
     """Tell what a search over a pretrained network will compute, without running it.
 
+    The search and the random generators stay as they are, so that a search that is
+    run next draws the candidates that were told.
+
     Parameters
     ----------
     search : GridSearchCV or RandomizedSearchCV
@@ -88,7 +100,8 @@ def search_cost(search, X, y=None, groups=None):
     Raises
     ------
     ValueError
-        If the search is of another kind, or has no or several such estimators.
+        If the search is of another kind, has no or several such estimators, or its
+        ``cv`` is an iterator, which can be gone through only once.
 
     Examples
     --------
@@ -98,63 +111,96 @@ def search_cost(search, X, y=None, groups=None):
     >>> X, y = load_digits(return_X_y=True)
     >>> search = GridSearchCV(FineTuneClassifier(), {"freeze": [-2, "all"]}, cv=3)
     >>> print(search_cost(search, X[:90], y[:90]))
-    7 fits: 2 candidates in 3 folds, and the best once more.
+    7 fits: 2 candidates in 3 folds, and the best once more, counted as the costliest.
     Source network: 1 pass over 90 images.
     Trained stages: 4,500 images, over all epochs of all fits.
     """
-    candidates = _candidates(search)
-    classes = is_classifier(search.estimator)
-    splitter = check_cv(search.cv, y, classifier=classes)
-    sizes = [len(train) for train, _ in splitter.split(X, y, groups)]
-    sources, n_steps, augmented = set(), 0, 0
-    for parameters in candidates:
-        _, part = find_source(clone(search.estimator).set_params(**parameters))
-        backbone = load_backbone(
-            part.backbone,
-            weights=part.weights,
-            image_size=part.image_size,
-            random_state=part.random_state,
-        )
-        key = backbone.digest, backbone.recipe, part.precision, part.device
-        if not isinstance(part, BaseFineTune):
-            sources.add((*key, backbone.depth(part.stage), part.pooling))
-            continue
-        n_steps += part.max_epochs * sum(sizes)
-        augmented += len(sizes) if part.augment is not None else 0
-        depth = backbone.depth(part.freeze, parameter="freeze")
-        if part.weights is not None or (depth and part.augment is None):
-            sources.add(key)
-    n_steps += _refit_steps(search, len(X))
+    _check(search)
+    with _same_draws_afterwards():
+        candidates, sizes = _plan(search, X, y, groups)
+        works = [_work_of(search.estimator, parameters) for parameters in candidates]
+    epochs = [work.epochs for work in works]
+    augmented = [work.augmented for work in works]
+    refit = bool(search.refit)
     return SearchCost(
         n_candidates=len(candidates),
         n_splits=len(sizes),
-        n_fits=len(candidates) * len(sizes) + bool(search.refit),
+        n_fits=len(candidates) * len(sizes) + refit,
         n_images=len(X),
-        n_passes=len(sources),
-        n_steps=n_steps,
-        n_augmented=augmented,
+        n_passes=len({work.source for work in works} - {None}),
+        n_steps=sum(epochs) * sum(sizes) + refit * max(epochs) * len(X),
+        n_augmented=sum(augmented) * len(sizes) + refit * max(augmented),
     )
 
 
-def _candidates(search) -> list[dict]:
+@dataclass(frozen=True)
+class _Work:
+    """What each fit of a candidate computes.
+
+    `source` tells apart the passes over the source network; None is no pass.
+    """
+
+    source: tuple | None
+    epochs: int = 0
+    augmented: bool = False
+
+
+def _work_of(estimator, parameters) -> _Work:
+    # Copies, as in the search: a parameter of a part is not to be set on a part that
+    # is itself a value of the grid.
+    estimator = clone(estimator).set_params(**copy.deepcopy(parameters))
+    _, part = find_source(estimator)
+    backbone = load_backbone(
+        part.backbone,
+        weights=part.weights,
+        image_size=part.image_size,
+        random_state=part.random_state,
+    )
+    key = backbone.digest, backbone.recipe, part.precision, part.device
+    if not isinstance(part, BaseFineTune):
+        return _Work((*key, backbone.depth(part.stage), part.pooling))
+    augmented = part.augment is not None
+    depth = backbone.depth(part.freeze, parameter="freeze")
+    passes = part.weights is not None or (depth and not augmented)
+    return _Work(key if passes else None, part.max_epochs, augmented)
+
+
+def _plan(search, X, y, groups) -> tuple[list[dict], list[int]]:
+    """Candidates of a search, and the number of images that each fold trains on."""
+    # Together, since they may share a generator: the search draws candidates first.
+    random_state, cv = copy.deepcopy((getattr(search, "random_state", None), search.cv))
+    candidates = _candidates(search, random_state)
+    splitter = check_cv(cv, y, classifier=is_classifier(search.estimator))
+    return candidates, [len(train) for train, _ in splitter.split(X, y, groups)]
+
+
+def _candidates(search, random_state) -> list[dict]:
     if isinstance(search, GridSearchCV):
         return list(ParameterGrid(search.param_grid))
-    if isinstance(search, RandomizedSearchCV):
-        return list(
-            ParameterSampler(
-                search.param_distributions,
-                search.n_iter,
-                random_state=search.random_state,
-            )
+    distributions, n_iter = search.param_distributions, search.n_iter
+    return list(ParameterSampler(distributions, n_iter, random_state=random_state))
+
+
+def _check(search) -> None:
+    if not isinstance(search, GridSearchCV | RandomizedSearchCV):
+        raise ValueError(
+            f"The cost of a {type(search).__name__} is not known beforehand. Accepted "
+            "are GridSearchCV and RandomizedSearchCV."
         )
-    raise ValueError(
-        f"The cost of a {type(search).__name__} is not known beforehand. Accepted are "
-        "GridSearchCV and RandomizedSearchCV."
-    )
+    if isinstance(search.cv, Iterator):
+        raise ValueError(
+            f"cv is a {type(search.cv).__name__}, which can be gone through only once, "
+            "so that nothing would be left of it for the search. Give the search a "
+            "list, cv=list(...)."
+        )
 
 
-def _refit_steps(search, n_images) -> int:
-    if not search.refit:
-        return 0
-    _, part = find_source(search.estimator)
-    return getattr(part, "max_epochs", 0) * n_images
+@contextmanager
+def _same_draws_afterwards():
+    """Put NumPy's global generator back, which stands for every random_state=None."""
+    generator = check_random_state(None)
+    state = generator.get_state()
+    try:
+        yield
+    finally:
+        generator.set_state(state)

@@ -3,6 +3,8 @@
 A display holds numbers; its `plot` draws them.
 """
 
+import re
+
 import numpy as np
 from sklearn.utils._optional_dependencies import check_matplotlib_support
 
@@ -49,7 +51,9 @@ class FreezeDepthDisplay:
         """Read a fitted search over freeze depths, and plot it.
 
         Where other parameters were searched too, the best of their values stands for
-        each depth.
+        each depth. Of a halving search, that is from the last iteration that the depth
+        has reached: those dropped early had fewer resources. Candidates without a depth
+        of their own are left out.
 
         Parameters
         ----------
@@ -61,19 +65,24 @@ class FreezeDepthDisplay:
         Returns
         -------
         FreezeDepthDisplay
+
+        Raises
+        ------
+        ValueError
+            If the freeze depth is not to be told among the parameters, or the score
+            to show among several.
         """
-        results = search.cv_results_
-        param = param or _only_freeze(results)
-        values = list(results[f"param_{param}"])
-        best = {}
-        for row in np.argsort(results["rank_test_score"], kind="stable"):
-            best.setdefault(values[row], row)
+        results, metric = search.cv_results_, _metric_of(search)
+        param = _freeze_parameter(results, param)
+        best = _best_rows(results, param, metric)
+        values = [row[param] for row in results["params"] if param in row]
         depths = sorted(best, key=_depth_of(search, values))
         rows = [best[depth] for depth in depths]
-        folds = [key for key in results if _is_fold_score(key)]
+        is_fold = re.compile(rf"split\d+_test_{re.escape(metric)}").fullmatch
+        folds = [key for key in results if is_fold(key)]
         scores = np.column_stack([results[key][rows] for key in folds])
         seconds = np.asarray(results["mean_fit_time"])[rows]
-        name = search.scoring if isinstance(search.scoring, str) else "score"
+        name = search.scoring if isinstance(search.scoring, str) else metric
         return cls([str(depth) for depth in depths], scores, seconds, name).plot(ax)
 
     def plot(self, ax=None):
@@ -362,16 +371,42 @@ class TransferReportDisplay:
         return self
 
 
-def _only_freeze(results) -> str:
-    """Name of the one parameter of a search that is a freeze depth."""
+def _metric_of(search) -> str:
+    """Name, within the results, of the score that the search goes by."""
+    if not search.multimetric_:
+        return "score"
+    if not isinstance(search.refit, str):
+        raise ValueError(
+            f"The search has several scores and refit={search.refit!r}, which names "
+            "none of them. Set search.refit to the name of the one to show."
+        )
+    return search.refit
+
+
+def _freeze_parameter(results, param) -> str:
+    """Name of the parameter of a search that is the freeze depth."""
     searched = [key.removeprefix("param_") for key in results if key[:6] == "param_"]
     found = [name for name in searched if name.split("__")[-1] == "freeze"]
-    if len(found) != 1:
-        raise ValueError(
-            f"The search is over {searched}, of which {found or 'none'} are freeze "
-            "depths. Pass param=, the name of the one to show."
-        )
-    return found[0]
+    if param in searched or (param is None and len(found) == 1):
+        return param or found[0]
+    given = "" if param is None else f" Got param={param!r}."
+    raise ValueError(
+        f"The search is over {searched}, of which {found or 'none'} are freeze "
+        f"depths.{given} Pass param=, the name of the one to show."
+    )
+
+
+def _best_rows(results, param, metric) -> dict:
+    """By value of a parameter, the best of its rows of the results."""
+    ranks = results[f"rank_test_{metric}"]
+    # Scores of different iterations are not of the same data, or training.
+    rounds = np.asarray(results.get("iter", np.zeros(len(ranks))))
+    best = {}
+    for row in np.lexsort((ranks, -rounds)):
+        # In one grid of several, it may be missing.
+        if param in results["params"][row]:
+            best.setdefault(results["params"][row][param], row)
+    return best
 
 
 def _depth_of(search, values):
@@ -380,10 +415,6 @@ def _depth_of(search, values):
     model = model[-1] if hasattr(model, "named_steps") else model
     backbone = getattr(model, "backbone_", None)
     return values.index if backbone is None else backbone.depth
-
-
-def _is_fold_score(key: str) -> bool:
-    return key.startswith("split") and key.endswith("_test_score")
 
 
 def _standard_error(scores: np.ndarray) -> np.ndarray | None:

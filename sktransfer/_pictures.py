@@ -11,6 +11,7 @@ from sklearn.utils.validation import check_is_fitted
 from sktransfer._backbones import Backbone, Recipe
 from sktransfer._embeddings import read_images
 from sktransfer._extractor import PretrainedFeatureExtractor
+from sktransfer._finetune import BaseFineTune
 from sktransfer._images import Images, check_images, checked_images
 
 _THUMBNAIL = Recipe(resize=160, crop=160)
@@ -69,7 +70,7 @@ class TopLossesDisplay:
         ----------
         estimator : fitted classifier
             With ``predict_proba`` and ``classes_``: a `FineTuneClassifier`, or a
-            pipeline from images to labels.
+            pipeline or search from images to labels.
         X : sequence of images, or array-like of shape (n_samples, n_pixels)
         y : array-like of shape (n_samples,)
             Their labels.
@@ -189,7 +190,8 @@ class AttributionDisplay:
 
         Parameters
         ----------
-        estimator : fitted FineTuneClassifier or FineTuneRegressor
+        estimator : fitted FineTuneClassifier, FineTuneRegressor or search
+            Of a search, the best estimator has to be one of these.
         X : sequence of images, or array-like of shape (n_samples, n_pixels)
             A few: all are drawn.
         stage : int or str, optional
@@ -206,6 +208,8 @@ class AttributionDisplay:
         ------
         ValueError
             If the output of the stage has no places, or the target is not known.
+        TypeError
+            If the estimator is of another kind.
 
         Examples
         --------
@@ -219,6 +223,7 @@ class AttributionDisplay:
         (4, 4, 4)
         """
         check_is_fitted(estimator)
+        estimator = _tuned(estimator)
         backbone = estimator.backbone_
         depth = _last_with_places(backbone) if stage is None else backbone.depth(stage)
         images, outputs = _find_images(estimator, X), _outputs_of(estimator, target)
@@ -268,13 +273,39 @@ class AttributionDisplay:
 
 def _find_images(estimator, X) -> Images:
     """Read `X` as the estimator does; of a pipeline, as its first own step does."""
-    steps = [step for _, step in getattr(estimator, "steps", [])]
-    for step in [estimator, *steps]:
-        if hasattr(step, "image_shape"):
-            value_range = getattr(step, "value_range_", None)
-            samples = check_images(step, X, reset=False)
-            return checked_images(samples, step.image_shape, value_range)
+    for part in _parts(estimator):
+        if hasattr(part, "image_shape"):
+            value_range = getattr(part, "value_range_", None)
+            samples = check_images(part, X, reset=False)
+            return checked_images(samples, part.image_shape, value_range)
     return checked_images(check_images(PretrainedFeatureExtractor(), X, reset=True))
+
+
+def _parts(estimator):
+    """Give an estimator and its steps; of searches, the best estimators."""
+    estimator = _best(estimator)
+    yield estimator
+    for _, step in getattr(estimator, "steps", []):
+        yield from _parts(step)
+
+
+def _best(estimator):
+    """Give what a search has found best, or the estimator itself if it is none."""
+    found = getattr(estimator, "best_estimator_", None)
+    return estimator if found is None else _best(found)
+
+
+def _tuned(estimator) -> BaseFineTune:
+    best = _best(estimator)
+    if isinstance(best, BaseFineTune):
+        return best
+    advice = "Accepted are FineTuneClassifier, FineTuneRegressor, and searches of one."
+    if hasattr(best, "steps"):
+        advice += (
+            " Pass the last step of the pipeline, pipeline[-1], and the images as the "
+            "steps before it give them, pipeline[:-1].transform(X)."
+        )
+    raise TypeError(f"The places are not known for a {type(best).__name__}. {advice}")
 
 
 def _picture(square: torch.Tensor) -> np.ndarray:

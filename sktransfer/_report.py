@@ -73,7 +73,8 @@ def transfer_report(
 
     - "as given": the estimator;
     - "from scratch": the same network from random weights, all of it trained, at one
-      learning rate. Of a search, that is what it searches, at parameters of its own;
+      learning rate. Of a search of it, be it the whole or a part of the estimator,
+      that is what it searches, at parameters of its own;
       of a pipeline with a `PretrainedFeatureExtractor`, that is a
       `FineTuneClassifier` or `FineTuneRegressor` of its network;
     - "linear probe": a linear model of the pretrained network's embeddings;
@@ -181,10 +182,7 @@ def _models(estimator) -> dict:
     if isinstance(source, BaseFineTune):
         known, prefix = source.get_params(), f"{name}__" if name else ""
         changes = {f"{prefix}{key}": v for key, v in _TRAIN_ALL.items() if key in known}
-        scratch = clone(estimator).set_params(**changes)
-        # A search would freeze random stages again.
-        while isinstance(scratch, BaseSearchCV):
-            scratch = scratch.estimator
+        scratch = _unsearched(clone(estimator).set_params(**changes), name)
     else:
         tuner = FineTuneClassifier if classes else FineTuneRegressor
         scratch = tuner(**shared, weights=None, backbone_lr_mult=1.0, random_state=0)
@@ -198,6 +196,30 @@ def _models(estimator) -> dict:
         "pixels": make_pipeline(pixels, *linear_steps(classes)),
         "guessing": DummyClassifier() if classes else DummyRegressor(),
     }
+
+
+def _unsearched(estimator, name):
+    """Put what is searched in the place of each search around the part of that name.
+
+    A search would freeze random stages again. One that is elsewhere stays: without it,
+    the model from scratch would be at a disadvantage.
+    """
+    parts = {"": estimator, **estimator.get_params(deep=True)}
+    around = [
+        outer
+        for outer, part in parts.items()
+        if isinstance(part, BaseSearchCV) and _is_around(outer, name)
+    ]
+    # Inner ones first: their names are those of parts of the outer ones.
+    for outer in sorted(around, key=len, reverse=True):
+        if not outer:
+            return estimator.estimator
+        estimator.set_params(**{outer: parts[outer].estimator})
+    return estimator
+
+
+def _is_around(outer, name) -> bool:
+    return not outer or name.startswith(f"{outer}__")
 
 
 def _pixels() -> Backbone:
@@ -226,9 +248,10 @@ def _row(name, found, given_scores, test_share) -> dict:
 
 def _n_trained(fitted) -> int | None:
     """Number of parameters that a fit has trained, where it can be told."""
-    fitted = getattr(fitted, "best_estimator_", fitted)
+    if hasattr(fitted, "best_estimator_"):
+        return _n_trained(fitted.best_estimator_)
     if isinstance(fitted, Pipeline):
-        fitted = fitted[-1]
+        return _n_trained(fitted[-1])
     if isinstance(fitted, BaseFineTune):
         return fitted.n_trained_parameters_
     if hasattr(fitted, "coef_"):

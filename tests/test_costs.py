@@ -4,9 +4,11 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import (
     GridSearchCV,
     GroupKFold,
+    GroupShuffleSplit,
+    KFold,
     RandomizedSearchCV,
 )
-from sklearn.pipeline import make_pipeline
+from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.svm import SVC
 
 from sktransfer import (
@@ -27,6 +29,21 @@ def model(**parameters):
     return FineTuneClassifier(small_backbone(), cache=EmbeddingCache(), **settings)
 
 
+def fits_of(search, **options):
+    """Fit a search; give depth, epochs and number of images of each fit within."""
+    fits = []
+    fit = FineTuneClassifier.fit
+
+    def counted(self, X, y, *args):
+        fits.append((self.freeze, self.max_epochs, len(X)))
+        return fit(self, X, y, *args)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(FineTuneClassifier, "fit", counted)
+        search.fit(X, y, **options)
+    return fits
+
+
 def test_a_search_computes_what_was_told():
     search = GridSearchCV(model(), {"freeze": [1, 2, "all"]}, cv=3)
     cost = search_cost(search, X, y)
@@ -34,17 +51,7 @@ def test_a_search_computes_what_was_told():
     assert str(cost).startswith("10 fits: 3 candidates in 3 folds, and the best once")
     assert "1 pass over 24 images" in str(cost)
     counts.clear()
-    fits = []
-    fit = FineTuneClassifier.fit
-
-    def counted(self, *args, **kwargs):
-        fits.append(self.max_epochs)
-        return fit(self, *args, **kwargs)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(FineTuneClassifier, "fit", counted)
-        search.fit(X, y)
-    assert len(fits) == cost.n_fits
+    assert len(fits_of(search)) == cost.n_fits
     # What the first fold trains on in a batch of 32, filled up; the rest in another.
     assert counts["a"] == cost.n_passes * 2 * 32
     assert cost.n_steps == 3 * 2 * 3 * 16 + 2 * N
@@ -75,6 +82,70 @@ def test_searches_over_embeddings_and_groups():
     search = RandomizedSearchCV(pipe, grid, n_iter=6, cv=GroupKFold(4))
     cost = search_cost(search, X, y, groups=np.arange(N) % 4)
     assert (cost.n_fits, cost.n_passes, cost.n_steps) == (25, 2, 0)
+
+
+def random_search(shared):
+    """A search whose draws are all from one generator, its own or the global one."""
+    generator = np.random.RandomState(3) if shared else None
+    return RandomizedSearchCV(
+        model(random_state=generator),
+        {"freeze": [1, 2, "all"], "max_epochs": range(6)},
+        n_iter=4,
+        # As groups are not of one size, folds are not either.
+        cv=GroupShuffleSplit(2, test_size=0.5, random_state=generator),
+        random_state=generator,
+    )
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_the_search_stays_as_it_is(shared):
+    groups = np.repeat(range(6), [1, 2, 3, 4, 6, 8])
+    np.random.seed(0)  # noqa: NPY002
+    fits = fits_of(random_search(shared), groups=groups)
+    np.random.seed(0)  # noqa: NPY002
+    search = random_search(shared)
+    cost = search_cost(search, X, y, groups=groups)
+    assert search_cost(search, X, y, groups=groups) == cost
+    assert fits_of(search, groups=groups) == fits
+    steps = sum(epochs * n for _, epochs, n in fits[:-1])
+    assert cost.n_steps == steps + N * max(epochs for _, epochs, _ in fits)
+
+
+def test_parts_that_a_grid_shares_with_the_search_stay_as_they_are():
+    part, generator = model(weights=None), np.random.RandomState(0)
+    grid = {"clf": [part], "clf__freeze": [0], "clf__random_state": [generator]}
+    search_cost(GridSearchCV(Pipeline([("clf", None)]), grid), X, y)
+    assert part.freeze == model().freeze
+    assert part.random_state == 0
+    assert generator.randint(1000) == np.random.RandomState(0).randint(1000)
+
+
+def test_an_iterator_of_folds_is_refused_and_kept():
+    folds = KFold(3).split(X)
+    with pytest.raises(ValueError, match=r"cv is a generator, .*cv=list"):
+        search_cost(GridSearchCV(model(), {"freeze": [1]}, cv=folds), X, y)
+    assert len(list(folds)) == 3
+
+
+def test_the_refit_counts_as_the_costliest_candidate():
+    grid = {"max_epochs": [3, 1], "freeze": [1, 2]}
+    search = GridSearchCV(model(augment="light", max_epochs=2), grid, cv=2)
+    cost = search_cost(search, X, y)
+    assert cost.n_steps == 2 * (3 + 1) * 2 * (N // 2) + 3 * N
+    assert cost.n_augmented == cost.n_fits == 9
+    assert "9 fits augment" in str(cost)
+    search.refit = False
+    cost = search_cost(search, X, y)
+    assert cost.n_steps == 2 * (3 + 1) * 2 * (N // 2)
+    assert cost.n_augmented == cost.n_fits == 8
+
+
+@pytest.mark.parametrize("empty", ["passthrough", None])
+def test_the_network_may_be_in_the_grid_alone(empty):
+    part, depths, folds = model(), [1, "all"], KFold(2)
+    grid = {"clf": [part], "clf__freeze": depths}
+    cost = search_cost(GridSearchCV(Pipeline([("clf", empty)]), grid, cv=folds), X, y)
+    assert cost == search_cost(GridSearchCV(part, {"freeze": depths}, cv=folds), X, y)
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,9 @@
 import numpy as np
 import pytest
 from matplotlib import pyplot as plt
+from sklearn.experimental import enable_halving_search_cv  # noqa: F401
 from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import GridSearchCV
+from sklearn.model_selection import GridSearchCV, HalvingGridSearchCV
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer
 from small_network import small_backbone
@@ -77,6 +78,65 @@ def test_freeze_depth_of_a_search():
         FreezeDepthDisplay.from_search(
             GridSearchCV(LogisticRegression(), {"C": [1.0]}).fit(np.eye(10), y[:10])
         )
+
+
+def test_freeze_depth_of_one_of_several_scores():
+    X, y = make_task()
+    search = GridSearchCV(
+        FineTuneClassifier(small_backbone(), max_epochs=1, random_state=0),
+        {"freeze": ["all", 0]},
+        cv=2,
+        scoring={"accuracy": "accuracy", "my_test_accuracy": "neg_log_loss"},
+        refit="my_test_accuracy",
+    ).fit(X, y)
+    for name in ("my_test_accuracy", "accuracy"):
+        search.refit = name
+        display = FreezeDepthDisplay.from_search(search)
+        assert display.score_name == name
+        assert display.depths == ["0", "all"]
+        means = search.cv_results_[f"mean_test_{name}"][::-1]
+        np.testing.assert_allclose(display.scores.mean(axis=1), means)
+    for refit in (False, lambda results: 0):
+        search.refit = refit
+        with pytest.raises(ValueError, match="refit=.* which names none .* Set search"):
+            FreezeDepthDisplay.from_search(search)
+
+
+def test_freeze_depth_of_a_list_of_grids():
+    X, y = make_task()
+    model = FineTuneClassifier(small_backbone(), max_epochs=1, random_state=0)
+    grids = [{"freeze": ["all", 2, 0]}, {"lr": [0.1]}]
+    for refit, order in ((True, ["0", "2", "all"]), (False, ["all", "2", "0"])):
+        search = GridSearchCV(model, grids, cv=2, refit=refit).fit(X, y)
+        assert FreezeDepthDisplay.from_search(search).depths == order
+    with pytest.raises(ValueError, match=r"Got param='frost'. Pass param="):
+        FreezeDepthDisplay.from_search(search, param="frost")
+
+
+def test_freeze_depth_of_a_halving_search_is_of_its_last_iterations():
+    X, y = make_task()
+    search = HalvingGridSearchCV(
+        FineTuneClassifier(small_backbone(), random_state=0),
+        {"freeze": [0, 1, 2, "all"], "lr": [1e-4, 1e-3]},
+        resource="max_epochs",
+        max_resources=4,
+        min_resources=1,
+        factor=2,
+        cv=2,
+        random_state=0,
+    ).fit(X, y)
+    # As if each iteration had been less lucky than the one before.
+    results = search.cv_results_
+    n_rows = len(results["params"])
+    results["rank_test_score"] = np.arange(1, n_rows + 1)
+    for fold in range(2):
+        results[f"split{fold}_test_score"] = np.linspace(1, 0, n_rows)
+    display = FreezeDepthDisplay.from_search(search)
+    assert display.depths == ["0", "1", "2", "all"]
+    for depth, scores in zip(display.depths, display.scores, strict=True):
+        own = np.array([str(params["freeze"]) == depth for params in results["params"]])
+        last = own & (results["iter"] == results["iter"][own].max())
+        assert (scores == results["split0_test_score"][last].max()).all()
 
 
 @pytest.mark.parametrize("early_stopping", [False, True])

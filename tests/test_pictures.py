@@ -1,8 +1,11 @@
 import numpy as np
 import pytest
 import torch
+from sklearn.exceptions import NotFittedError
 from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import FunctionTransformer
 from small_network import small_backbone
 from test_displays import no_text_overlaps
 from test_ranking import make_task
@@ -56,6 +59,34 @@ def test_top_losses_of_a_pipeline_of_flattened_images():
         assert abs(picture.mean() - X[row].mean()) < 3
 
 
+def searched(model, name="max_epochs", refit=True):
+    return GridSearchCV(model, {name: [1]}, cv=2, refit=refit)
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        searched,
+        lambda model: make_pipeline(FunctionTransformer(), searched(model)),
+        lambda model: searched(
+            make_pipeline(FunctionTransformer(), model),
+            "finetuneclassifier__max_epochs",
+        ),
+    ],
+)
+def test_top_losses_of_a_search_are_the_pictures_of_its_best(wrap):
+    X, y = make_task()
+    # Not square, so that no guess of the shape is right.
+    table = np.array(X)[:, :10].reshape(len(X), -1)
+    model = FineTuneClassifier(
+        small_backbone(), image_shape=(10, 20, 3), max_epochs=1, random_state=0
+    )
+    display = TopLossesDisplay.from_estimator(wrap(model).fit(table, y), table, y)
+    expected = TopLossesDisplay.from_estimator(model.fit(table, y), table, y)
+    np.testing.assert_array_equal(display.rows, expected.rows)
+    np.testing.assert_array_equal(display.pictures, expected.pictures)
+
+
 def test_top_losses_refuse_what_cannot_be(fitted):
     X, y = make_task()
     with pytest.raises(ValueError, match=r"labels \['bird'\] that are not among"):
@@ -102,6 +133,28 @@ def test_attribution_is_of_what_is_predicted():
     np.testing.assert_array_equal(one.maps, two.maps)
     assert one.titles == list(model.predict(X[:4]))
     assert model.head_.training
+
+
+def test_attribution_of_a_search_is_that_of_its_best():
+    X, y = make_task()
+    model = FineTuneClassifier(small_backbone(), random_state=0)
+    search = searched(model).fit(X, y)
+    one = AttributionDisplay.from_estimator(search, X[:2])
+    two = AttributionDisplay.from_estimator(search.best_estimator_, X[:2])
+    np.testing.assert_array_equal(one.maps, two.maps)
+
+
+def test_attribution_tells_what_it_is_for(fitted):
+    X, y = make_task()
+    with pytest.raises(NotFittedError):
+        AttributionDisplay.from_estimator(searched(fitted), X[:1])
+    pipe = make_pipeline(FunctionTransformer(), fitted).fit(X, y)
+    with pytest.raises(TypeError, match=r"a Pipeline.*Pass the last step"):
+        AttributionDisplay.from_estimator(pipe, X[:1])
+    AttributionDisplay.from_estimator(pipe[-1], pipe[:-1].transform(X[:1]))
+    unrefitted = searched(fitted, refit=False).fit(X, y)
+    with pytest.raises(TypeError, match=r"a GridSearchCV\. Accepted are Fine"):
+        AttributionDisplay.from_estimator(unrefitted, X[:1])
 
 
 @pytest.mark.parametrize(("stage", "side"), [("0", 8), ("1", 4), (None, 2)])

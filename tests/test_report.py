@@ -2,10 +2,16 @@ import numpy as np
 import pytest
 from scipy import stats
 from sklearn.base import BaseEstimator
+from sklearn.ensemble import VotingClassifier
 from sklearn.linear_model import LogisticRegression, Ridge
-from sklearn.model_selection import GridSearchCV, GroupKFold, StratifiedKFold
+from sklearn.model_selection import (
+    GridSearchCV,
+    GroupKFold,
+    StratifiedKFold,
+    TunedThresholdClassifierCV,
+)
 from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
+from sklearn.preprocessing import FunctionTransformer, StandardScaler
 from sklearn.svm import SVC
 from small_network import small_backbone
 
@@ -15,7 +21,7 @@ from sktransfer import (
     PretrainedFeatureExtractor,
     transfer_report,
 )
-from sktransfer._report import corrected_interval
+from sktransfer._report import SCRATCH, _models, corrected_interval
 
 MODELS = ["as given", "from scratch", "linear probe", "pixels", "guessing"]
 
@@ -174,6 +180,56 @@ def test_from_scratch_is_not_frozen_by_a_search():
     given, scratch, *_ = transfer_report(search, X, y, cv=2)
     assert scratch["trained"] == small_backbone().n_parameters + 2 * 16 + 2
     assert given["trained"] < scratch["trained"]
+
+
+def depths(model, name="freeze"):
+    """A search that would freeze all."""
+    return GridSearchCV(model, {name: ["all"]}, cv=2)
+
+
+_INNER_FREEZE = "gridsearchcv__estimator__freeze"
+
+
+def in_pipeline(model):
+    return make_pipeline(FunctionTransformer(), model)
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda model: in_pipeline(depths(model)),
+        lambda model: TunedThresholdClassifierCV(depths(model), cv=2),
+        lambda model: depths(depths(model), "estimator__freeze"),
+        lambda model: in_pipeline(depths(in_pipeline(depths(model)), _INNER_FREEZE)),
+    ],
+)
+def test_from_scratch_is_not_frozen_by_a_search_within(wrap):
+    estimator = wrap(fine_tuned(max_epochs=1))
+    scratch = _models(estimator)[SCRATCH]
+    parts = {"": scratch, **scratch.get_params()}.values()
+    assert not any(isinstance(part, GridSearchCV) for part in parts)
+    (model,) = (part for part in parts if isinstance(part, FineTuneClassifier))
+    assert (model.freeze, model.weights) == (0, None)
+    # What was given is as it was.
+    assert any(
+        isinstance(part, GridSearchCV)
+        for part in {"": estimator, **estimator.get_params()}.values()
+    )
+
+
+def test_a_search_beside_the_network_is_kept():
+    other = GridSearchCV(SVC(), {"C": [1.0, 10.0]}, cv=2)
+    both = VotingClassifier([("tuned", depths(fine_tuned())), ("svc", other)])
+    scratch = dict(_models(both)[SCRATCH].estimators)
+    assert scratch["tuned"].freeze == 0
+    assert scratch["svc"].param_grid == other.param_grid
+
+
+def test_trained_parameters_of_a_search_in_a_pipeline():
+    X, y = make_task(24)
+    report = transfer_report(in_pipeline(depths(fine_tuned(max_epochs=1))), X, y, cv=2)
+    assert report[0]["trained"] == 2 * 16 + 2
+    assert report[1]["trained"] == small_backbone().n_parameters + 2 * 16 + 2
 
 
 def test_regression():
