@@ -105,8 +105,10 @@ class FineTuneClassifier(ClassifierMixin, BaseFineTune):
     net_params : dict or None, default=None
         Any arguments of `skorch.NeuralNet`: ``{"callbacks": [...],
         "criterion__label_smoothing": 0.1, "iterator_train__num_workers": 2,
-        "compile": True}``. Callbacks are added to ours. With ``"accelerator"``, an
-        ``accelerate.Accelerator``, the processes that it knows train together.
+        "compile": True}``. Callbacks are added to ours; a ``"criterion"`` is a class
+        that takes ``reduction="none"``, as torch's losses do. With
+        ``"accelerator"``, an ``accelerate.Accelerator``, the processes that it knows
+        train together.
     teacher : fitted classifier or None, default=None
         A classifier whose scores are learned together with the labels: distillation
         of a large model into a small one [4]_. It must know the same classes.
@@ -134,6 +136,10 @@ class FineTuneClassifier(ClassifierMixin, BaseFineTune):
         Number of images of positive weight that it learnt from.
     class_count_ : ndarray of shape (n_classes,)
         How many of these had each class.
+    n_iter_ : int
+        Epochs of tuning, with those of the fits that this one went on from.
+    source_ : Backbone
+        The network that the first fit started from.
     freeze_depth_ : int
         How many leading stages were frozen.
     frozen_stages_ : tuple of str
@@ -334,11 +340,19 @@ class FineTuneClassifier(ClassifierMixin, BaseFineTune):
                 "and 1 (multilabel). Fit one classifier for each column, as "
                 "sklearn.multioutput.MultiOutputClassifier does."
             )
-        if kind == "multilabel-indicator":
+        multilabel = kind == "multilabel-indicator"
+        if known is not None:
+            self._check_known(known, y, multilabel)
+            classes = known["classes_"]
+        if multilabel:
+            if not np.isin(y, (0, 1)).all():
+                raise ValueError(
+                    f"y is a matrix with the values {np.unique(y)[:5].tolist()}. "
+                    "Accepted for several labels is an indicator matrix of 0 and 1: "
+                    "pass y == <the value that means yes>."
+                )
             known = {"classes_": np.arange(y.shape[1]), "multilabel_": True}
             return y.astype(np.float64), known
-        if known is not None:
-            classes = known["classes_"]
         classes = np.unique(y[weights > 0] if classes is None else classes)
         unknown = np.setdiff1d(y[weights > 0], classes)
         if len(unknown):
@@ -355,6 +369,16 @@ class FineTuneClassifier(ClassifierMixin, BaseFineTune):
             )
         codes = np.searchsorted(classes, y) % len(classes)
         return codes[:, None], {"classes_": classes, "multilabel_": False}
+
+    def _check_known(self, known, y, multilabel):
+        """Refuse targets of another kind than those that a fit goes on from."""
+        was, n_labels = known["multilabel_"], len(known["classes_"])
+        if multilabel != was or (multilabel and y.shape[1] != n_labels):
+            kind = f"an indicator matrix of {n_labels} columns" if was else "one label"
+            raise ValueError(
+                f"y has shape {y.shape}, and the model was fitted on {kind} for each "
+                "image. Pass targets of that kind, or fit anew with warm_start=False."
+            )
 
     def _known(self):
         return {"classes_": self.classes_, "multilabel_": self.multilabel_}

@@ -1,7 +1,7 @@
 """What FineTuneClassifier and FineTuneRegressor share: all but the meaning of `y`."""
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from numbers import Integral, Real
 
 import numpy as np
@@ -18,7 +18,7 @@ from sklearn.utils.validation import (
 
 from sktransfer._augment import resolve_augment
 from sktransfer._backbones import Backbone
-from sktransfer._images import check_images, checked_images
+from sktransfer._images import check_images, checked_images, table_range
 from sktransfer._loading import SourceMixin, load_backbone, seeded
 from sktransfer._networks import Network, Standardise, make_head
 from sktransfer._passes import Pass, resolve_cache, resolve_device, resolve_precision
@@ -30,6 +30,8 @@ POSITIVE = Interval(Real, 0, None, closed="neither")
 _NOT_NEGATIVE = Interval(Real, 0, None, closed="left")
 _COUNT = Interval(Integral, 0, None, closed="left")
 _AT_LEAST_ONE = Interval(Integral, 1, None, closed="left")
+# What scikit-learn keeps of a table.
+_COLUMNS = ("n_features_in_", "feature_names_in_")
 
 
 @dataclass
@@ -40,6 +42,8 @@ class _Start:
     head: torch.nn.Module
     known: dict
     value_range: tuple[float, float] | None
+    source: Backbone
+    n_iter: int
 
 
 class BaseFineTune(StagesReprMixin, SourceMixin, BaseEstimator):
@@ -158,8 +162,10 @@ class BaseFineTune(StagesReprMixin, SourceMixin, BaseEstimator):
             This estimator, fitted. If the fit fails or is interrupted, it is unfitted.
         """
         start = self._start() if self.warm_start and self._is_fitted() else None
+        kept = _COLUMNS if start is not None else ()
         for name in [name for name in vars(self) if name.endswith("_")]:
-            delattr(self, name)
+            if name not in kept:
+                delattr(self, name)
         vars(self).update(self._fitted(X, y, sample_weight, start, self.max_epochs))
         return self
 
@@ -175,7 +181,14 @@ class BaseFineTune(StagesReprMixin, SourceMixin, BaseEstimator):
 
     def _start(self):
         """What a further fit starts from."""
-        return _Start(self.backbone_, self.head_, self._known(), self.value_range_)
+        return _Start(
+            self.backbone_,
+            self.head_,
+            self._known(),
+            self.value_range_,
+            self.source_,
+            self.n_iter_,
+        )
 
     def _fitted(self, X, y, sample_weight, start, epochs, classes=None):
         """Fit; return what is to be known of it."""
@@ -184,20 +197,20 @@ class BaseFineTune(StagesReprMixin, SourceMixin, BaseEstimator):
             self, X, y, reset=start is None, y_numeric=numeric, multi_output=True
         )
         y = _column(y)
-        weights = _check_sample_weight(sample_weight, y, dtype=np.float64)
-        if not (weights > 0).any():
-            raise ValueError(
-                "All sample weights are zero, which leaves no example to learn from. "
-                "Sample weights must contain at least one non-zero number."
-            )
+        weights = _check_sample_weight(
+            sample_weight, y, dtype=np.float64, ensure_non_negative=True
+        )
+        _check_some_weigh(weights, "sample")
         value_range = None
         if isinstance(samples, np.ndarray):
-            value_range = start.value_range if start else _range(samples[weights > 0])
+            known_range = start and start.value_range
+            value_range = known_range or table_range(samples[weights > 0])
         images = checked_images(samples, self.image_shape, value_range)
         targets, known = self._encode(y, weights, classes, start and start.known)
         counts = {"n_images_": int((weights > 0).sum())}
         counts |= self._counts(targets[weights > 0], known)
         weights = weights * self._class_weights(targets, weights, known)
+        _check_some_weigh(weights, "class")
         teacher = self._teacher_scores(X, known)
         if teacher is not None:
             targets = np.column_stack([targets, teacher])
@@ -214,8 +227,9 @@ class BaseFineTune(StagesReprMixin, SourceMixin, BaseEstimator):
                 image_size=self.image_size,
                 random_state=seed,
             )
+            source, done = backbone, 0
         else:
-            backbone = start.backbone
+            backbone, source, done = start.backbone, start.source, start.n_iter
         depth = backbone.depth(self.freeze, parameter="freeze")
         way = self._pass(backbone, depth)
         cache = resolve_cache(self.cache)
@@ -230,11 +244,13 @@ class BaseFineTune(StagesReprMixin, SourceMixin, BaseEstimator):
             network = inputs.network(
                 head, self.precision, fixed_norms=self.weights is not None
             )
+            plan = self._plan(known, way.device)
+            plan = replace(plan, epochs_done=done, source=source.stages[depth:])
             net = train(
                 network,
                 inputs.rows(train_rows, training=True),
                 None if valid_rows is None else inputs.rows(valid_rows),
-                self._plan(known, way.device),
+                plan,
                 epochs,
             )
         return {
@@ -244,6 +260,8 @@ class BaseFineTune(StagesReprMixin, SourceMixin, BaseEstimator):
             "net_": net,
             "history_": history + epochs_table(net, "tune"),
             "freeze_depth_": depth,
+            "source_": source,
+            "n_iter_": done + len(net.history),
         }
 
     def _first_head(self, inputs, train_rows, valid_rows, known):
@@ -357,14 +375,14 @@ class BaseFineTune(StagesReprMixin, SourceMixin, BaseEstimator):
         return Summary(self.backbone_, self.freeze_depth_, self.n_trained_parameters_)
 
 
+def _check_some_weigh(weights, kind: str) -> None:
+    if not (weights > 0).any():
+        raise ValueError(
+            f"All {kind} weights are zero, which leaves no example to learn from. "
+            f"{kind.capitalize()} weights must contain at least one non-zero number."
+        )
+
+
 def _column(y):
     y = y.toarray() if issparse(y) else y
     return column_or_1d(y, warn=True) if y.ndim == 2 and y.shape[1] == 1 else y
-
-
-def _range(X):
-    """Values of a table that stand for black and white."""
-    if X.dtype == bool or X.dtype in (np.uint8, np.uint16):
-        return None
-    low, high = float(X.min()), float(X.max())
-    return (0.0, 1.0) if low >= 0 and high <= 1 else (low, high)

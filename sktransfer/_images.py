@@ -12,14 +12,14 @@ import os
 import stat
 import warnings
 from collections.abc import Callable, Sequence
-from functools import singledispatch
+from functools import partial, singledispatch
 from pathlib import Path
 
 import numpy as np
 import PIL.Image
 import torch
 from scipy.sparse import issparse
-from sklearn.utils.validation import validate_data
+from sklearn.utils.validation import _num_samples, validate_data
 
 from sktransfer._decoding import checked_array, pil_array
 
@@ -28,6 +28,12 @@ ACCEPTED = (
     "(H, W), (H, W, 1|3|4) or (3, H, W) of dtype uint8, uint16 or float in [0, 1]."
 )
 MAX_FILE_BYTES = 2**29
+# Black and white of a table of such numbers.
+_RANGES = {
+    np.dtype(bool): (0.0, 1.0),
+    np.dtype(np.uint8): (0.0, 255.0),
+    np.dtype(np.uint16): (0.0, 65535.0),
+}
 
 
 class Images(Sequence):
@@ -90,7 +96,7 @@ def image_samples(X) -> Sequence | None:
     if issparse(X):
         return None
     if isinstance(X, torch.Tensor):
-        X = X.detach().cpu().numpy()
+        X = _to_numpy(X)
     if not isinstance(X, np.ndarray | Sequence):
         if not hasattr(X, "__array__"):
             raise ValueError(
@@ -102,7 +108,7 @@ def image_samples(X) -> Sequence | None:
         return _array_samples(X)
     if len(X) == 0:
         raise ValueError("Found 0 images in X; a minimum of 1 is required.")
-    return None if _is_numbers(X[0]) else X
+    return None if _are_numbers(X) else X
 
 
 def check_images(estimator, X, y="no_validation", *, reset: bool, **checks):
@@ -129,10 +135,10 @@ def check_images(estimator, X, y="no_validation", *, reset: bool, **checks):
     if isinstance(y, str) and y == "no_validation":
         return list(samples)
     y = validate_data(estimator, y=y, **checks)
-    if len(y) != len(samples):
+    if _num_samples(y) != len(samples):
         raise ValueError(
-            f"X has {len(samples)} images and y has {len(y)} targets. Pass one target "
-            "for each image."
+            f"X has {len(samples)} images and y has {_num_samples(y)} targets. Pass "
+            "one target for each image."
         )
     return list(samples), y
 
@@ -160,11 +166,21 @@ def _array_samples(X: np.ndarray) -> Sequence | None:
         return None
     if X.ndim == 2 and X.shape[1] == 1:
         X = X[:, 0]
-    if X.ndim != 1 or (len(X) and _is_numbers(X[0])):
+    if X.ndim != 1 or (len(X) and _are_numbers(X)):
         return None
     if len(X) == 0:
         raise ValueError("Found 0 images in X; a minimum of 1 is required.")
     return list(X)
+
+
+def _are_numbers(X) -> bool:
+    """Whether samples are numbers, or rows of them: the first not missing decides."""
+    there = (x for x in X if x is not None and not _is_nan(x))
+    return _is_numbers(next(there, X[0]))
+
+
+def _is_nan(sample) -> bool:
+    return isinstance(sample, float) and math.isnan(sample)
 
 
 def _is_numbers(sample) -> bool:
@@ -204,13 +220,18 @@ def table_images(
     """
     shape = _flat_shape(X.shape[1], image_shape)
     pictures = X.reshape(len(X), *shape)
-    if X.dtype == bool or X.dtype in (np.uint8, np.uint16):
+    own = _RANGES.get(X.dtype)
+    if own is not None and value_range in (None, own):
         return Images(list(pictures), _row_source)
 
-    def read_row(picture):
-        return _row_source(_scale(picture.astype(np.float64), value_range))
+    return Images(list(pictures), partial(_scaled_source, value_range=value_range))
 
-    return Images(list(pictures), read_row)
+
+def table_range(X: np.ndarray) -> tuple[float, float]:
+    """Values of a table that stand for black and white."""
+    low, high = float(X.min()), float(X.max())
+    within = (0.0, 1.0) if low >= 0 and high <= 1 else (low, high)
+    return _RANGES.get(X.dtype, within)
 
 
 def _row_source(picture: np.ndarray) -> np.ndarray:
@@ -218,6 +239,10 @@ def _row_source(picture: np.ndarray) -> np.ndarray:
         side = picture.shape[1]
         picture = np.broadcast_to(picture, (side, *picture.shape[1:]))
     return picture
+
+
+def _scaled_source(picture: np.ndarray, value_range) -> np.ndarray:
+    return _row_source(_scale(picture.astype(np.float64), value_range))
 
 
 def _scale(picture: np.ndarray, value_range: tuple[float, float] | None) -> np.ndarray:
@@ -306,7 +331,13 @@ def _read_buffer(data) -> bytes:
 
 @read.register(torch.Tensor)
 def _read_tensor(tensor) -> np.ndarray:
-    return read(tensor.detach().cpu().numpy())
+    return read(_to_numpy(tensor))
+
+
+def _to_numpy(tensor: torch.Tensor) -> np.ndarray:
+    tensor = tensor.detach().cpu()
+    # NumPy has no such numbers.
+    return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
 
 
 read.register(np.ndarray)(checked_array)

@@ -233,8 +233,7 @@ def _load_given(backbone, weights, seed):
         raise ValueError(
             f"backbone={backbone!r} is no backbone. Accepted are a name from "
             "list_backbones(), a torch.nn.Module, a callable that returns one, a "
-            "Backbone, or a fitted FineTuneClassifier, FineTuneRegressor or "
-            "BackboneSelector."
+            "Backbone, or a fitted FineTuneClassifier or FineTuneRegressor."
         )
     stages = model if isinstance(backbone, Backbone) else split_stages(model)
     if weights is None:

@@ -45,13 +45,14 @@ def make_head(
         if dropout:
             layers.append(nn.Dropout(dropout))
         width = size
-    if dropout and not hidden_layer_sizes:
+    if dropout and not len(hidden_layer_sizes):
         layers.append(nn.Dropout(dropout))
     output = nn.Linear(width, n_outputs)
     # Zero scores for all classes at first: no random gradient reaches the backbone.
     nn.init.zeros_(output.weight)
     nn.init.zeros_(output.bias)
-    return nn.Sequential(*layers, output)
+    # As the backbones, whatever torch's default is.
+    return nn.Sequential(*layers, output).float()
 
 
 class Network(nn.Module):

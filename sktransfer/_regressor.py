@@ -95,9 +95,10 @@ class FineTuneRegressor(RegressorMixin, BaseFineTune):
     verbose : int, default=0
         1 prints a line for each epoch.
     net_params : dict or None, default=None
-        Any arguments of `skorch.NeuralNet`: ``{"callbacks": [...],
-        "criterion__label_smoothing": 0.1, "iterator_train__num_workers": 2,
-        "compile": True}``. Callbacks are added to ours. With ``"accelerator"``, an
+        Any arguments of `skorch.NeuralNet`: ``{"callbacks": [...], "criterion":
+        torch.nn.HuberLoss, "iterator_train__num_workers": 2, "compile": True}``.
+        Callbacks are added to ours; a ``"criterion"`` is a class that takes
+        ``reduction="none"``, as torch's losses do. With ``"accelerator"``, an
         ``accelerate.Accelerator``, the processes that it knows train together.
 
     Attributes
@@ -114,6 +115,10 @@ class FineTuneRegressor(RegressorMixin, BaseFineTune):
         ``valid_score``. ``pandas.DataFrame(model.history_)`` makes it a table.
     n_images_ : int
         Number of images of positive weight that it learnt from.
+    n_iter_ : int
+        Epochs of tuning, with those of the fits that this one went on from.
+    source_ : Backbone
+        The network that the first fit started from.
     freeze_depth_ : int
         How many leading stages were frozen.
     frozen_stages_ : tuple of str

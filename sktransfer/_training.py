@@ -1,6 +1,7 @@
 """Training of a suffix and a head over skorch: rows, loss, schedule, callbacks."""
 
 import functools
+import inspect
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -22,6 +23,8 @@ OPTIMIZERS = {
     "sgd": (torch.optim.SGD, {"momentum": 0.9, "nesterov": True}),
 }
 LR_SCHEDULES = ("cosine", "one-cycle", "constant")
+# Of `net_params`, what becomes a part of something of ours.
+_OURS = ("callbacks", "criterion")
 # Li et al. (2018) weigh the head's decay at a tenth of the pull to the source.
 _HEAD_PULL = 0.1
 
@@ -42,6 +45,9 @@ class Rows(torch.utils.data.Dataset):
     def __init__(self, read: Callable, targets, weights, training: bool = False):
         self.read = read
         self.training = training
+        # A mean of 1, so that a row weighs the same in whatever batch it comes; and in
+        # float32 no weight is 0, which is the mark of a row that fills up a batch.
+        weights = np.maximum(weights / np.mean(weights), np.finfo(np.float32).tiny)
         y = np.column_stack([targets, weights])
         self.y = torch.from_numpy(y.astype(np.float32))
 
@@ -67,8 +73,15 @@ def as_batch(batch):
     return batch
 
 
+_LOSSES = {
+    "classes": nn.CrossEntropyLoss,
+    "labels": nn.BCEWithLogitsLoss,
+    "values": nn.MSELoss,
+}
+
+
 class WeightedLoss(nn.Module):
-    """Mean of a loss over rows, each with its weight, the last column of the target.
+    """Mean of a loss over rows, each times its weight, the last column of the target.
 
     Parameters
     ----------
@@ -81,21 +94,25 @@ class WeightedLoss(nn.Module):
         network", 2015.
     distill_weight : float
         Weight of the teacher's term; the labels have the rest.
+    criterion : type of nn.Module, optional
+        In place of those losses, with a value for each row (``reduction="none"``).
     **options
-        For torch's loss, such as ``label_smoothing``.
+        For the loss, such as ``label_smoothing``.
     """
 
-    def __init__(self, kind: str, temperature=None, distill_weight=0.0, **options):
+    def __init__(
+        self,
+        kind: str,
+        temperature=None,
+        distill_weight=0.0,
+        criterion=None,
+        **options,
+    ):
         super().__init__()
         self.temperature = temperature
         self.distill_weight = distill_weight
-        losses = {
-            "classes": nn.CrossEntropyLoss,
-            "labels": nn.BCEWithLogitsLoss,
-            "values": nn.MSELoss,
-        }
         self.kind = kind
-        self.loss = losses[kind](reduction="none", **options)
+        self.loss = (criterion or _LOSSES[kind])(reduction="none", **options)
 
     def forward(self, output, target):
         target, weight = target[:, :-1], target[:, -1]
@@ -107,7 +124,8 @@ class WeightedLoss(nn.Module):
                 )
         else:
             rows = self.loss(output, target).mean(dim=1)
-        return (rows * weight).sum() / weight.sum()
+        # A row that only fills up a batch weighs nothing, and does not count.
+        return (rows * weight).sum() / (weight > 0).sum().clamp(min=1)
 
     def _from_teacher(self, output, teacher):
         heat = self.temperature
@@ -140,20 +158,22 @@ def bare(net: NeuralNet) -> Network:
 
 
 class PullToSource(Callback):
-    """L2-SP: add the gradient of the pull of the weights to where they started.
+    """L2-SP: add the gradient of the pull of the weights to those of the source.
 
     Of ``strength / 2 * |w - w_source|^2 + beta / 2 * |head|^2``, Li, Grandvalet and
     Davoine, "Explicit inductive bias for transfer learning with convolutional
     networks", ICML 2018.
     """
 
-    def __init__(self, strength: float):
+    def __init__(self, strength: float, source: nn.Module):
         self.strength = strength
+        self.source = source
 
     def on_train_begin(self, net, **kwargs):
+        own = dict(bare(net).suffix.named_parameters())
         self.start_ = {
-            name: parameter.detach().clone()
-            for name, parameter in bare(net).suffix.named_parameters()
+            name: parameter.detach().to(own[name].device)
+            for name, parameter in self.source.named_parameters()
         }
 
     def on_grad_computed(self, net, named_parameters, **kwargs):
@@ -178,17 +198,31 @@ class GradualUnfreezing(Callback):
     classification", ACL 2018.
     """
 
-    def __init__(self, every: int):
+    def __init__(self, every: int, done: int):
         self.every = every
+        self.done = done
 
     def on_epoch_begin(self, net, **kwargs):
         suffix = bare(net).suffix
         stages = [i for i, stage in enumerate(suffix) if [*stage.parameters()]]
-        awake = 1 + (len(net.history) - 1) // self.every
+        awake = 1 + (self.done + len(net.history) - 1) // self.every
         bare(net).rest(stages[-awake] if awake <= len(stages) else 0)
 
     def on_train_end(self, net, **kwargs):
         bare(net).rest(0)
+
+
+class RefuseDivergence(Callback):
+    """Stop with an error where the loss is no number: nothing is learnt from there."""
+
+    def on_epoch_end(self, net, **kwargs):
+        epoch = net.history[-1]
+        if not math.isfinite(epoch["train_loss"]):
+            raise ValueError(
+                f"Training diverged: the loss of epoch {epoch['epoch']} is "
+                f"{epoch['train_loss']}. Use a lower lr, now {net.lr}, and check that "
+                "targets and sample weights are of moderate size."
+            )
 
 
 def validation_accuracy(net, X, y) -> float:
@@ -222,6 +256,8 @@ class Plan:
     lr_schedule: str = "cosine"
     batch_size: int = 32
     unfreeze_every: int = 0
+    epochs_done: int = 0
+    source: nn.Module | None = None
     patience: int | None = None
     device: str = "cpu"
     verbose: int = 0
@@ -272,19 +308,15 @@ def _stopped_early(net) -> bool:
 
 
 def _make_net(network, n_rows, valid, plan, epochs) -> NeuralNet:
-    optimizer, options = OPTIMIZERS.get(plan.optimizer, (plan.optimizer, {}))
-    if plan.optimizer in OPTIMIZERS and torch.device(plan.device).type != "mps":
-        # One pass over each tensor, in place of ten with copies between them.
-        options = {"fused": True, **options}
-    # L2-SP takes the place of the decay to zero, which would pull against it.
-    decay = 0.0 if plan.l2_sp else plan.weight_decay
     settings = {
-        "optimizer": functools.partial(split_decay, optimizer),
-        "optimizer__weight_decay": decay,
-        "optimizer__param_groups": _stage_rates(network.suffix, plan),
-        **{f"optimizer__{name}": value for name, value in options.items()},
+        **_optimizer_settings(network, plan),
         "lr": plan.lr,
-        "criterion": functools.partial(WeightedLoss, plan.kind, **plan.loss_options),
+        "criterion": functools.partial(
+            WeightedLoss,
+            plan.kind,
+            criterion=_criterion(plan.net_params),
+            **plan.loss_options,
+        ),
         "batch_size": plan.batch_size,
         "max_epochs": epochs,
         "iterator_train__shuffle": True,
@@ -293,9 +325,10 @@ def _make_net(network, n_rows, valid, plan, epochs) -> NeuralNet:
         "train_split": None if valid is None else predefined_split(valid),
         "device": plan.device,
         "verbose": plan.verbose,
-        **{name: v for name, v in plan.net_params.items() if name != "callbacks"},
+        **{name: v for name, v in plan.net_params.items() if name not in _OURS},
     }
-    kind, rows_per_step = NeuralNet, settings["batch_size"]
+    kind = NeuralNet
+    rows_per_step = settings.get("iterator_train__batch_size", settings["batch_size"])
     if (accelerator := settings.get("accelerator")) is not None:
         kind, rows_per_step = SpreadNet, rows_per_step * accelerator.num_processes
         # The accelerator chooses the device, and one process prints for all.
@@ -306,6 +339,42 @@ def _make_net(network, n_rows, valid, plan, epochs) -> NeuralNet:
         *(plan.net_params.get("callbacks") or []),
     ]
     return kind(_Factory(network), callbacks=callbacks, **settings)
+
+
+def _optimizer_settings(network, plan) -> dict:
+    optimizer, options = OPTIMIZERS.get(plan.optimizer, (plan.optimizer, {}))
+    if plan.optimizer in OPTIMIZERS and torch.device(plan.device).type != "mps":
+        # One pass over each tensor, in place of ten with copies between them.
+        options = {"fused": True, **options}
+    # L2-SP takes the place of the decay to zero, which would pull against it.
+    decay = 0.0 if plan.l2_sp else plan.weight_decay
+    parameters = inspect.signature(optimizer).parameters
+    any_name = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    if "weight_decay" in parameters or any_name:
+        options = {"weight_decay": decay, **options}
+    elif decay:
+        raise ValueError(
+            f"The optimizer {getattr(optimizer, '__name__', optimizer)} has no weight "
+            f"decay, and weight_decay={decay}. Use weight_decay=0, or another one."
+        )
+    return {
+        "optimizer": functools.partial(split_decay, optimizer),
+        "optimizer__param_groups": _stage_rates(network.suffix, plan),
+        **{f"optimizer__{name}": value for name, value in options.items()},
+    }
+
+
+def _criterion(net_params: dict) -> type | None:
+    """Loss of the user, which ours is to weigh by row."""
+    criterion = net_params.get("criterion")
+    if isinstance(criterion, nn.Module):
+        kind = type(criterion).__name__
+        raise ValueError(
+            f"net_params has the criterion {criterion!r}, which gives one value for a "
+            f"batch. Pass its class, {kind}, and its arguments as 'criterion__<name>': "
+            "it is made with reduction='none', since each row has a weight."
+        )
+    return criterion
 
 
 class SpreadNet(AccelerateMixin, NeuralNet):
@@ -354,11 +423,12 @@ def _stage_rates(suffix, plan) -> list:
     for distance, name in enumerate(reversed(names)):
         factor = plan.backbone_lr_mult * plan.layer_decay**distance
         rates[name] = plan.lr * factor
-    return [(f"suffix.{name}.*", {"lr": rate}) for name, rate in rates.items()]
+    # Below whatever wraps the network, as torch.compile does.
+    return [(f"*suffix.{name}.*", {"lr": rate}) for name, rate in rates.items()]
 
 
 def _callbacks(plan, n_steps, valid) -> list:
-    callbacks = []
+    callbacks = [("divergence", RefuseDivergence())]
     if valid is not None:
         regression = plan.kind == "values"
         score = validation_r2 if regression else validation_accuracy
@@ -377,16 +447,22 @@ def _callbacks(plan, n_steps, valid) -> list:
         schedule = LRScheduler(_one_cycle, n_steps=n_steps, step_every="batch")
         callbacks.append(("lr_schedule", schedule))
     if plan.l2_sp:
-        callbacks.append(("l2_sp", PullToSource(plan.l2_sp)))
+        callbacks.append(("l2_sp", PullToSource(plan.l2_sp, plan.source)))
     if plan.unfreeze_every:
-        callbacks.append(("unfreezing", GradualUnfreezing(plan.unfreeze_every)))
+        unfreezing = GradualUnfreezing(plan.unfreeze_every, plan.epochs_done)
+        callbacks.append(("unfreezing", unfreezing))
     return callbacks
 
 
 def _one_cycle(optimizer, n_steps, last_epoch=-1):
     peaks = [group["lr"] for group in optimizer.param_groups]
     # One step more than there are, since skorch asks for the rate after the last.
-    return lr_scheduler.OneCycleLR(optimizer, max_lr=peaks, total_steps=n_steps + 1)
+    return lr_scheduler.OneCycleLR(
+        optimizer,
+        max_lr=peaks,
+        total_steps=n_steps + 1,
+        cycle_momentum=not optimizer.defaults.keys().isdisjoint(("momentum", "betas")),
+    )
 
 
 def _silent(*args, **kwargs):

@@ -55,7 +55,14 @@ class Examples:
         """Give chosen examples to training; `read` turns their numbers into inputs."""
         chosen = np.asarray(chosen)
         targets, weights = self.targets[chosen], self.weights[chosen]
-        return Rows(lambda rows: read(chosen[rows]), targets, weights, training)
+        # No lambda: workers that are spawned get a pickle of this.
+        return Rows(
+            functools.partial(_read_chosen, read, chosen), targets, weights, training
+        )
+
+
+def _read_chosen(read, chosen, rows):
+    return read(chosen[rows])
 
 
 class Inputs:
@@ -129,7 +136,8 @@ class Inputs:
     def _augmented(self, rows) -> torch.Tensor:
         recipe, squares = self.way.backbone.recipe, []
         for picture in self._pictures.get(rows):
-            x = self.augment(picture)
+            # A copy: what augments may do so in place.
+            x = self.augment(picture.clone())
             squares.append(x if x.shape[1:] == (recipe.crop,) * 2 else recipe.square(x))
         return stack_squares(squares)
 

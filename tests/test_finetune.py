@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import make_picture
+from scipy import sparse
 from sklearn.base import clone
 from sklearn.calibration import CalibratedClassifierCV
 from sklearn.ensemble import StackingClassifier
@@ -551,3 +552,87 @@ def test_verbose_prints_a_line_for_each_epoch(task, capsys):
     lines = capsys.readouterr().out.strip().split("\n")
     assert lines[0].split() == ["epoch", "train_loss", "dur"]
     assert [line.split()[0] for line in lines[-2:]] == ["1", "2"]
+
+
+def test_an_augment_may_compute_in_place(task):
+    black = []
+
+    def erase(picture):
+        black.append(float((picture == 0).all(dim=0).float().mean()))
+        picture[:, :8, :8] = 0
+        return picture
+
+    model(augment=erase, max_epochs=3).fit(*task)
+    assert len(black) == 3 * len(task[0])
+    assert max(black) == 0
+
+
+def test_further_fits_are_pulled_to_the_first_source(task):
+    def drift(l2_sp):
+        fitted = model(l2_sp=l2_sp, backbone_lr_mult=1, lr=0.01, freeze=0)
+        for _ in range(8):
+            fitted.partial_fit(*task, classes=np.unique(task[1]))
+        source = small_backbone().stages.parameters()
+        pairs = zip(fitted.backbone_.stages.parameters(), source, strict=True)
+        return sum(float((one - other).square().sum()) for one, other in pairs)
+
+    assert drift(10.0) < 0.2 * drift(0.0)
+
+
+def test_further_fits_go_on_unfreezing(task):
+    fitted = model(unfreeze_every=1, freeze=0, weight_decay=0)
+    source = [module_digest(stage) for stage in small_backbone().stages]
+    changed = []
+    for _ in range(3):
+        fitted.partial_fit(*task, classes=np.unique(task[1]))
+        now = [module_digest(stage) for stage in fitted.backbone_.stages]
+        pairs = zip(now, source, strict=True)
+        changed.append(sum(one != other for one, other in pairs))
+    assert fitted.n_iter_ == 3
+    assert changed[0] < changed[1] <= changed[2]
+
+
+def test_a_warm_start_keeps_to_the_columns():
+    X, y = np.random.default_rng(0).random((12, 64)), np.arange(12) % 2
+    fitted = model(warm_start=True, max_epochs=1).fit(X, y).fit(X, y)
+    assert (fitted.n_features_in_, fitted.n_iter_) == (64, 2)
+    with pytest.raises(ValueError, match="256 features"):
+        fitted.predict(np.ones((3, 256)))
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int64, np.float64, np.uint16])
+def test_predictions_on_a_table_do_not_depend_on_its_dtype(dtype):
+    X = np.random.default_rng(0).integers(0, 17, (12, 64))
+    fitted = model(max_epochs=1).fit(X.astype(dtype), np.arange(12) % 2)
+    expected = fitted.predict_proba(X.astype(dtype))
+    for other in [np.uint8, np.int64, np.float64, np.uint16]:
+        found = fitted.predict_proba(X.astype(other))
+        np.testing.assert_allclose(found, expected, atol=0.01)
+
+
+def test_an_indicator_matrix_is_of_0_and_1(task):
+    X, labels = task
+    y = np.column_stack([labels == "ant", labels == "bee"]).astype(int)
+    for wrong in [2 * y - 1, y + 1]:
+        with pytest.raises(ValueError, match="an indicator matrix of 0 and 1"):
+            model().fit(X, wrong)
+    fitted = model(max_epochs=1).fit(X, sparse.csr_array(y))
+    for other in [labels, np.column_stack([y, y])]:
+        with pytest.raises(ValueError, match="fitted on an indicator matrix of 2 col"):
+            fitted.partial_fit(X, other)
+    with pytest.raises(ValueError, match="fitted on one label"):
+        model(max_epochs=1).fit(X, labels).partial_fit(X, y)
+
+
+def test_a_default_dtype_of_torch_does_not_matter(task):
+    fitted, before = model(), torch.get_default_dtype()
+    try:
+        torch.set_default_dtype(torch.float64)
+        assert fitted.fit(*task).score(*task) > 0.8
+    finally:
+        torch.set_default_dtype(before)
+
+
+def test_layers_of_a_head_may_be_an_array(task):
+    fitted = model(hidden_layer_sizes=np.array([5]), dropout=0.1, max_epochs=1)
+    assert fitted.fit(*task).head_[1].out_features == 5
