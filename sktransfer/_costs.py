@@ -156,7 +156,8 @@ def _work_of(estimator, parameters) -> _Work:
         image_size=part.image_size,
         random_state=part.random_state,
     )
-    key = backbone.digest, backbone.recipe, part.precision, part.device
+    whole = backbone.cause(len(backbone.stages))
+    key = whole, backbone.recipe, part.precision, part.device
     if not isinstance(part, BaseFineTune):
         return _Work((*key, backbone.depth(part.stage), part.pooling))
     augmented = part.augment is not None
