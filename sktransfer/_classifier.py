@@ -406,6 +406,11 @@ class FineTuneClassifier(ClassifierMixin, BaseFineTune):
         factors = compute_class_weight(
             self.class_weight, classes=classes, y=classes[codes]
         )
+        if factors.min() < 0:
+            raise ValueError(
+                f"class_weight={self.class_weight!r} has a negative weight. Accepted "
+                "are weights from 0, which leaves a class out."
+            )
         return factors[codes]
 
     def _teacher_scores(self, X, known):

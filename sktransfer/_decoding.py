@@ -15,6 +15,8 @@ _large_one = threading.RLock()
 # Of images that are given opened, each has one of these locks.
 _loading = [threading.Lock() for _ in range(1021)]
 _EXIF_ORIENTATION = 0x0112
+# Ghostscript would read the first; of the others Pillow knows no more than the header.
+_NOT_READ = {"EPS", "BUFR", "GRIB", "HDF5", "MPEG", "WMF"}
 
 
 def decode(source: bytes | np.ndarray) -> PIL.Image.Image | torch.Tensor:
@@ -38,7 +40,7 @@ def decode(source: bytes | np.ndarray) -> PIL.Image.Image | torch.Tensor:
     _refuse_huge(*size, share=2)
     with (
         _turn(*size),
-        PIL.Image.open(io.BytesIO(source), formats=_formats()) as image,
+        PIL.Image.open(io.BytesIO(source), formats=readable_formats()) as image,
         _turn(*image.size),
     ):
         picture = _pil_picture(image)
@@ -75,10 +77,10 @@ def _webp_size(data: bytes) -> tuple[int, int]:
     return 0, 0
 
 
-def _formats() -> tuple[str, ...]:
-    """Formats that Pillow reads, but for those that it runs another program for."""
+def readable_formats() -> list[str]:
+    """Formats that Pillow reads by itself: no other program, and more than a name."""
     PIL.Image.init()
-    return tuple(name for name in PIL.Image.ID if name != "EPS")
+    return [name for name in PIL.Image.ID if name not in _NOT_READ]
 
 
 def _refuse_huge(width: int, height: int, share: int = 1) -> None:

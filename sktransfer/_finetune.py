@@ -159,7 +159,8 @@ class BaseFineTune(StagesReprMixin, SourceMixin, BaseEstimator):
         Returns
         -------
         self
-            This estimator, fitted. If the fit fails or is interrupted, it is unfitted.
+            This estimator, fitted. If the fit fails or is interrupted, it is unfitted,
+            but for a parameter that is refused before anything begins.
         """
         start = self._start() if self.warm_start and self._is_fitted() else None
         kept = _COLUMNS if start is not None else ()
@@ -207,10 +208,10 @@ class BaseFineTune(StagesReprMixin, SourceMixin, BaseEstimator):
             value_range = known_range or table_range(samples[weights > 0])
         images = checked_images(samples, self.image_shape, value_range)
         targets, known = self._encode(y, weights, classes, start and start.known)
-        counts = {"n_images_": int((weights > 0).sum())}
-        counts |= self._counts(targets[weights > 0], known)
         weights = weights * self._class_weights(targets, weights, known)
         _check_some_weigh(weights, "class")
+        counts = {"n_images_": int((weights > 0).sum())}
+        counts |= self._counts(targets[weights > 0], known)
         teacher = self._teacher_scores(X, known)
         if teacher is not None:
             targets = np.column_stack([targets, teacher])
@@ -272,7 +273,13 @@ class BaseFineTune(StagesReprMixin, SourceMixin, BaseEstimator):
         out-of-distribution", ICLR 2022.
         """
         n_outputs, scratch = self._n_outputs(known), self.weights is None
-        layers = self.hidden_layer_sizes, self.dropout, n_outputs
+        sizes = self.hidden_layer_sizes
+        if not all(isinstance(size, Integral) and size > 0 for size in sizes):
+            raise ValueError(
+                f"hidden_layer_sizes={sizes!r} are no sizes. Accepted are positive "
+                "integers, one for each hidden layer, as in (64, 32)."
+            )
+        layers = sizes, self.dropout, n_outputs
         if scratch and not inputs.all_frozen:
             # There are no features to keep, nor any scale of them: it is to be learnt.
             neutral = Standardise.nothing(inputs.way.backbone.n_features)

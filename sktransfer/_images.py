@@ -166,11 +166,32 @@ def _array_samples(X: np.ndarray) -> Sequence | None:
         return None
     if X.ndim == 2 and X.shape[1] == 1:
         X = X[:, 0]
+    _refuse_columns(X)
     if X.ndim != 1 or (len(X) and _are_numbers(X)):
         return None
     if len(X) == 0:
         raise ValueError("Found 0 images in X; a minimum of 1 is required.")
     return list(X)
+
+
+def _refuse_columns(X: np.ndarray) -> None:
+    if X.ndim == 2 and X.dtype.kind in "OUST" and any(_is_path(x) for x in X[0]):
+        raise ValueError(
+            f"X has {X.shape[1]} columns, and images are one of them: pass that one, "
+            "X[[name]], or use a ColumnTransformer."
+        )
+
+
+def _is_path(sample) -> bool:
+    if isinstance(sample, os.PathLike):
+        return True
+    try:
+        float(sample)
+    except ValueError:
+        return isinstance(sample, str)
+    except TypeError:
+        return False
+    return False
 
 
 def _are_numbers(X) -> bool:
@@ -216,12 +237,13 @@ def table_images(
         image, else one row of pixels. A one-row image is repeated downwards to a
         square, so that a square crop loses none of it.
     value_range : (low, high) or None
-        The values that stand for black and white, in place of the rule above.
+        The values that stand for black and white, in place of the rule above; where
+        they are those of a dtype, numbers of another such dtype, and floats within
+        [0, 1], are scaled by their own.
     """
     shape = _flat_shape(X.shape[1], image_shape)
     pictures = X.reshape(len(X), *shape)
-    own = _RANGES.get(X.dtype)
-    if own is not None and value_range in (None, own):
+    if X.dtype in _RANGES and value_range in (None, *_RANGES.values()):
         return Images(list(pictures), _row_source)
 
     return Images(list(pictures), partial(_scaled_source, value_range=value_range))
@@ -242,6 +264,10 @@ def _row_source(picture: np.ndarray) -> np.ndarray:
 
 
 def _scaled_source(picture: np.ndarray, value_range) -> np.ndarray:
+    if picture.dtype.kind == "f" and value_range in _RANGES.values():
+        # Integers of a full range may come as floats: in [0, 1], or as they were.
+        within = picture.min() >= 0 and picture.max() <= 1
+        value_range = (0.0, 1.0) if within else value_range
     return _row_source(_scale(picture.astype(np.float64), value_range))
 
 

@@ -334,6 +334,12 @@ def _outputs_of(estimator, target):
     if target is None:
         return (None if classes is not None else 0), classes
     if classes is None:
+        n_outputs = estimator.head_[-1].out_features
+        if target not in range(n_outputs):
+            raise ValueError(
+                f"target={target!r} is none of the {n_outputs} outputs. Pass a number "
+                "from 0, or None for the first."
+            )
         return int(target), None
     (found,) = np.nonzero(np.asarray(classes) == target)
     if not len(found):

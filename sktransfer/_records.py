@@ -18,6 +18,7 @@ import sklearn
 import torch
 from sklearn.base import BaseEstimator
 from sklearn.model_selection._search import BaseSearchCV
+from sklearn.utils import Bunch
 from torch import nn
 from torchvision.models import get_weight
 
@@ -99,6 +100,9 @@ class Encoder:
         ]
         return {"dict": pairs}
 
+    def bunch(self, value, where):
+        return {"bunch": self.encode(dict(value), where)}
+
     def slice(self, value, where):
         return {"slice": [value.start, value.stop, value.step]}
 
@@ -176,6 +180,7 @@ _ENCODERS = [
     (Table, Encoder.table),
     (list, Encoder.items),
     (tuple, Encoder.tuple),
+    (Bunch, Encoder.bunch),
     (dict, Encoder.mapping),
     (slice, Encoder.slice),
     (Path, Encoder.path),
@@ -236,6 +241,9 @@ class Decoder:
 
     def mapping(self, content):
         return {self.decode(key): self.decode(value) for key, value in content}
+
+    def bunch(self, content):
+        return Bunch(**self.decode(content))
 
     def slice(self, content):
         return slice(*content)
@@ -333,6 +341,7 @@ _DECODERS = {
     "tuple": Decoder.tuple,
     "table": Decoder.table,
     "dict": Decoder.mapping,
+    "bunch": Decoder.bunch,
     "slice": Decoder.slice,
     "path": lambda decoder, text: Path(text),
     "weights": lambda decoder, entry: get_weight(entry),

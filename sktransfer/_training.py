@@ -294,6 +294,8 @@ def train(network: Network, rows: Rows, valid: Rows | None, plan: Plan, epochs: 
     ours = {name for name, _ in _callbacks(plan, 1, valid)}
     net.callbacks = plan.net_params.get("callbacks") or []
     net.callbacks_ = [pair for pair in net.callbacks_ if pair[0] not in ours]
+    # The averages of AdamW are twice the size of the network.
+    net.optimizer_.state.clear()
     if isinstance(net, SpreadNet):
         net.let_go()
     return net

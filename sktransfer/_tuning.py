@@ -124,8 +124,10 @@ class Inputs:
         """Embeddings by the whole network as it is before training."""
         whole, known = self.way.whole(), self.examples.digests
         if self._in_step:
+            # What the stages give on the way, other depths of a search start from.
+            taps = self.augment is None
             images = self.examples.images
-            return embed(images, whole, cache=self.cache, digests=known)
+            return embed(images, whole, cache=self.cache, digests=known, taps=taps)
         start, cache = self.way.depth, self.cache
         return run_on(self.features, whole, start, cache=cache, digests=known).numpy()
 

@@ -7,14 +7,17 @@ import numpy as np
 import PIL.Image
 from sklearn.utils import Bunch
 
+from sktransfer._decoding import readable_formats
+
 __all__ = ["load_image_folder"]
 
 
 def load_image_folder(folder, *, return_X_y=False):
     """List the images of a folder that has one folder for each class.
 
-    No image is opened. Hidden files, and files whose suffix is none of an image, are
-    left out; images may lie deeper within the folder of their class.
+    No image is opened. What is hidden, and files whose suffix is none of an image, are
+    left out; images may lie deeper within the folder of their class, and links to
+    folders are followed, each folder once.
 
     Parameters
     ----------
@@ -72,10 +75,19 @@ def load_image_folder(folder, *, return_X_y=False):
 def _images_below(folder: Path) -> list[str]:
     if not folder.is_dir() or folder.name.startswith("."):
         return []
-    suffixes = PIL.Image.registered_extensions()
-    return sorted(
-        os.path.join(parent, name)
-        for parent, _, names in os.walk(folder)
-        for name in names
-        if not name.startswith(".") and os.path.splitext(name)[1].lower() in suffixes
-    )
+    found, seen = [], set()
+    for parent, folders, names in os.walk(folder, followlinks=True):
+        # A link may lead back to where it is.
+        real = os.path.realpath(parent)
+        if real in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        found += [os.path.join(parent, name) for name in names if _is_image(name)]
+    return sorted(found)
+
+
+def _is_image(name: str) -> bool:
+    kind = PIL.Image.registered_extensions().get(os.path.splitext(name)[1].lower())
+    return not name.startswith(".") and kind in readable_formats()

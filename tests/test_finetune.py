@@ -117,6 +117,17 @@ def test_the_embeddings_of_the_source_are_computed_once(freeze, task):
     assert_equal_tensors(tensors(known.head_), tensors(fresh.head_))
 
 
+@pytest.mark.parametrize("depths", [[0, 1, 2, "all"], ["all", 2, 1, 0]])
+def test_the_source_runs_once_whatever_depth_comes_first(depths, task):
+    cache = EmbeddingCache()
+    model(max_epochs=0, cache=None).fit(*task)
+    counts.clear()
+    for depth in depths:
+        model(freeze=depth, max_epochs=0, cache=cache).fit(*task)
+    rows = -(-len(task[0]) // 32) * 32
+    assert set(counts.values()) == {rows}
+
+
 def test_a_cache_never_shows(task, tmp_path):
     X, y = task
     scores = [
@@ -610,6 +621,21 @@ def test_predictions_on_a_table_do_not_depend_on_its_dtype(dtype):
         np.testing.assert_allclose(found, expected, atol=0.01)
 
 
+@pytest.mark.parametrize("divisor", [1, 255])
+def test_floats_are_read_as_the_integers_that_they_were(divisor):
+    X = np.random.default_rng(0).integers(0, 256, (12, 64), dtype=np.uint8)
+    floats = X / divisor
+    for first, second in [(X, floats), (floats, X)]:
+        if first is floats and divisor == 1:
+            floats[0, :2] = 0, 255
+        fitted = model(max_epochs=1).fit(first, np.arange(12) % 2)
+        np.testing.assert_allclose(
+            fitted.predict_proba(second[1:]),
+            fitted.predict_proba(first[1:]),
+            atol=0.01,
+        )
+
+
 def test_an_indicator_matrix_is_of_0_and_1(task):
     X, labels = task
     y = np.column_stack([labels == "ant", labels == "bee"]).astype(int)
@@ -636,3 +662,23 @@ def test_a_default_dtype_of_torch_does_not_matter(task):
 def test_layers_of_a_head_may_be_an_array(task):
     fitted = model(hidden_layer_sizes=np.array([5]), dropout=0.1, max_epochs=1)
     assert fitted.fit(*task).head_[1].out_features == 5
+
+
+@pytest.mark.parametrize("sizes", [(-3,), (2.5,), (4, 0)])
+def test_layers_of_a_head_have_sizes(sizes, task):
+    with pytest.raises(ValueError, match="hidden_layer_sizes=.*positive integers"):
+        model(hidden_layer_sizes=sizes).fit(*task)
+
+
+def test_a_class_may_be_left_out_but_not_count_against(task):
+    fitted = model(class_weight={"ant": 0, "bee": 1, "wasp": 2}, max_epochs=1)
+    fitted.fit(*task)
+    assert (fitted.n_images_, fitted.class_count_.tolist()) == (24, [0, 12, 12])
+    with pytest.raises(ValueError, match="negative weight"):
+        fitted.set_params(class_weight={"ant": -1}).fit(*task)
+    with pytest.raises(ValueError, match="All class weights are zero"):
+        fitted.set_params(class_weight=dict.fromkeys(np.unique(task[1]), 0)).fit(*task)
+
+
+def test_what_the_optimizer_kept_is_let_go(task):
+    assert not model(max_epochs=1).fit(*task).net_.optimizer_.state

@@ -302,6 +302,14 @@ def test_a_missing_first_image_does_not_make_a_table(hole, pictures):
     assert image_samples([float("nan"), 1.0]) is None
 
 
+def test_images_are_one_column():
+    paths = ["a.png", "b.png"]
+    for second in [paths, [1, 2], [None, None]]:
+        with pytest.raises(ValueError, match="2 columns, and images are one of them"):
+            image_samples(pd.DataFrame({"a": paths, "b": second}))
+    assert image_samples(pd.DataFrame({"a": ["1", "2"], "b": ["3", "4"]})) is None
+
+
 def test_a_numberless_dtype_of_torch_is_read(pictures):
     floats = torch.rand(2, 3, 8, 8).bfloat16()
     for X in [floats, list(floats)]:

@@ -48,8 +48,12 @@ def run(path, images):
 @pytest.mark.parametrize(
     "size", [(40, 40), (41, 64), (100, 33), (7, 9), (18, 18), (19, 300), (1, 40)]
 )
-def test_pixels_are_those_of_the_recipe_up_to_rounding(size, interpolation, tmp_path):
-    recipe = Recipe(resize=18, crop=15, interpolation=interpolation)
+@pytest.mark.parametrize("crop", [15, 18])
+@pytest.mark.parametrize("noise", [False, True])
+def test_pixels_are_those_of_the_recipe_up_to_rounding(
+    size, interpolation, crop, noise, tmp_path
+):
+    recipe = Recipe(resize=18, crop=crop, interpolation=interpolation)
     like = onnx.helper.make_model(
         onnx.GraphProto(), opset_imports=[onnx.helper.make_opsetid("", 18)]
     )
@@ -57,13 +61,20 @@ def test_pixels_are_those_of_the_recipe_up_to_rounding(size, interpolation, tmp_
     path = str(tmp_path / "before.onnx")
     onnx.save_model(_preprocessing(_import_onnx(), recipe, like), path)
     (photo,) = photos(size)
+    if noise:
+        black_or_white = np.random.default_rng(0).integers(0, 2, photo.shape)
+        photo = (255 * black_or_white).astype(np.uint8)
     _, found, _ = run(path, np.stack([photo, photo[::-1]]))
     for one, picture in zip(found, (photo, photo[::-1]), strict=True):
         expected = recipe.square(torch.tensor(picture.copy()).permute(2, 0, 1))
         mean, std = (np.reshape(v, (3, 1, 1)) for v in (recipe.mean, recipe.std))
         levels = (one * std + mean) * 255
         away = np.abs(levels - expected.numpy())
-        assert away.max() < 1.01
+        # Pillow 13 resizes the height of slender pictures first.
+        if noise and size[0] > 2 * size[1]:
+            assert away.mean() < 4
+            continue
+        assert away.max() < (2.01 if noise else 1.01)
         assert (away < 0.01).mean() > 0.7
 
 

@@ -18,6 +18,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import FunctionTransformer, StandardScaler
+from sklearn.utils import Bunch
 
 from sktransfer import (
     BackboneSelector,
@@ -146,6 +147,7 @@ def small_source():
         np.bool_(True),
         Path("some", "file"),
         slice(1, None, 2),
+        Bunch(a=1, b=(2,)),
     ],
     ids=repr,
 )
@@ -342,6 +344,8 @@ def test_a_file_from_the_future(tmp_path):
         {"objects": [[], "<f8", [10**15]]},
         [[]] * 3 + [{"dict": [[[], []]]}],
         {"skops": {"array": "0"}},
+        {"bunch": [1]},
+        {"bunch": {"dict": [[1, 2]]}},
     ],
 )
 def test_forged_files_are_refused_and_run_nothing(record, tmp_path):
