@@ -40,7 +40,8 @@ class SearchCost:
         epochs share what it gives, as long as the cache holds it.
     n_steps : int
         Images that pass the trained stages forwards and backwards, over all epochs.
-        Where frozen stages cannot run beforehand (``augment``), they run in each.
+        Where frozen stages cannot run beforehand (``augment``), they run in each. With
+        ``early_stopping`` it is the most: some are held out, and epochs left out.
     n_augmented : int
         Fits of which that is true.
     """

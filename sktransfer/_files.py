@@ -17,8 +17,18 @@ def whole_file(path) -> Iterator[Path]:
     ------
     Path
         Where to write.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such folder.
     """
     path = Path(path).expanduser()
+    if not path.parent.is_dir():
+        raise FileNotFoundError(
+            f"There is no folder {str(path.parent)!r} to write {path.name!r} to. "
+            "Nothing was written: make the folder first."
+        )
     partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
     try:
         yield partial

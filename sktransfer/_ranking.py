@@ -52,7 +52,7 @@ def rank_backbones(
     """Rank pretrained networks by how well their embeddings suit a task.
 
     Nothing is trained but the linear probe. Candidates whose recipes are the same
-    share the decoded images, and each stage sees each image once.
+    share the decoded images, and each stage of a candidate sees each image once.
 
     Parameters
     ----------

@@ -34,3 +34,11 @@ def test_the_home_folder_may_be_a_tilde(tmp_path, monkeypatch):
     with whole_file("~/file") as partial:
         partial.write_text("new")
     assert (tmp_path / "file").read_text() == "new"
+
+
+def test_a_folder_that_is_not_there_is_named(tmp_path):
+    with (
+        pytest.raises(FileNotFoundError, match="no folder .*nowhere.*make the folder"),
+        whole_file(tmp_path / "nowhere" / "file"),
+    ):
+        pass
