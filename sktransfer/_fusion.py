@@ -30,7 +30,7 @@ def fuse(stage: nn.Module) -> nn.Module:
     stage = copy.deepcopy(stage)
     for module in stage.modules():
         pairs = _PAIRS.get(type(module), [])
-        if type(module).forward is nn.Sequential.forward:
+        if getattr(type(module), "forward", None) is nn.Sequential.forward:
             names = list(module._modules)
             pairs = zip(names, names[1:], strict=False)
         for conv, norm in pairs:

@@ -96,9 +96,8 @@ def run_lanes(batches: list, work, accept, device: str = "cpu") -> None:
     most = torch.get_num_threads() if _is_cpu(device) else _LANES_OF_A_DEVICE
     count = min(most, len(batches))
     with ThreadPoolExecutor(max(count, 1)) as pool:
-        lanes = [pool.submit(lane) for _ in range(count)]
         try:
-            for future in lanes:
+            for future in [pool.submit(lane) for _ in range(count)]:
                 future.result()
         finally:
             # After an error or Ctrl-C the others end with their present batch.

@@ -1,7 +1,12 @@
 import copy
+import dataclasses
+import functools
+import logging
+import pickle
 import subprocess
 import sys
 import threading
+import types
 
 import numpy as np
 import pytest
@@ -92,13 +97,94 @@ def test_networks_of_one_state_do_not_share_embeddings():
 
 def test_what_cannot_be_described_is_shared_by_none():
     module = Power(1)
-    module.lock = threading.Lock()
+    module.anything = iter(())
     assert behaviour_digest(module) != behaviour_digest(module)
     # Of one backbone it is one, all the same.
-    del module.lock
-    module.anything = iter(())
     backbone = Backbone(nn.Sequential(module))
     assert backbone.cause(1) == backbone.cause(1)
+
+
+@dataclasses.dataclass
+class Config:
+    width: int = 4
+
+
+class Slots:
+    __slots__ = ("rate",)
+
+    def __init__(self, rate):
+        self.rate = rate
+
+
+class Bare:
+    pass
+
+
+class Ordinary(Power):
+    """What modules of users have, in ways that are the same whenever it is made."""
+
+    def __init__(self, rate=1, dims=(2, 3), layers=[1, 2]):  # noqa: B006
+        super().__init__(1)
+        self.config, self.slots, self.bare = Config(), Slots(rate), Bare()
+        self.dims, self.kernel, self.layers = dims, (3, 3), layers
+        self.log = logging.getLogger("ordinary")
+        self.reduce = functools.partial(torch.mean, dim=(2, 3))
+        self.mask = torch.eye(3).to_sparse()
+        self.parent = [self]
+
+    @functools.cached_property
+    def costly(self):
+        return 1
+
+
+def test_equal_modules_have_one_digest_however_they_were_made():
+    one = Ordinary()
+    digest = behaviour_digest(one)
+    for same in [Ordinary(), copy.deepcopy(one), pickle.loads(pickle.dumps(one))]:
+        assert behaviour_digest(same) == digest
+    assert behaviour_digest(Ordinary(rate=2)) != digest
+    for name, value in {
+        "lock": threading.Lock(),
+        "nowhere": torch.empty(3, device="meta"),
+    }.items():
+        setattr(one, name, value)
+        assert behaviour_digest(one) == behaviour_digest(one) != digest
+
+
+def test_traced_graphs_have_one_digest():
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU())
+    other = nn.Sequential(net[0], nn.Sigmoid())
+    one, same, another = map(torch.fx.symbolic_trace, [net, net, other])
+    assert behaviour_digest(one) == behaviour_digest(same) != behaviour_digest(another)
+
+
+HELPERS = """
+import functools
+def scale(x): return x * 1.0
+def _half(x, by): return x / by
+half = functools.partial(_half, by=2.0)
+@functools.lru_cache
+def kept(): return 3.0
+RATES = (4.0, 5.0)
+"""
+USER = """
+class Made(nn.Module):
+    def forward(self, x):
+        return h.scale(h.half(x)) * h.kept() * h.RATES[0]
+"""
+
+
+@pytest.mark.parametrize("number", ["1.0", "2.0", "3.0", "4.0"])
+def test_code_in_modules_of_ones_own_counts(number):
+    """A helper that is edited between two runs."""
+    digests = []
+    for text in [HELPERS, HELPERS.replace(number, "9.0")]:
+        helpers = types.ModuleType("own_helpers")
+        exec(text, vars(helpers))
+        space = {"nn": nn, "h": helpers}
+        exec(USER, space)
+        digests.append(behaviour_digest(space["Made"]()))
+    assert digests[0] != digests[1]
 
 
 def test_circles_end():

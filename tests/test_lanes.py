@@ -85,3 +85,21 @@ def test_an_image_that_cannot_be_read_ends_its_batch(two_cores):
     for device in ["cpu", "cuda"]:
         with readers(device) as each, pytest.raises(OSError, match="broken"):
             list(each(read, range(10)))
+
+
+def test_ctrl_c_while_lanes_begin_stops_them(monkeypatch):
+    class Interrupted(_lanes.ThreadPoolExecutor):
+        def submit(self, *args):
+            super().submit(*args)
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(_lanes, "ThreadPoolExecutor", Interrupted)
+    done = []
+
+    def work(batch):
+        threading.Event().wait(0.01)
+        yield (batch,)
+
+    with pytest.raises(KeyboardInterrupt):
+        run_lanes(list(range(200)), work, done.append)
+    assert len(done) < 200
