@@ -108,7 +108,8 @@ class _Description:
         code = getattr(module, "code", None)
         yield self.of(type(module))
         yield from self._pairs(own)
-        yield from map(self.of, [hooks, tensors, str(code)])
+        yield from map(self.of, [hooks, tensors])
+        yield code if isinstance(code, str) else ""
         yield from self._pairs(module._modules)
 
     def _scripted(self, module):

@@ -95,11 +95,9 @@ def _refuse_huge(width: int, height: int, share: int = 1) -> None:
 
 def pil_array(image: PIL.Image.Image) -> np.ndarray:
     """Pixels of a PIL image, upright, its alpha kept for `_array_picture`."""
-    _refuse_huge(*image.size)
     # Given twice, an image may be needed by two threads, and only one can load it.
     with _loading[id(image) // 16 % len(_loading)]:
-        image.load()
-    return np.asarray(_pil_picture(image))
+        return np.asarray(_pil_picture(image))
 
 
 def _pil_picture(image: PIL.Image.Image) -> PIL.Image.Image | np.ndarray:

@@ -159,8 +159,8 @@ class BaseFineTune(StagesReprMixin, SourceMixin, BaseEstimator):
         Returns
         -------
         self
-            This estimator, fitted. If the fit fails or is interrupted, it is unfitted,
-            but for a parameter that is refused before anything begins.
+            This estimator, fitted. If the fit fails or is interrupted, it is unfitted;
+            a parameter that is refused leaves it as it was.
         """
         start = self._start() if self.warm_start and self._is_fitted() else None
         kept = _COLUMNS if start is not None else ()

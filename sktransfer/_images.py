@@ -175,7 +175,8 @@ def _array_samples(X: np.ndarray) -> Sequence | None:
 
 
 def _refuse_columns(X: np.ndarray) -> None:
-    if X.ndim == 2 and X.dtype.kind in "OUST" and any(_is_path(x) for x in X[0]):
+    first = X[0] if X.ndim == 2 and len(X) else ()
+    if X.dtype.kind in "OUST" and any(_is_path(sample) for sample in first):
         raise ValueError(
             f"X has {X.shape[1]} columns, and images are one of them: pass that one, "
             "X[[name]], or use a ColumnTransformer."

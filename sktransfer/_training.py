@@ -217,11 +217,13 @@ class RefuseDivergence(Callback):
 
     def on_epoch_end(self, net, **kwargs):
         epoch = net.history[-1]
-        if not math.isfinite(epoch["train_loss"]):
+        # A user may have taken the scoring out.
+        loss = epoch.get("train_loss", 0.0)
+        if not math.isfinite(loss):
             raise ValueError(
-                f"Training diverged: the loss of epoch {epoch['epoch']} is "
-                f"{epoch['train_loss']}. Use a lower lr, now {net.lr}, and check that "
-                "targets and sample weights are of moderate size."
+                f"Training diverged: the loss of epoch {epoch['epoch']} is {loss}. Use "
+                f"a lower lr, now {net.lr}, and check that targets and sample weights "
+                "are of moderate size."
             )
 
 

@@ -130,7 +130,7 @@ class Ordinary(Power):
         self.log = logging.getLogger("ordinary")
         self.reduce = functools.partial(torch.mean, dim=(2, 3))
         self.mask = torch.eye(3).to_sparse()
-        self.parent = [self]
+        self.parent, self.code = [self], Bare()
 
     @functools.cached_property
     def costly(self):

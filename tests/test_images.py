@@ -308,6 +308,7 @@ def test_images_are_one_column():
         with pytest.raises(ValueError, match="2 columns, and images are one of them"):
             image_samples(pd.DataFrame({"a": paths, "b": second}))
     assert image_samples(pd.DataFrame({"a": ["1", "2"], "b": ["3", "4"]})) is None
+    assert image_samples(pd.DataFrame({"a": paths, "b": paths})[:0]) is None
 
 
 def test_a_numberless_dtype_of_torch_is_read(pictures):

@@ -71,6 +71,7 @@ def test_batches_on_a_cpu_are_smaller_for_larger_images(side, kernel, size):
     backbone = Backbone(stages, Recipe(resize=side, crop=side))
     assert Pass(backbone, 1).size == size
     assert Pass(backbone, 1, batch_size=5).size == 5
+    assert Pass(backbone, 1, device="cuda").size == 128
 
 
 def test_a_stage_that_computes_in_place_does_not_change_the_one_before():
