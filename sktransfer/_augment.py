@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torchvision.transforms import v2
 
-AUGMENTS = ("light", "strong")
+AUGMENTS = ("mild", "light", "strong")
 
 
 def resolve_augment(augment, side: int) -> Callable | None:
@@ -13,7 +13,7 @@ def resolve_augment(augment, side: int) -> Callable | None:
 
     Parameters
     ----------
-    augment : None, "light", "strong" or callable
+    augment : None, "mild", "light", "strong" or callable
     side : int
         Of the network's input, in pixels.
 
@@ -26,9 +26,13 @@ def resolve_augment(augment, side: int) -> Callable | None:
         return augment
     if augment not in AUGMENTS:
         raise ValueError(
-            f"augment={augment!r} is not known. Accepted are None, 'light' (crop and "
-            "flip), 'strong' (TrivialAugmentWide as well) and any callable that takes "
-            "and returns a picture, a tensor of shape (3, H, W)."
+            f"augment={augment!r} is not known. Accepted are None, 'mild' (crop), "
+            "'light' (crop and flip), 'strong' (TrivialAugmentWide as well) and any "
+            "callable that takes and returns a picture, a tensor of shape (3, H, W)."
+        )
+    if augment == "mild":
+        return v2.RandomResizedCrop(
+            side, scale=(0.7, 1.0), ratio=(0.9, 1.1), antialias=True
         )
     steps = [
         v2.RandomResizedCrop(side, scale=(0.5, 1.0), antialias=True),

@@ -6,7 +6,7 @@ import numpy as np
 from scipy.special import expit, softmax
 from sklearn.base import ClassifierMixin, _fit_context
 from sklearn.model_selection import ShuffleSplit, StratifiedShuffleSplit
-from sklearn.utils import compute_class_weight
+from sklearn.utils import _safe_indexing, compute_class_weight
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.multiclass import check_classification_targets, type_of_target
 from sklearn.utils.validation import check_is_fitted
@@ -33,7 +33,8 @@ class FineTuneClassifier(ClassifierMixin, BaseFineTune):
     freeze : int or str, default=0
         How many leading stages stay as they are, to the last bit, batch-norm
         statistics included: a number (negative counts from the end), the name of the
-        last frozen stage, or "all", which trains the head alone (a linear probe).
+        last frozen stage, or "all", which fits the head alone (a linear probe). Where
+        only stages without parameters, such as pooling, would be left, it is "all".
     hidden_layer_sizes : tuple of int, default=()
         Widths of fully connected ReLU layers between embedding and output.
     dropout : float, default=0.0
@@ -48,7 +49,7 @@ class FineTuneClassifier(ClassifierMixin, BaseFineTune):
         Ratio of the backbone's learning rate to the head's.
     layer_decay : float, default=1.0
         Factor that multiplies the learning rate once more for each stage towards
-        the input.
+        the input. Stages without parameters do not count.
     weight_decay : float, default=1e-4
         Of all weights but biases and norms, as the optimizer understands it.
     l2_sp : float, default=0.0
@@ -67,14 +68,16 @@ class FineTuneClassifier(ClassifierMixin, BaseFineTune):
         How learning rates change from batch to batch.
     batch_size : int, default=32
         Images per training step.
-    augment : None, "light", "strong" or callable, default=None
-        Random changes of training images, inside `fit` only: "light" crops and flips,
-        "strong" applies TrivialAugmentWide as well. A callable takes and returns a
-        picture, a tensor of shape (3, H, W). Without augmentation, frozen stages
-        compute each image once; with it, in each epoch.
+    augment : None, "mild", "light", "strong" or callable, default=None
+        Random changes of training images, inside `fit` only: "mild" crops a little,
+        and suits also pictures whose left and right differ in meaning (text, hands,
+        digits); "light" crops more and flips, for photographs; "strong" applies
+        TrivialAugmentWide as well. A callable takes and returns a picture, a tensor of
+        shape (3, H, W). Without augmentation, frozen stages compute each image once;
+        with it, in each epoch.
     early_stopping : bool, default=False
         Set part of the data aside, stop when its loss no longer falls, and return to
-        the best epoch.
+        the epoch of its least loss.
     validation_fraction : float, default=0.1
         The part set aside if `early_stopping`.
     n_iter_no_change : int, default=5
@@ -97,7 +100,8 @@ class FineTuneClassifier(ClassifierMixin, BaseFineTune):
         candidates and epochs of a search then share them. "auto" in memory, a folder
         between processes and runs, None nowhere.
     warm_start : bool, default=False
-        Start a further `fit` from the weights of the last one.
+        Start a further `fit` from the weights of the last one. (A solved head has one
+        optimum, whatever it starts from.)
     random_state : int, RandomState instance or None, default=None
         Seed of initialisation, order, augmentation and dropout.
     verbose : int, default=0
@@ -108,7 +112,7 @@ class FineTuneClassifier(ClassifierMixin, BaseFineTune):
         "compile": True}``. Callbacks are added to ours; a ``"criterion"`` is a class
         that takes ``reduction="none"``, as torch's losses do. With
         ``"accelerator"``, an ``accelerate.Accelerator``, the processes that it knows
-        train together.
+        train together. Parameters of this estimator, such as ``lr``, are refused here.
     teacher : fitted classifier or None, default=None
         A classifier whose scores are learned together with the labels: distillation
         of a large model into a small one [4]_. It must know the same classes.
@@ -117,6 +121,17 @@ class FineTuneClassifier(ClassifierMixin, BaseFineTune):
     distill_weight : float, default=0.5
         Weight of the teacher's term in the loss, from 0 to 1; that of the labels is
         what is left.
+    solve_head : bool, default=True
+        Whether a linear head on stages that are all frozen is solved to its optimum,
+        by scikit-learn's `LogisticRegression` on the standardised embeddings (one for
+        each label if there are several). Then the parameters of the training, such as
+        `lr`, `max_epochs` and `early_stopping`, do not matter. False trains this last
+        layer by gradient descent, as do `hidden_layer_sizes`, `dropout`, `augment`,
+        `teacher`, `net_params` and an optimizer class.
+    C : float or None, default=None
+        Inverse of the regularisation strength of a solved head, as in
+        `LogisticRegression`. None chooses it by the cross-validated log loss of the
+        training images: in five folds, or as many of them as hold 2,000 images.
 
     Attributes
     ----------
@@ -129,13 +144,16 @@ class FineTuneClassifier(ClassifierMixin, BaseFineTune):
     net_ : skorch.NeuralNet
         The net that trained the stages that were not frozen, and the head.
     history_ : list of dict
-        A row for each epoch: ``phase`` ("head" or "tune"), ``epoch``,
+        A row for each epoch: ``phase`` ("head", "tune" or "solve"), ``epoch``,
         ``train_loss``, ``seconds``, with early stopping also ``valid_loss`` and
         ``valid_score``. ``pandas.DataFrame(model.history_)`` makes it a table.
     n_images_ : int
         Number of images of positive weight that it learnt from.
     class_count_ : ndarray of shape (n_classes,)
         How many of these had each class.
+    C_ : float, or ndarray of shape (n_labels,)
+        The C that was given or chosen, for each label if there are several. Only of a
+        head that was solved.
     n_iter_ : int
         Epochs of tuning, with those of the fits that this one went on from.
     source_ : Backbone
@@ -177,12 +195,14 @@ class FineTuneClassifier(ClassifierMixin, BaseFineTune):
 
     _parameter_constraints: dict = {
         **BaseFineTune._parameter_constraints,
+        "C": [POSITIVE, None],
         "class_weight": [dict, StrOptions({"balanced"}), None],
         "teacher": "no_validation",
         "temperature": [POSITIVE],
         "distill_weight": [Interval(Real, 0, 1, closed="both")],
     }
     _sources = ("backbone", "teacher")
+    _penalty = "C"
 
     def __init__(
         self,
@@ -220,6 +240,8 @@ class FineTuneClassifier(ClassifierMixin, BaseFineTune):
         teacher=None,
         temperature=2.0,
         distill_weight=0.5,
+        solve_head=True,
+        C=None,
     ):
         super().__init__(
             backbone,
@@ -251,22 +273,29 @@ class FineTuneClassifier(ClassifierMixin, BaseFineTune):
             verbose=verbose,
             net_params=net_params,
             unfreeze_every=unfreeze_every,
+            solve_head=solve_head,
         )
         self.class_weight = class_weight
         self.teacher = teacher
         self.temperature = temperature
         self.distill_weight = distill_weight
+        self.C = C
 
     @_fit_context(prefer_skip_nested_validation=True)
     def partial_fit(self, X, y, classes=None, sample_weight=None):
         """Train one epoch more, or the first one.
+
+        At a constant learning rate, since nobody knows how many calls will come; what
+        the optimizer has learnt of its gradients is kept between calls, also in a
+        pickle, but not by `save`.
 
         Parameters
         ----------
         X : sequence of images, or array-like of shape (n_samples, n_pixels)
         y : array-like of shape (n_samples,) or (n_samples, n_labels)
         classes : array-like of shape (n_classes,), optional
-            All labels that will ever come; needed in the first call.
+            All labels that will ever come; needed in the first call, and the same in
+            any other.
         sample_weight : array-like of shape (n_samples,), optional
 
         Returns
@@ -342,7 +371,7 @@ class FineTuneClassifier(ClassifierMixin, BaseFineTune):
             )
         multilabel = kind == "multilabel-indicator"
         if known is not None:
-            self._check_known(known, y, multilabel)
+            self._check_known(known, y, multilabel, classes)
             classes = known["classes_"]
         if multilabel:
             if not np.isin(y, (0, 1)).all():
@@ -370,8 +399,16 @@ class FineTuneClassifier(ClassifierMixin, BaseFineTune):
         codes = np.searchsorted(classes, y) % len(classes)
         return codes[:, None], {"classes_": classes, "multilabel_": False}
 
-    def _check_known(self, known, y, multilabel):
+    def _check_known(self, known, y, multilabel, classes):
         """Refuse targets of another kind than those that a fit goes on from."""
+        if classes is not None and not np.array_equal(
+            known["classes_"], np.unique(classes)
+        ):
+            raise ValueError(
+                f"classes={np.unique(classes)[:10].tolist()} is not the same as in "
+                f"the first fit, {known['classes_'][:10].tolist()}. Leave classes out "
+                "after the first call, or fit anew."
+            )
         was, n_labels = known["multilabel_"], len(known["classes_"])
         if multilabel != was or (multilabel and y.shape[1] != n_labels):
             kind = f"an indicator matrix of {n_labels} columns" if was else "one label"
@@ -413,7 +450,7 @@ class FineTuneClassifier(ClassifierMixin, BaseFineTune):
             )
         return factors[codes]
 
-    def _teacher_scores(self, X, known):
+    def _teacher_scores(self, X, rows, known):
         if self.teacher is None:
             return None
         check_is_fitted(self.teacher)
@@ -424,6 +461,9 @@ class FineTuneClassifier(ClassifierMixin, BaseFineTune):
                 f"{known['classes_']}. Distillation needs a classifier fitted on the "
                 "same labels, one for each image."
             )
+        # Of each image once: what a teacher says may depend on its neighbours, by a
+        # rounding, and copies of an image are to be taught the same.
+        X = X[rows] if hasattr(X, "detach") else _safe_indexing(X, rows)
         proba = np.asarray(self.teacher.predict_proba(X), dtype=np.float64)
         return np.log(np.maximum(proba, 1e-12))
 
@@ -440,9 +480,8 @@ class FineTuneClassifier(ClassifierMixin, BaseFineTune):
             return {}
         return {"temperature": self.temperature, "distill_weight": self.distill_weight}
 
-    def _splitter(self, known, seed):
-        kind = ShuffleSplit if known["multilabel_"] else StratifiedShuffleSplit
-        return kind(1, test_size=self.validation_fraction, random_state=seed)
+    def _splitter(self, known):
+        return ShuffleSplit if known["multilabel_"] else StratifiedShuffleSplit
 
     def __sklearn_tags__(self):
         tags = super().__sklearn_tags__()

@@ -1,6 +1,7 @@
 """What FineTuneClassifier and FineTuneRegressor share: all but the meaning of `y`."""
 
 import copy
+import time
 from dataclasses import dataclass, replace
 from numbers import Integral, Real
 
@@ -8,7 +9,8 @@ import numpy as np
 import torch
 from scipy.sparse import issparse
 from sklearn.base import BaseEstimator, _fit_context
-from sklearn.utils import check_random_state
+from sklearn.model_selection import GroupShuffleSplit
+from sklearn.utils import check_consistent_length, check_random_state
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import (
     _check_sample_weight,
@@ -18,6 +20,7 @@ from sklearn.utils.validation import (
 
 from sktransfer._augment import resolve_augment
 from sktransfer._backbones import Backbone
+from sktransfer._head import prior_scores, solve_head
 from sktransfer._images import check_images, checked_images, table_range
 from sktransfer._loading import SourceMixin, load_backbone, seeded
 from sktransfer._networks import Network, Standardise, make_head
@@ -44,6 +47,18 @@ class _Start:
     value_range: tuple[float, float] | None
     source: Backbone
     n_iter: int
+    seen: tuple[float, int]
+    optimizer: torch.optim.Optimizer | None
+
+
+@dataclass
+class _Job:
+    """What a call of `fit` or `partial_fit` is to do."""
+
+    epochs: int
+    classes: object = None
+    groups: object = None
+    partial: bool = False
 
 
 class BaseFineTune(StagesReprMixin, SourceMixin, BaseEstimator):
@@ -80,6 +95,7 @@ class BaseFineTune(StagesReprMixin, SourceMixin, BaseEstimator):
         "random_state": ["random_state"],
         "verbose": ["verbose"],
         "net_params": [dict, None],
+        "solve_head": ["boolean"],
     }
 
     def __init__(
@@ -114,6 +130,7 @@ class BaseFineTune(StagesReprMixin, SourceMixin, BaseEstimator):
         random_state,
         verbose,
         net_params,
+        solve_head,
     ):
         self.backbone = backbone
         self.weights = weights
@@ -144,9 +161,10 @@ class BaseFineTune(StagesReprMixin, SourceMixin, BaseEstimator):
         self.random_state = random_state
         self.verbose = verbose
         self.net_params = net_params
+        self.solve_head = solve_head
 
     @_fit_context(prefer_skip_nested_validation=True)
-    def fit(self, X, y, sample_weight=None):
+    def fit(self, X, y, sample_weight=None, groups=None):
         """Tune the network on images and their targets.
 
         Parameters
@@ -155,6 +173,10 @@ class BaseFineTune(StagesReprMixin, SourceMixin, BaseEstimator):
         y : array-like of shape (n_samples,) or (n_samples, n_outputs)
         sample_weight : array-like of shape (n_samples,), optional
             A weight of k is the same as k copies of the image, one of 0 as none.
+        groups : array-like of shape (n_samples,), optional
+            Images of one group, such as those of one patient, are never divided
+            between what is trained on and what is held out, for early stopping or the
+            choice of the penalty.
 
         Returns
         -------
@@ -167,12 +189,14 @@ class BaseFineTune(StagesReprMixin, SourceMixin, BaseEstimator):
         for name in [name for name in vars(self) if name.endswith("_")]:
             if name not in kept:
                 delattr(self, name)
-        vars(self).update(self._fitted(X, y, sample_weight, start, self.max_epochs))
+        job = _Job(self.max_epochs, groups=groups)
+        vars(self).update(self._fitted(X, y, sample_weight, start, job))
         return self
 
     def _partial_fit(self, X, y, sample_weight, classes=None):
         start = self._start() if self._is_fitted() else None
-        fitted = self._fitted(X, y, sample_weight, start, 1, classes=classes)
+        job = _Job(1, classes=classes, partial=True)
+        fitted = self._fitted(X, y, sample_weight, start, job)
         if start is not None:
             for name in ("history_", "n_images_", "class_count_"):
                 if name in fitted:
@@ -189,9 +213,12 @@ class BaseFineTune(StagesReprMixin, SourceMixin, BaseEstimator):
             self.value_range_,
             self.source_,
             self.n_iter_,
+            self.seen_,
+            # After loading, there is no net.
+            getattr(getattr(self, "net_", None), "optimizer_", None),
         )
 
-    def _fitted(self, X, y, sample_weight, start, epochs, classes=None):
+    def _fitted(self, X, y, sample_weight, start, job):
         """Fit; return what is to be known of it."""
         numeric = self._kind(None) == "values"
         samples, y = check_images(
@@ -207,18 +234,21 @@ class BaseFineTune(StagesReprMixin, SourceMixin, BaseEstimator):
             known_range = start and start.value_range
             value_range = known_range or table_range(samples[weights > 0])
         images = checked_images(samples, self.image_shape, value_range)
-        targets, known = self._encode(y, weights, classes, start and start.known)
+        targets, known = self._encode(y, weights, job.classes, start and start.known)
         weights = weights * self._class_weights(targets, weights, known)
         _check_some_weigh(weights, "class")
         counts = {"n_images_": int((weights > 0).sum())}
         counts |= self._counts(targets[weights > 0], known)
-        teacher = self._teacher_scores(X, known)
+        examples = Examples(images, targets, weights, _codes(job.groups, y))
+        if start is not None and job.partial:
+            examples.go_on_from(*start.seen)
+        teacher = self._teacher_scores(X, examples.images.rows, known)
         if teacher is not None:
-            targets = np.column_stack([targets, teacher])
-        tuned = self._tune(Examples(images, targets, weights), start, epochs, known)
+            examples.targets = np.column_stack([examples.targets, teacher])
+        tuned = self._tune(examples, start, job, known)
         return {**known, **counts, **tuned, "value_range_": value_range}
 
-    def _tune(self, examples, start, epochs, known) -> dict:
+    def _tune(self, examples, start, job, known) -> dict:
         """Train on examples; return the fitted attributes."""
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
         if start is None:
@@ -231,30 +261,41 @@ class BaseFineTune(StagesReprMixin, SourceMixin, BaseEstimator):
             source, done = backbone, 0
         else:
             backbone, source, done = start.backbone, start.source, start.n_iter
-        depth = backbone.depth(self.freeze, parameter="freeze")
+        depth = backbone.freeze_depth(self.freeze)
         way = self._pass(backbone, depth)
-        cache = resolve_cache(self.cache)
         augment = resolve_augment(self.augment, backbone.recipe.crop)
-        inputs = Inputs(way, cache, examples, augment)
-        train_rows, valid_rows = self._split(examples, known, seed)
-        with seeded(seed, way.device):
-            if start is None:
-                head, history = self._first_head(inputs, train_rows, valid_rows, known)
+        inputs = Inputs(way, resolve_cache(self.cache), examples, augment)
+        solves = self._solves_head(inputs.all_frozen) and not job.partial
+        self._refuse_no_training(inputs, start, job.epochs or solves)
+        rows, held_out = self._split(examples, known, seed, solves)
+        # Another fit, though a warm one, sees all its data: another call may not.
+        before = start if job.partial else None
+        known = self._standardised(examples, rows, known, before)
+        # Other pictures, orders and drops in each call that goes on.
+        with seeded(_mixed(seed, done), way.device):
+            if solves:
+                head, history, known = self._solved_head(inputs, known)
+            elif start is None:
+                head, history = self._first_head(inputs, rows, held_out, known)
             else:
-                head, history = copy.deepcopy(start.head), []
+                head, history = self._continued_head(start, known), []
             network = inputs.network(
                 head, self.precision, fixed_norms=self.weights is not None
             )
-            plan = self._plan(known, way.device)
-            plan = replace(plan, epochs_done=done, source=source.stages[depth:])
+            plan = replace(
+                self._plan(known, way.device, partial=job.partial),
+                epochs_done=done,
+                source=source.stages[depth:],
+                optimizer_before=before.optimizer if before else None,
+            )
             net = train(
                 network,
-                inputs.rows(train_rows, training=True),
-                None if valid_rows is None else inputs.rows(valid_rows),
+                inputs.rows(rows, training=True),
+                None if held_out is None else inputs.rows(held_out),
                 plan,
-                epochs,
+                0 if solves else job.epochs,
             )
-        return {
+        return known | {
             "backbone_": backbone.tuned(depth, network.suffix),
             # On the CPU, as the backbone: a pickle must open where there is no GPU.
             "head_": copy.deepcopy(network.head).cpu(),
@@ -263,44 +304,77 @@ class BaseFineTune(StagesReprMixin, SourceMixin, BaseEstimator):
             "freeze_depth_": depth,
             "source_": source,
             "n_iter_": done + len(net.history),
+            "seen_": examples.seen,
         }
 
-    def _first_head(self, inputs, train_rows, valid_rows, known):
+    def _solves_head(self, all_frozen: bool) -> bool:
+        """Whether `fit` solves a convex problem, where there is nothing else to do."""
+        plain = not (self.net_params or self.dropout or len(self.hidden_layer_sizes))
+        own = callable(self.optimizer) or getattr(self, "teacher", None) is not None
+        usual = plain and not own and self.augment is None
+        return bool(self.solve_head and all_frozen and usual)
+
+    def _refuse_no_training(self, inputs, start, anything) -> None:
+        scratch = self.weights is None
+        by_head = start is None and not scratch and not inputs.all_frozen
+        if not anything and not (by_head and self.head_epochs):
+            raise ValueError(
+                f"max_epochs={self.max_epochs} leaves nothing to train. Pass at least "
+                "1, or freeze='all', which fits the head alone."
+            )
+
+    def _solved_head(self, inputs, known):
+        """Make the head of a linear probe, with the best coefficients there are."""
+        begin, kind = time.perf_counter(), self._kind(known)
+        embeddings, examples = inputs.embeddings(), inputs.examples
+        zeros = np.zeros(self._n_outputs(known))
+        head = make_head(Standardise.of(embeddings), (), 0.0, zeros)
+        name = self._penalty
+        penalty, loss = solve_head(
+            kind, head, embeddings, examples, getattr(self, name)
+        )
+        seconds = time.perf_counter() - begin
+        row = {"phase": "solve", "epoch": 1, "train_loss": loss, "seconds": seconds}
+        return head, [row], {**known, f"{name}_": penalty}
+
+    def _first_head(self, inputs, rows, held_out, known):
         """Make the head and train it alone, on the embeddings of the source network.
 
         A random head would first spoil the features that it stands on: Kumar et al.,
         "Fine-tuning can distort pretrained features and underperform
         out-of-distribution", ICLR 2022.
         """
-        n_outputs, scratch = self._n_outputs(known), self.weights is None
-        sizes = self.hidden_layer_sizes
+        sizes, examples = self.hidden_layer_sizes, inputs.examples
         if not all(isinstance(size, Integral) and size > 0 for size in sizes):
             raise ValueError(
                 f"hidden_layer_sizes={sizes!r} are no sizes. Accepted are positive "
                 "integers, one for each hidden layer, as in (64, 32)."
             )
-        layers = sizes, self.dropout, n_outputs
-        if scratch and not inputs.all_frozen:
+        kind, n_outputs = self._kind(known), self._n_outputs(known)
+        targets, weights = examples.targets[rows], examples.weights[rows]
+        layers = sizes, self.dropout, prior_scores(kind, targets, weights, n_outputs)
+        if self.weights is None and not inputs.all_frozen:
             # There are no features to keep, nor any scale of them: it is to be learnt.
             neutral = Standardise.nothing(inputs.way.backbone.n_features)
             return make_head(neutral, *layers), []
         embeddings = inputs.embeddings()
-        weights = inputs.examples.weights[train_rows]
-        head = make_head(Standardise.of(embeddings[train_rows], weights), *layers)
+        head = make_head(Standardise.of(embeddings[rows]), *layers)
         if not self.head_epochs or inputs.all_frozen:
             return head, []
         read = torch.from_numpy(embeddings).__getitem__
         net = train(
             Network(torch.nn.Sequential(), head),
-            inputs.examples.rows(read, train_rows),
-            None if valid_rows is None else inputs.examples.rows(read, valid_rows),
+            examples.rows(read, rows),
+            None if held_out is None else examples.rows(read, held_out),
             self._plan(known, inputs.way.device, head_only=True),
             self.head_epochs,
         )
         return head.cpu(), epochs_table(net, "head")
 
-    def _plan(self, known, device, head_only=False) -> Plan:
+    def _plan(self, known, device, head_only=False, partial=False) -> Plan:
         stops = self.early_stopping and not head_only
+        # A call is an epoch: nobody knows how many will come.
+        constant = head_only or partial
         return Plan(
             kind=self._kind(known),
             optimizer=self.optimizer,
@@ -308,8 +382,8 @@ class BaseFineTune(StagesReprMixin, SourceMixin, BaseEstimator):
             backbone_lr_mult=self.backbone_lr_mult,
             layer_decay=self.layer_decay,
             weight_decay=self.weight_decay,
-            l2_sp=0.0 if head_only else self.l2_sp,
-            lr_schedule="constant" if head_only else self.lr_schedule,
+            l2_sp=self.l2_sp,
+            lr_schedule="constant" if constant else self.lr_schedule,
             batch_size=self.batch_size,
             unfreeze_every=0 if head_only else self.unfreeze_every,
             patience=self.n_iter_no_change if stops else None,
@@ -317,22 +391,33 @@ class BaseFineTune(StagesReprMixin, SourceMixin, BaseEstimator):
             verbose=self.verbose,
             net_params=self.net_params or {},
             loss_options=self._loss_options(),
+            goes_on=partial,
         )
 
-    def _split(self, examples, known, seed):
+    def _split(self, examples, known, seed, solves):
         """Numbers of the examples to train on, and of those to validate on, if any."""
-        everything = np.arange(len(examples))
-        if not self.early_stopping:
+        everything, groups = np.arange(len(examples)), examples.groups
+        if not self.early_stopping or solves:
             return everything, None
         try:
-            splitter = self._splitter(known, seed)
-            return next(splitter.split(everything, examples.targets[:, 0]))
+            kind = self._splitter(known) if groups is None else GroupShuffleSplit
+            splitter = kind(1, test_size=self.validation_fraction, random_state=seed)
+            return next(splitter.split(everything, examples.targets[:, 0], groups))
         except ValueError as error:
             raise ValueError(
                 f"early_stopping=True cannot set aside validation_fraction="
                 f"{self.validation_fraction} of {len(examples)} different examples: "
-                f"{error} Pass more examples, or early_stopping=False."
+                f"{error} Pass more examples, a larger validation_fraction, or "
+                "early_stopping=False."
             ) from error
+
+    def _standardised(self, examples, rows, known, before):
+        """Bring targets to the scale that is trained on, and tell what it is."""
+        return known
+
+    def _continued_head(self, start, known):
+        """Head of a fit that goes on, for the targets of now."""
+        return copy.deepcopy(start.head)
 
     def _pass(self, backbone, depth, pooling="none") -> Pass:
         device = resolve_device(self.device)
@@ -388,6 +473,21 @@ def _check_some_weigh(weights, kind: str) -> None:
             f"All {kind} weights are zero, which leaves no example to learn from. "
             f"{kind.capitalize()} weights must contain at least one non-zero number."
         )
+
+
+def _mixed(seed: int, done: int) -> int:
+    """Seed of a fit that goes on after some epochs; the first one's is as it is."""
+    if not done:
+        return seed
+    return int(np.random.SeedSequence((seed, done)).generate_state(1)[0])
+
+
+def _codes(groups, y) -> np.ndarray | None:
+    """Number the groups."""
+    if groups is None:
+        return None
+    check_consistent_length(groups, y)
+    return np.unique(column_or_1d(groups), return_inverse=True)[1]
 
 
 def _column(y):

@@ -8,6 +8,10 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 
+# Of float32, with a margin: what varies less than this share of its size is constant.
+_ROUNDING = 1e-6
+
+
 class Standardise(nn.Module):
     """Centre and scale embeddings by fixed numbers, as a StandardScaler does."""
 
@@ -17,14 +21,19 @@ class Standardise(nn.Module):
         self.register_buffer("scale", torch.tensor(scale, dtype=torch.float32))
 
     @classmethod
-    def of(cls, embeddings: np.ndarray, weights: np.ndarray) -> "Standardise":
-        """Standardise as these embeddings need it."""
-        mean = np.average(embeddings, axis=0, weights=weights)
-        variance = np.average((embeddings - mean) ** 2, axis=0, weights=weights)
-        scale = np.sqrt(variance)
+    def of(cls, embeddings: np.ndarray) -> "Standardise":
+        """Standardise as these embeddings need it, each of which counts once.
+
+        Were they weighted, a class of a high weight would be moved to the centre, where
+        a head that begins at zero gives it the score of the others.
+        """
+        mean, scale = (
+            embeddings.mean(axis=0, dtype=float),
+            embeddings.std(axis=0, dtype=float),
+        )
         # A feature that hardly varies is left alone rather than blown up to noise.
-        scale[scale < 1e-6 * max(scale.max(), 1e-12)] = 1.0
-        return cls(mean, scale)
+        floor = _ROUNDING * np.maximum(np.abs(mean), scale.max())
+        return cls(mean, np.where(scale > floor, scale, 1.0))
 
     @classmethod
     def nothing(cls, n_features: int) -> "Standardise":
@@ -36,9 +45,12 @@ class Standardise(nn.Module):
 
 
 def make_head(
-    standardise: Standardise, hidden_layer_sizes: tuple, dropout: float, n_outputs: int
+    standardise: Standardise, hidden_layer_sizes: tuple, dropout: float, scores
 ) -> nn.Sequential:
-    """Make the layers that stand on the embedding."""
+    """Make the layers that stand on the embedding.
+
+    `scores`, of shape (n_outputs,), are what they put out at first for any image.
+    """
     layers, width = [standardise], len(standardise.mean)
     for size in hidden_layer_sizes:
         layers += [nn.Linear(width, size), nn.ReLU()]
@@ -47,10 +59,11 @@ def make_head(
         width = size
     if dropout and not len(hidden_layer_sizes):
         layers.append(nn.Dropout(dropout))
-    output = nn.Linear(width, n_outputs)
-    # Zero scores for all classes at first: no random gradient reaches the backbone.
+    output = nn.Linear(width, len(scores))
+    # The same for all images at first: no random gradient reaches the backbone.
     nn.init.zeros_(output.weight)
-    nn.init.zeros_(output.bias)
+    with torch.no_grad():
+        output.bias.copy_(torch.as_tensor(scores))
     # As the backbones, whatever torch's default is.
     return nn.Sequential(*layers, output).float()
 

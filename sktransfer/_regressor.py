@@ -1,10 +1,14 @@
 """FineTuneRegressor: a pretrained network, tuned to predict numbers."""
 
 import numpy as np
+import torch
 from sklearn.base import RegressorMixin, _fit_context
 from sklearn.model_selection import ShuffleSplit
 
-from sktransfer._finetune import BaseFineTune
+from sktransfer._finetune import POSITIVE, BaseFineTune
+
+# Of float64, with a margin: targets that vary less than this share are equal.
+_ROUNDING = 1e-12
 
 
 class FineTuneRegressor(RegressorMixin, BaseFineTune):
@@ -27,7 +31,8 @@ class FineTuneRegressor(RegressorMixin, BaseFineTune):
     freeze : int or str, default=0
         How many leading stages stay as they are, to the last bit, batch-norm
         statistics included: a number (negative counts from the end), the name of the
-        last frozen stage, or "all", which trains the head alone (a linear probe).
+        last frozen stage, or "all", which fits the head alone (a linear probe). Where
+        only stages without parameters, such as pooling, would be left, it is "all".
     hidden_layer_sizes : tuple of int, default=()
         Widths of fully connected ReLU layers between embedding and output.
     dropout : float, default=0.0
@@ -42,7 +47,7 @@ class FineTuneRegressor(RegressorMixin, BaseFineTune):
         Ratio of the backbone's learning rate to the head's.
     layer_decay : float, default=1.0
         Factor that multiplies the learning rate once more for each stage towards
-        the input.
+        the input. Stages without parameters do not count.
     weight_decay : float, default=1e-4
         Of all weights but biases and norms, as the optimizer understands it.
     l2_sp : float, default=0.0
@@ -61,14 +66,16 @@ class FineTuneRegressor(RegressorMixin, BaseFineTune):
         How learning rates change from batch to batch.
     batch_size : int, default=32
         Images per training step.
-    augment : None, "light", "strong" or callable, default=None
-        Random changes of training images, inside `fit` only: "light" crops and flips,
-        "strong" applies TrivialAugmentWide as well. A callable takes and returns a
-        picture, a tensor of shape (3, H, W). Without augmentation, frozen stages
-        compute each image once; with it, in each epoch.
+    augment : None, "mild", "light", "strong" or callable, default=None
+        Random changes of training images, inside `fit` only: "mild" crops a little,
+        and suits also pictures whose left and right differ in meaning (text, hands,
+        digits); "light" crops more and flips, for photographs; "strong" applies
+        TrivialAugmentWide as well. A callable takes and returns a picture, a tensor of
+        shape (3, H, W). Without augmentation, frozen stages compute each image once;
+        with it, in each epoch.
     early_stopping : bool, default=False
         Set part of the data aside, stop when its loss no longer falls, and return to
-        the best epoch.
+        the epoch of its least loss.
     validation_fraction : float, default=0.1
         The part set aside if `early_stopping`.
     n_iter_no_change : int, default=5
@@ -89,7 +96,8 @@ class FineTuneRegressor(RegressorMixin, BaseFineTune):
         candidates and epochs of a search then share them. "auto" in memory, a folder
         between processes and runs, None nowhere.
     warm_start : bool, default=False
-        Start a further `fit` from the weights of the last one.
+        Start a further `fit` from the weights of the last one. (A solved head has one
+        optimum, whatever it starts from.)
     random_state : int, RandomState instance or None, default=None
         Seed of initialisation, order, augmentation and dropout.
     verbose : int, default=0
@@ -100,6 +108,17 @@ class FineTuneRegressor(RegressorMixin, BaseFineTune):
         Callbacks are added to ours; a ``"criterion"`` is a class that takes
         ``reduction="none"``, as torch's losses do. With ``"accelerator"``, an
         ``accelerate.Accelerator``, the processes that it knows train together.
+        Parameters of this estimator, such as ``lr``, are refused here.
+    solve_head : bool, default=True
+        Whether a linear head on stages that are all frozen is solved to its optimum,
+        by scikit-learn's `Ridge` on the standardised embeddings. Then the parameters
+        of the training, such as `lr`, `max_epochs` and `early_stopping`, do not
+        matter. False trains this last layer by gradient descent, as do
+        `hidden_layer_sizes`, `dropout`, `augment`, `net_params` and an optimizer class.
+    alpha : float or None, default=None
+        Regularisation strength of a solved head, as in `Ridge`. None chooses it, for
+        each target, by the squared error of leaving out each training image (of five
+        parts of the `groups`, if there are any).
 
     Attributes
     ----------
@@ -110,11 +129,14 @@ class FineTuneRegressor(RegressorMixin, BaseFineTune):
     net_ : skorch.NeuralNet
         The net that trained the stages that were not frozen, and the head.
     history_ : list of dict
-        A row for each epoch: ``phase`` ("head" or "tune"), ``epoch``,
+        A row for each epoch: ``phase`` ("head", "tune" or "solve"), ``epoch``,
         ``train_loss``, ``seconds``, with early stopping also ``valid_loss`` and
         ``valid_score``. ``pandas.DataFrame(model.history_)`` makes it a table.
     n_images_ : int
         Number of images of positive weight that it learnt from.
+    alpha_ : float, or ndarray of shape (n_outputs,)
+        The alpha that was given or chosen, for each target if there are several. Only
+        of a head that was solved.
     n_iter_ : int
         Epochs of tuning, with those of the fits that this one went on from.
     source_ : Backbone
@@ -153,6 +175,12 @@ class FineTuneRegressor(RegressorMixin, BaseFineTune):
     True
     """
 
+    _parameter_constraints: dict = {
+        **BaseFineTune._parameter_constraints,
+        "alpha": [POSITIVE, None],
+    }
+    _penalty = "alpha"
+
     def __init__(
         self,
         backbone="tiny",
@@ -185,6 +213,8 @@ class FineTuneRegressor(RegressorMixin, BaseFineTune):
         verbose=0,
         net_params=None,
         unfreeze_every=0,
+        solve_head=True,
+        alpha=None,
     ):
         super().__init__(
             backbone,
@@ -216,11 +246,17 @@ class FineTuneRegressor(RegressorMixin, BaseFineTune):
             verbose=verbose,
             net_params=net_params,
             unfreeze_every=unfreeze_every,
+            solve_head=solve_head,
         )
+        self.alpha = alpha
 
     @_fit_context(prefer_skip_nested_validation=True)
     def partial_fit(self, X, y, sample_weight=None):
         """Train one epoch more, or the first one.
+
+        At a constant learning rate, since nobody knows how many calls will come; what
+        the optimizer has learnt of its gradients is kept between calls, also in a
+        pickle, but not by `save`. Targets are standardised by all that have come.
 
         Parameters
         ----------
@@ -250,27 +286,48 @@ class FineTuneRegressor(RegressorMixin, BaseFineTune):
         return y if self.multi_output_ else y[:, 0]
 
     def _encode(self, y, weights, classes, known):
-        """Standardised targets, and what is then known of them."""
+        """Targets as columns, and what is then known of them."""
         columns = y.astype(np.float64).reshape(len(y), -1)
         if known is None:
-            mean = np.average(columns, axis=0, weights=weights)
-            scale = np.sqrt(np.average((columns - mean) ** 2, axis=0, weights=weights))
-            known = {
-                "target_mean_": mean,
-                "target_scale_": np.where(scale > 0, scale, 1.0),
-                "multi_output_": y.ndim == 2,
-            }
+            known = {"multi_output_": y.ndim == 2, "target_mean_": columns[0]}
         if columns.shape[1] != len(known["target_mean_"]):
             raise ValueError(
                 f"y has {columns.shape[1]} targets, and the first fit had "
                 f"{len(known['target_mean_'])}. Pass as many, or fit anew."
             )
-        return (columns - known["target_mean_"]) / known["target_scale_"], known
+        return columns, known
+
+    def _standardised(self, examples, rows, known, before):
+        y, weights = examples.targets[rows], examples.weights[rows]
+        mean = np.average(y, axis=0, weights=weights)
+        variance = np.average((y - mean) ** 2, axis=0, weights=weights)
+        if before is not None:
+            so_far = known["target_mean_"], known["target_variance_"], before.seen[0]
+            mean, variance = _joined((mean, variance, weights.sum()), so_far)
+        scale = np.sqrt(variance)
+        # The rounding of equal targets is no scale.
+        scale = np.where(scale > _ROUNDING * np.abs(mean), scale, 1.0)
+        examples.targets = (examples.targets - mean) / scale
+        found = {"mean": mean, "variance": variance, "scale": scale}
+        return known | {f"target_{name}_": value for name, value in found.items()}
+
+    def _continued_head(self, start, known):
+        """Head of a fit that goes on: on another scale, it predicts the same."""
+        head, before = super()._continued_head(start, known), start.known
+        ratio = before["target_scale_"] / known["target_scale_"]
+        shift = before["target_mean_"] - known["target_mean_"]
+        output = head[-1]
+        with torch.no_grad():
+            output.weight.mul_(torch.from_numpy(ratio)[:, None])
+            output.bias.mul_(torch.from_numpy(ratio))
+            output.bias.add_(torch.from_numpy(shift / known["target_scale_"]))
+        return head
 
     def _known(self):
         return {
             "target_mean_": self.target_mean_,
             "target_scale_": self.target_scale_,
+            "target_variance_": self.target_variance_,
             "multi_output_": self.multi_output_,
         }
 
@@ -280,7 +337,7 @@ class FineTuneRegressor(RegressorMixin, BaseFineTune):
     def _class_weights(self, targets, weights, known):
         return 1.0
 
-    def _teacher_scores(self, X, known):
+    def _teacher_scores(self, X, rows, known):
         return None
 
     def _kind(self, known):
@@ -292,5 +349,18 @@ class FineTuneRegressor(RegressorMixin, BaseFineTune):
     def _loss_options(self):
         return {}
 
-    def _splitter(self, known, seed):
-        return ShuffleSplit(1, test_size=self.validation_fraction, random_state=seed)
+    def _splitter(self, known):
+        return ShuffleSplit
+
+
+def _joined(one, other) -> tuple:
+    """Mean and variance of two parts, each given as (mean, variance, weight).
+
+    Chan, Golub and LeVeque, "Algorithms for computing the sample variance", The
+    American Statistician 37, 1983.
+    """
+    (mean, variance, weight), (before, variance_before, weight_before) = one, other
+    share = weight / (weight + weight_before)
+    away = mean - before
+    joined = share * variance + (1 - share) * variance_before
+    return before + share * away, joined + share * (1 - share) * away**2

@@ -23,6 +23,20 @@ OPTIMIZERS = {
     "sgd": (torch.optim.SGD, {"momentum": 0.9, "nesterov": True}),
 }
 LR_SCHEDULES = ("cosine", "one-cycle", "constant")
+# Devices for which torch has fused optimizers, for each of its versions.
+_FUSED = ("cpu", "cuda")
+# Of `net_params`, what is a parameter of the estimator, which does more with it.
+_NOT_HERE = {
+    "module": "backbone",
+    "optimizer": "optimizer",
+    "lr": "lr",
+    "optimizer__lr": "lr",
+    "optimizer__param_groups": "backbone_lr_mult and layer_decay",
+    "max_epochs": "max_epochs",
+    "device": "device",
+    "train_split": "early_stopping and validation_fraction",
+    "warm_start": "warm_start",
+}
 # Of `net_params`, what becomes a part of something of ours.
 _OURS = ("callbacks", "criterion")
 # Li et al. (2018) weigh the head's decay at a tenth of the pull to the source.
@@ -40,14 +54,24 @@ class Rows(torch.utils.data.Dataset):
     weights : ndarray of shape (n,)
     training : bool
         Whether batch norm will see the batches, which needs two rows.
+    mean_weight : float, optional
+        What a row weighs on average, if not only these rows are to tell.
     """
 
-    def __init__(self, read: Callable, targets, weights, training: bool = False):
+    def __init__(
+        self,
+        read: Callable,
+        targets,
+        weights,
+        training: bool = False,
+        mean_weight: float | None = None,
+    ):
         self.read = read
         self.training = training
         # A mean of 1, so that a row weighs the same in whatever batch it comes; and in
         # float32 no weight is 0, which is the mark of a row that fills up a batch.
-        weights = np.maximum(weights / np.mean(weights), np.finfo(np.float32).tiny)
+        weights = weights / (mean_weight or np.mean(weights))
+        weights = np.maximum(weights, np.finfo(np.float32).tiny)
         y = np.column_stack([targets, weights])
         self.y = torch.from_numpy(y.astype(np.float32))
 
@@ -171,9 +195,10 @@ class PullToSource(Callback):
 
     def on_train_begin(self, net, **kwargs):
         own = dict(bare(net).suffix.named_parameters())
+        source = dict(self.source.named_parameters()) if own else {}
         self.start_ = {
             name: parameter.detach().to(own[name].device)
-            for name, parameter in self.source.named_parameters()
+            for name, parameter in source.items()
         }
 
     def on_grad_computed(self, net, named_parameters, **kwargs):
@@ -212,6 +237,15 @@ class GradualUnfreezing(Callback):
         bare(net).rest(0)
 
 
+class CountRealRows(Callback):
+    """Leave the rows that only fill up a batch out of the means of an epoch."""
+
+    def on_batch_end(self, net, batch, training, **kwargs):
+        _, y = batch
+        name = "train_batch_size" if training else "valid_batch_size"
+        net.history.record_batch(name, int((y[:, -1] > 0).sum()))
+
+
 class RefuseDivergence(Callback):
     """Stop with an error where the loss is no number: nothing is learnt from there."""
 
@@ -230,17 +264,20 @@ class RefuseDivergence(Callback):
 def validation_accuracy(net, X, y) -> float:
     """Accuracy on the validation rows, for the table of epochs."""
     scores = net.predict_proba(X)
-    target = X.y[:, :-1].numpy()
+    target, weights = X.y[:, :-1].numpy(), X.y[:, -1].numpy()
     if net.criterion_.kind == "labels":
-        return float(((scores > 0) == (target > 0.5)).mean())
-    return float((scores.argmax(axis=1) == target[:, 0]).mean())
+        right = ((scores > 0) == (target > 0.5)).mean(axis=1)
+    else:
+        right = scores.argmax(axis=1) == target[:, 0]
+    return float(np.average(right, weights=weights))
 
 
 def validation_r2(net, X, y) -> float:
-    """R2 on the validation rows, targets weighted alike."""
-    target = X.y[:, :-1].numpy()
-    left = ((target - net.predict_proba(X)) ** 2).sum(axis=0)
-    total = ((target - target.mean(axis=0)) ** 2).sum(axis=0)
+    """R2 on the validation rows, the mean of that of each target."""
+    target, weights = X.y[:, :-1].numpy(), X.y[:, -1].numpy()
+    mean = np.average(target, axis=0, weights=weights)
+    left = weights @ (target - net.predict_proba(X)) ** 2
+    total = weights @ (target - mean) ** 2
     return float(np.mean(1 - left / np.maximum(total, 1e-12)))
 
 
@@ -265,6 +302,9 @@ class Plan:
     verbose: int = 0
     net_params: dict = field(default_factory=dict)
     loss_options: dict = field(default_factory=dict)
+    # Whether another call may go on, and what a call before has left for this one.
+    goes_on: bool = False
+    optimizer_before: torch.optim.Optimizer | None = None
 
 
 def train(network: Network, rows: Rows, valid: Rows | None, plan: Plan, epochs: int):
@@ -275,6 +315,8 @@ def train(network: Network, rows: Rows, valid: Rows | None, plan: Plan, epochs: 
     keep_freed_memory()
     net = _make_net(network, len(rows), valid, plan, epochs)
     net.initialize()
+    if plan.optimizer_before is not None:
+        _take_over_state(net.optimizer_, plan.optimizer_before)
     net.notify("on_train_begin", X=rows, y=None)
     if epochs:
         try:
@@ -293,14 +335,27 @@ def train(network: Network, rows: Rows, valid: Rows | None, plan: Plan, epochs: 
     # The net is kept, and pickled, without the data it was validated on, and without
     # callbacks that hold what it was trained with, on a GPU perhaps.
     net.train_split = None
-    ours = {name for name, _ in _callbacks(plan, 1, valid)}
+    ours = {name for name, _ in _callbacks(plan, 1, valid) + _stopping(plan, 1)}
     net.callbacks = plan.net_params.get("callbacks") or []
     net.callbacks_ = [pair for pair in net.callbacks_ if pair[0] not in ours]
-    # The averages of AdamW are twice the size of the network.
-    net.optimizer_.state.clear()
+    if not plan.goes_on:
+        # The averages of AdamW are twice the size of the network.
+        net.optimizer_.state.clear()
     if isinstance(net, SpreadNet):
         net.let_go()
     return net
+
+
+def _take_over_state(optimizer, before) -> None:
+    """Go on with the averages of an optimizer, if it was one for the same tensors."""
+    now = optimizer.state_dict()
+    groups = zip(optimizer.param_groups, before.param_groups, strict=False)
+    pairs = [(one["params"], other["params"]) for one, other in groups]
+    same = type(optimizer) is type(before) and all(
+        [p.shape for p in one] == [p.shape for p in other] for one, other in pairs
+    )
+    if same and len(optimizer.param_groups) == len(before.param_groups):
+        optimizer.load_state_dict({**now, "state": before.state_dict()["state"]})
 
 
 def _stopped_early(net) -> bool:
@@ -311,7 +366,17 @@ def _stopped_early(net) -> bool:
     )
 
 
+def _refuse_twofold(net_params: dict) -> None:
+    for name in net_params:
+        if name in _NOT_HERE:
+            raise ValueError(
+                f"net_params has {name!r}, which is set by the estimator. Use its own "
+                f"parameter, {_NOT_HERE[name]}, and leave it out of net_params."
+            )
+
+
 def _make_net(network, n_rows, valid, plan, epochs) -> NeuralNet:
+    _refuse_twofold(plan.net_params)
     settings = {
         **_optimizer_settings(network, plan),
         "lr": plan.lr,
@@ -341,13 +406,14 @@ def _make_net(network, n_rows, valid, plan, epochs) -> NeuralNet:
     callbacks = [
         *_callbacks(plan, epochs * math.ceil(n_rows / rows_per_step), valid),
         *(plan.net_params.get("callbacks") or []),
+        *_stopping(plan, epochs),
     ]
     return kind(_Factory(network), callbacks=callbacks, **settings)
 
 
 def _optimizer_settings(network, plan) -> dict:
     optimizer, options = OPTIMIZERS.get(plan.optimizer, (plan.optimizer, {}))
-    if plan.optimizer in OPTIMIZERS and torch.device(plan.device).type != "mps":
+    if plan.optimizer in OPTIMIZERS and torch.device(plan.device).type in _FUSED:
         # One pass over each tensor, in place of ten with copies between them.
         options = {"fused": True, **options}
     # L2-SP takes the place of the decay to zero, which would pull against it.
@@ -422,9 +488,10 @@ class _Factory:
 
 def _stage_rates(suffix, plan) -> list:
     """Learning rate of each stage: lower the further from the head."""
-    names = list(suffix._modules)
+    # Pooling and the like learn nothing, and are no step towards the input.
+    trained = [name for name, stage in suffix._modules.items() if [*stage.parameters()]]
     rates = {}
-    for distance, name in enumerate(reversed(names)):
+    for distance, name in enumerate(reversed(trained)):
         factor = plan.backbone_lr_mult * plan.layer_decay**distance
         rates[name] = plan.lr * factor
     # Below whatever wraps the network, as torch.compile does.
@@ -432,15 +499,12 @@ def _stage_rates(suffix, plan) -> list:
 
 
 def _callbacks(plan, n_steps, valid) -> list:
-    callbacks = [("divergence", RefuseDivergence())]
+    callbacks = [("real_rows", CountRealRows()), ("divergence", RefuseDivergence())]
     if valid is not None:
         regression = plan.kind == "values"
         score = validation_r2 if regression else validation_accuracy
         scoring = EpochScoring(score, lower_is_better=False, name="valid_score")
         callbacks.append(("valid_score", scoring))
-    if plan.patience is not None and n_steps:
-        stopping = EarlyStopping(patience=plan.patience, load_best=True, sink=_silent)
-        callbacks.append(("early_stopping", stopping))
     if plan.lr_schedule == "cosine" and n_steps:
         factor = functools.partial(cosine, n_steps)
         schedule = LRScheduler(
@@ -448,7 +512,10 @@ def _callbacks(plan, n_steps, valid) -> list:
         )
         callbacks.append(("lr_schedule", schedule))
     elif plan.lr_schedule == "one-cycle" and n_steps:
-        schedule = LRScheduler(_one_cycle, n_steps=n_steps, step_every="batch")
+        own = {"optimizer__momentum", "optimizer__betas"} & plan.net_params.keys()
+        schedule = LRScheduler(
+            _one_cycle, n_steps=n_steps, keep_momentum=bool(own), step_every="batch"
+        )
         callbacks.append(("lr_schedule", schedule))
     if plan.l2_sp:
         callbacks.append(("l2_sp", PullToSource(plan.l2_sp, plan.source)))
@@ -458,14 +525,24 @@ def _callbacks(plan, n_steps, valid) -> list:
     return callbacks
 
 
-def _one_cycle(optimizer, n_steps, last_epoch=-1):
+def _stopping(plan, epochs) -> list:
+    """Stop early; after all other callbacks, which are to hear of the last epoch."""
+    if plan.patience is None or not epochs:
+        return []
+    # Any fall of the loss is one, however small.
+    settings = {"threshold": 0.0, "load_best": True, "sink": _silent}
+    return [("early_stopping", EarlyStopping(patience=plan.patience, **settings))]
+
+
+def _one_cycle(optimizer, n_steps, keep_momentum, last_epoch=-1):
+    has_momentum = not optimizer.defaults.keys().isdisjoint(("momentum", "betas"))
     peaks = [group["lr"] for group in optimizer.param_groups]
     # One step more than there are, since skorch asks for the rate after the last.
     return lr_scheduler.OneCycleLR(
         optimizer,
         max_lr=peaks,
         total_steps=n_steps + 1,
-        cycle_momentum=not optimizer.defaults.keys().isdisjoint(("momentum", "betas")),
+        cycle_momentum=has_momentum and not keep_momentum,
     )
 
 

@@ -30,35 +30,56 @@ class Examples:
 
     Rows of weight 0 are dropped, and the weights of equal rows summed: then a weight
     of k is the same as k copies to the last digit, and so is any order of the rows.
+
+    Parameters
+    ----------
+    images : Images of length n
+        Of those that are kept, ``images.rows`` tells where they were.
+    targets : ndarray of shape (n, n_columns)
+    weights : ndarray of shape (n,)
+    groups : ndarray of int of shape (n,), optional
+        What is not to be divided between training and validation.
     """
 
-    def __init__(self, images: Images, targets: np.ndarray, weights: np.ndarray):
+    def __init__(self, images: Images, targets, weights, groups=None):
         positive = np.flatnonzero(weights > 0)
-        images, weights = images.take(positive), weights[positive]
+        images = images.take(positive)
         targets = np.asarray(targets, dtype=np.float64)[positive]
-        digests = image_digests(images)
-        merged = {}
+        digests, copies = image_digests(images), {}
         for row, image in enumerate(digests):
-            key = image + targets[row].tobytes()
-            merged.setdefault(key, [row, 0.0])[1] += weights[row]
-        firsts = [merged[key] for key in sorted(merged)]
-        order = [row for row, _ in firsts]
+            copies.setdefault(image + targets[row].tobytes(), []).append(row)
+        equal = [copies[key] for key in sorted(copies)]
+        order = [rows[0] for rows in equal]
         self.images = images.take(order)
         self.digests = [digests[row] for row in order]
         self.targets = targets[order]
-        self.weights = np.array([weight for _, weight in firsts])
+        self.weights = np.array([weights[positive[rows]].sum() for rows in equal])
+        self.groups = None
+        if groups is not None:
+            # Of copies in several groups, whatever order they come in.
+            self.groups = np.array([groups[positive[rows]].min() for rows in equal])
+        self.seen = self.weights.sum(), len(self.weights)
+        self.mean_weight = None
 
     def __len__(self):
         return len(self.weights)
+
+    def go_on_from(self, weight: float, count: int) -> None:
+        """Weigh these examples against those of the calls before.
+
+        Else a call with examples of a single class would weigh as much as any other,
+        however much that class weighs.
+        """
+        self.seen = self.seen[0] + weight, self.seen[1] + count
+        self.mean_weight = self.seen[0] / self.seen[1]
 
     def rows(self, read, chosen, training: bool = False) -> Rows:
         """Give chosen examples to training; `read` turns their numbers into inputs."""
         chosen = np.asarray(chosen)
         targets, weights = self.targets[chosen], self.weights[chosen]
         # No lambda: workers that are spawned get a pickle of this.
-        return Rows(
-            functools.partial(_read_chosen, read, chosen), targets, weights, training
-        )
+        read = functools.partial(_read_chosen, read, chosen)
+        return Rows(read, targets, weights, training, self.mean_weight)
 
 
 def _read_chosen(read, chosen, rows):
@@ -139,9 +160,20 @@ class Inputs:
         recipe, squares = self.way.backbone.recipe, []
         for picture in self._pictures.get(rows):
             # A copy: what augments may do so in place.
-            x = self.augment(picture.clone())
+            x = _checked_augmented(self.augment(picture.clone()), self.augment)
             squares.append(x if x.shape[1:] == (recipe.crop,) * 2 else recipe.square(x))
         return stack_squares(squares)
+
+
+def _checked_augmented(x, augment) -> torch.Tensor:
+    if isinstance(x, torch.Tensor) and x.ndim == 3 and x.shape[0] == 3:
+        return x
+    shape = f" of shape {tuple(x.shape)}" if hasattr(x, "shape") else ""
+    raise ValueError(
+        f"augment={augment!r} returned a {type(x).__name__}{shape}, where a picture, a "
+        "tensor of shape (3, H, W), is needed. A function that changes its picture in "
+        "place has to return it, too."
+    )
 
 
 class _Pictures:
