@@ -7,7 +7,6 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-
 # Of float32, with a margin: what varies less than this share of its size is constant.
 _ROUNDING = 1e-6
 
