@@ -1,4 +1,4 @@
-"""Linear heads on embeddings that stay as they are: convex, and solved to the optimum."""
+"""Linear heads on frozen embeddings: convex problems, solved to their optimum."""
 
 import warnings
 from dataclasses import dataclass
@@ -97,12 +97,7 @@ def solve_head(kind: str, head: nn.Sequential, embeddings, examples, penalty=Non
     with torch.inference_mode():
         Z = standardise(torch.from_numpy(embeddings).double()).numpy()
     rotated, back = _fewer_columns(Z)
-    solve = {
-        "classes": _solve_classes,
-        "labels": _solve_labels,
-        "values": _solve_values,
-    }
-    found = solve[kind](rotated, examples, output.out_features, penalty)
+    found = _SOLVERS[kind](rotated, examples, output.out_features, penalty)
     loss = _loss(kind, found.scores(rotated), examples)
     with torch.no_grad():
         output.weight.copy_(torch.from_numpy(back(found.coef)))
@@ -142,11 +137,7 @@ def _solve_classes(Z, examples, n_classes, C) -> Solution:
 def _solve_labels(Z, examples, n_labels, C) -> Solution:
     def solve(codes):
         two = _logistic(Z, codes, examples.weights, examples.groups, 2, C)
-        return (
-            two.coef[1] - two.coef[0],
-            two.intercept[1] - two.intercept[0],
-            two.penalty,
-        )
+        return np.diff(two.coef, axis=0)[0], np.diff(two.intercept)[0], two.penalty
 
     labels = examples.targets.astype(int).T
     coef, intercept, penalty = zip(*map(solve, labels), strict=True)
@@ -277,3 +268,10 @@ def _group_losses(Z, y, weights, groups, alphas) -> np.ndarray:
             errors = y[test] - np.reshape(model.predict(Z[test]), (len(test), -1))
             losses[i] += weights[test] @ errors**2
     return losses
+
+
+_SOLVERS = {
+    "classes": _solve_classes,
+    "labels": _solve_labels,
+    "values": _solve_values,
+}

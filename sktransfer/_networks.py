@@ -26,10 +26,8 @@ class Standardise(nn.Module):
         Were they weighted, a class of a high weight would be moved to the centre, where
         a head that begins at zero gives it the score of the others.
         """
-        mean, scale = (
-            embeddings.mean(axis=0, dtype=float),
-            embeddings.std(axis=0, dtype=float),
-        )
+        mean = embeddings.mean(axis=0, dtype=float)
+        scale = embeddings.std(axis=0, dtype=float)
         # A feature that hardly varies is left alone rather than blown up to noise.
         floor = _ROUNDING * np.maximum(np.abs(mean), scale.max())
         return cls(mean, np.where(scale > floor, scale, 1.0))
