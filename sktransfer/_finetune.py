@@ -23,7 +23,7 @@ from sktransfer._backbones import Backbone
 from sktransfer._head import prior_scores, solve_head
 from sktransfer._images import check_images, checked_images, table_range
 from sktransfer._loading import SourceMixin, load_backbone, seeded
-from sktransfer._networks import Network, Standardise, make_head
+from sktransfer._networks import Network, Standardise, make_head, restandardise
 from sktransfer._passes import Pass, resolve_cache, resolve_device, resolve_precision
 from sktransfer._reprs import StagesReprMixin, Summary
 from sktransfer._training import LR_SCHEDULES, OPTIMIZERS, Plan, epochs_table, train
@@ -278,7 +278,9 @@ class BaseFineTune(StagesReprMixin, SourceMixin, BaseEstimator):
             elif start is None:
                 head, history = self._first_head(inputs, rows, held_out, known)
             else:
-                head, history = self._continued_head(start, known), []
+                head, history = copy.deepcopy(start.head), []
+                if before and inputs.all_frozen:
+                    restandardise(head, inputs.embeddings(), before.seen[1])
             network = inputs.network(
                 head, self.precision, fixed_norms=self.weights is not None
             )
@@ -414,10 +416,6 @@ class BaseFineTune(StagesReprMixin, SourceMixin, BaseEstimator):
     def _standardised(self, examples, rows, known, before):
         """Bring targets to the scale that is trained on, and tell what it is."""
         return known
-
-    def _continued_head(self, start, known):
-        """Head of a fit that goes on, for the targets of now."""
-        return copy.deepcopy(start.head)
 
     def _pass(self, backbone, depth, pooling="none") -> Pass:
         device = resolve_device(self.device)

@@ -65,6 +65,31 @@ def make_head(
     return nn.Sequential(*layers, output).float()
 
 
+def restandardise(head: nn.Sequential, embeddings: np.ndarray, n_before: int) -> None:
+    """Standardise by these embeddings, too; the head computes what it did before.
+
+    Parameters
+    ----------
+    head : nn.Sequential
+        A Standardise, and linear layers.
+    embeddings : ndarray of shape (n, n_features)
+    n_before : int
+        How many embeddings its standardisation stands on.
+    """
+    old, new = head[0], Standardise.of(embeddings)
+    share = len(embeddings) / (len(embeddings) + n_before)
+    away = new.mean - old.mean
+    mean = old.mean + share * away
+    variance = share * new.scale**2 + (1 - share) * old.scale**2
+    scale = (variance + share * (1 - share) * away**2).sqrt()
+    first = next(layer for layer in head if isinstance(layer, nn.Linear))
+    with torch.no_grad():
+        first.bias.add_(first.weight @ ((mean - old.mean) / old.scale))
+        first.weight.mul_(scale / old.scale)
+        old.mean.copy_(mean)
+        old.scale.copy_(scale)
+
+
 class Network(nn.Module):
     """What is trained: the stages after the frozen ones, and the head.
 

@@ -1,7 +1,6 @@
 """FineTuneRegressor: a pretrained network, tuned to predict numbers."""
 
 import numpy as np
-import torch
 from sklearn.base import RegressorMixin, _fit_context
 from sklearn.model_selection import ShuffleSplit
 
@@ -307,21 +306,11 @@ class FineTuneRegressor(RegressorMixin, BaseFineTune):
         scale = np.sqrt(variance)
         # The rounding of equal targets is no scale.
         scale = np.where(scale > _ROUNDING * np.abs(mean), scale, 1.0)
+        # A head that goes on speaks in these units: in others, of targets that are a
+        # thousand times as large, it would have all of them to learn by its bias.
         examples.targets = (examples.targets - mean) / scale
         found = {"mean": mean, "variance": variance, "scale": scale}
         return known | {f"target_{name}_": value for name, value in found.items()}
-
-    def _continued_head(self, start, known):
-        """Head of a fit that goes on: on another scale, it predicts the same."""
-        head, before = super()._continued_head(start, known), start.known
-        ratio = before["target_scale_"] / known["target_scale_"]
-        shift = before["target_mean_"] - known["target_mean_"]
-        output = head[-1]
-        with torch.no_grad():
-            output.weight.mul_(torch.from_numpy(ratio)[:, None])
-            output.bias.mul_(torch.from_numpy(ratio))
-            output.bias.add_(torch.from_numpy(shift / known["target_scale_"]))
-        return head
 
     def _known(self):
         return {
