@@ -11,9 +11,10 @@ from sklearn.base import (
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted
 
+from sktransfer._candidates import listed, make_candidates
 from sktransfer._images import check_images, checked_images
 from sktransfer._passes import resolve_cache
-from sktransfer._ranking import listed, make_candidates, rank, resolve_scoring
+from sktransfer._ranking import rank, resolve_scoring
 from sktransfer._tables import Table
 
 _SHARED = (
