@@ -1,6 +1,7 @@
 """The backbones to choose from, and the embeddings of all their stages."""
 
 import functools
+import itertools
 import os
 from dataclasses import dataclass, field, replace
 
@@ -18,6 +19,9 @@ from sktransfer._embeddings import (
 from sktransfer._extractor import PretrainedFeatureExtractor
 from sktransfer._lanes import readers, run_lanes
 from sktransfer._passes import Pass
+
+# Of the largest value: what ways of summing in float32 differ by.
+_ROUNDING = 1e-5
 
 
 @dataclass
@@ -46,6 +50,26 @@ class Candidate:
 
     def fail(self, error: Exception) -> None:
         self.error = said(error)
+
+    def merge(self) -> None:
+        """Leave out each stage whose embeddings are those of the next one.
+
+        A last stage that averages gives what the pooled stage before it gives.
+        """
+        both = list(zip(self.ways, self.features, strict=True))
+        kept = [
+            one
+            for one, following in itertools.zip_longest(both, both[1:])
+            if following is None or not _same_values(one[1], following[1])
+        ]
+        self.ways, self.features = map(list, zip(*kept, strict=True))
+
+
+def _same_values(one: np.ndarray, other: np.ndarray) -> bool:
+    """Whether embeddings are the same but for rounding."""
+    if one.shape != other.shape:
+        return False
+    return bool(np.abs(one - other).max() <= _ROUNDING * np.abs(other).max())
 
 
 def said(error: Exception) -> str:
@@ -108,7 +132,8 @@ def embed_all(images, candidates: list[Candidate], cache, verbose=0) -> None:
     """Embed images with all stages of all candidates, batch after batch.
 
     A batch is decoded once for all candidates of the same recipe, and each stage runs
-    once. A candidate that fails is left out from then on.
+    once. A candidate that fails is left out from then on. Of stages that give the
+    same, the last is left.
     """
     refusals = Refusals(images, strict=True)
     digests = image_digests(images, refusals) if cache is not None else None
@@ -148,6 +173,8 @@ def embed_all(images, candidates: list[Candidate], cache, verbose=0) -> None:
             run_lanes(batches, functools.partial(work, each), accept, device)
         finally:
             writer.flush()
+    for job in jobs:
+        job.candidate.merge()
 
 
 class _Embedding:

@@ -64,7 +64,9 @@ def rank_backbones(
         being better, of different names, which become columns. None are all three,
         without "h_score" where `y` are numbers.
     stages : "all", list of str or None, default=None
-        The stages to rank of each backbone; None is the last one.
+        The stages to rank of each backbone; None is the last one. Stages whose
+        embeddings are the same, such as a last one that averages and the one before
+        it, are one row, by the name of the last of them.
     cv : int, splitter, iterable or None, default=5
         Folds of the linear probe, the same for all candidates; None leaves it out.
     image_shape, image_size, device, precision, cache, random_state
@@ -281,7 +283,10 @@ def _costs(candidate: Candidate, way: Pass) -> dict:
     """What a stage costs: time, memory, and terms of use."""
     crop = way.backbone.recipe.crop
     count = way.size * torch.get_num_threads()
-    noise = torch.randint(0, 256, (count, 3, crop, crop), dtype=torch.uint8)
+    # Of its own, since the global generator is the caller's.
+    own = torch.Generator().manual_seed(0)
+    shape = (count, 3, crop, crop)
+    noise = torch.randint(0, 256, shape, dtype=torch.uint8, generator=own)
     seconds = min(_timed(noise, way) for _ in range(3))
     tensors = way.backbone.stages[: way.depth].state_dict().values()
     parameters = way.backbone.stages[: way.depth].parameters()

@@ -45,7 +45,8 @@ class BackboneSelector(
     scoring : str, callable or list of these, default="logme"
         See `rank_backbones`; of several, the best mean rank decides.
     stages : "all", list of str or None, default=None
-        The stages to choose from; None is the last one of each backbone.
+        The stages to choose from; None is the last one of each backbone. Of those
+        whose embeddings are the same, the last is one to choose.
     image_shape, image_size, device, precision, cache, random_state
         As in `PretrainedFeatureExtractor`.
     verbose : int, default=0
