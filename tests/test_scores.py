@@ -119,6 +119,9 @@ def test_ties_of_distances_and_of_votes_are_shared(k):
     ties[(ties == 0).all(axis=1)] = 1
     assert knn_score(X, y, k) == pytest.approx(knn_by_hand(X, y, k))
     assert knn_score(ties, y, k) == pytest.approx(knn_by_hand(ties, y, k))
+    # Lengths make no difference but one of rounding, which parts no ties.
+    lengths = np.random.default_rng(1).uniform(1, 3, (40, 1))
+    assert knn_score(ties * lengths, y, k) == knn_score(ties, y, k)
     # Where all are equally near, each class gets what it has among the others.
     assert knn_score(np.ones((6, 2)), [0, 0, 0, 0, 1, 1], k) == pytest.approx(4 / 6)
     # One neighbour of each class: a hit in two.
