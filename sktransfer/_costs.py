@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from sklearn.base import clone, is_classifier
 from sklearn.model_selection import (
@@ -36,8 +36,13 @@ class SearchCost:
     n_images : int
     n_passes : int
         How often the source network runs over all images, for the frozen stages and
-        for the first head: once for each network, since depths, folds, candidates and
-        epochs share what it gives, as long as the cache holds it.
+        for the first head. It is the most: parts of a pass count as a whole one.
+        Depths, folds, candidates and epochs share what it gives, so that there is one
+        for each network (a second one where images are augmented and only some stages
+        are frozen), as long as the cache holds it; one in memory is that of a single
+        process. With ``cache=None``, or random weights of no seed
+        (``weights=None, random_state=None``), each fit has passes of its own. Of
+        stages that only some candidates freeze, a second run is not counted.
     n_steps : int
         Images that pass the trained stages forwards and backwards, over all epochs.
         Where frozen stages cannot run beforehand (``augment``), they run in each. With
@@ -119,16 +124,18 @@ def search_cost(search, X, y=None, groups=None):
     _check(search)
     with _same_draws_afterwards():
         candidates, sizes = _plan(search, X, y, groups)
-        works = [_work_of(search.estimator, parameters) for parameters in candidates]
+        works = [_work_of(search, parameters) for parameters in candidates]
     epochs = [work.epochs for work in works]
     augmented = [work.augmented for work in works]
+    own = [work.own for work in works]
     refit = bool(search.refit)
     return SearchCost(
         n_candidates=len(candidates),
         n_splits=len(sizes),
         n_fits=len(candidates) * len(sizes) + refit,
         n_images=len(X),
-        n_passes=len({work.source for work in works} - {None}),
+        # The refit is not scored.
+        n_passes=_n_shared(works) + sum(own) * len(sizes) + refit * any(own),
         n_steps=sum(epochs) * sum(sizes) + refit * max(epochs) * len(X),
         n_augmented=sum(augmented) * len(sizes) + refit * max(augmented),
     )
@@ -138,18 +145,23 @@ def search_cost(search, X, y=None, groups=None):
 class _Work:
     """What each fit of a candidate computes.
 
-    `source` tells apart the passes over the source network; None is no pass.
+    `needs` are the outputs of source networks that all fits share, `gives` what is
+    known once they have been computed, in at most `passes` over the network. `own` is
+    how many passes each fit makes for itself, its scores included.
     """
 
-    source: tuple | None
+    needs: frozenset = frozenset()
+    gives: frozenset = frozenset()
+    passes: int = 1
+    own: int = 0
     epochs: int = 0
     augmented: bool = False
 
 
-def _work_of(estimator, parameters) -> _Work:
+def _work_of(search, parameters) -> _Work:
     # Copies, as in the search: a parameter of a part is not to be set on a part that
     # is itself a value of the grid.
-    estimator = clone(estimator).set_params(**copy.deepcopy(parameters))
+    estimator = clone(search.estimator).set_params(**copy.deepcopy(parameters))
     _, part = find_source(estimator)
     backbone = load_backbone(
         part.backbone,
@@ -159,12 +171,47 @@ def _work_of(estimator, parameters) -> _Work:
     )
     whole = backbone.cause(len(backbone.stages))
     key = whole, backbone.recipe, part.precision, part.device
-    if not isinstance(part, BaseFineTune):
-        return _Work((*key, backbone.depth(part.stage), part.pooling))
-    augmented = part.augment is not None
+    if isinstance(part, BaseFineTune):
+        work, again = _tuning(part, backbone, key)
+    else:
+        found = frozenset({(*key, backbone.depth(part.stage), part.pooling)})
+        work, again = _Work(found, found), True
+    random = part.weights is None and part.random_state is None
+    if part.cache is not None and not random:
+        return work
+    # Training images are run once more for their scores, where nothing is kept.
+    again = again and part.cache is None and search.return_train_score
+    own = int(bool(work.needs)) + int(again)
+    return replace(work, needs=frozenset(), gives=frozenset(), own=own)
+
+
+def _tuning(part, backbone, key) -> tuple[_Work, bool]:
+    """What fits of an estimator compute, and whether its scores take frozen stages."""
     depth = backbone.depth(part.freeze, parameter="freeze")
-    passes = part.weights is not None or (depth and not augmented)
-    return _Work(key if passes else None, part.max_epochs, augmented)
+    all_frozen, augmented = depth == len(backbone.stages), part.augment is not None
+    embeddings, frozen = (*key, "embeddings"), (*key, "frozen")
+    # For the first head; and of the frozen stages, for training or for prediction.
+    needs = {embeddings} if all_frozen or part.weights is not None else set()
+    needs |= {frozen} if depth and not all_frozen else set()
+    work = _Work(
+        needs=frozenset(needs),
+        # Pictures as they are leave, on the way to the embeddings, what stages give.
+        gives=frozenset(needs if augmented else {embeddings, frozen}),
+        passes=2 if augmented else 1,
+        epochs=part.max_epochs,
+        augmented=augmented,
+    )
+    return work, depth > 0
+
+
+def _n_shared(works) -> int:
+    """Number of passes that are shared by all fits, in the order of the candidates."""
+    known, count = set(), 0
+    for work in works:
+        missing = work.needs - known
+        count += min(len(missing), work.passes)
+        known |= work.gives if missing else set()
+    return count
 
 
 def _plan(search, X, y, groups) -> tuple[list[dict], list[int]]:

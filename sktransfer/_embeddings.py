@@ -2,6 +2,7 @@
 
 import functools
 import warnings
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -137,15 +138,11 @@ class _Job:
     def run(self, images, rows, refusals, n_jobs, accept) -> None:
         size = self.way.size
         batches = [rows[i : i + size] for i in range(0, len(rows), size)]
-        writer = _Writer(self.cache)
+        writer = Writer(self.cache)
 
         def store(batch, found, exact):
-            # What was computed in smaller batches may differ in the last bit.
-            keep = exact and self.cache is not None
-            for depth, depth_values in found.items() if keep else ():
-                keys = self._keys(batch, depth)
-                for key, value in zip(keys, depth_values, strict=True):
-                    writer.add(key, value.numpy())
+            for depth, depth_values in found.items() if writer.keeps(exact) else ():
+                writer.add(self._keys(batch, depth), depth_values)
             accept(batch, found[self.way.depth].numpy(), exact)
 
         try:
@@ -229,7 +226,7 @@ def run_on(
             out[row] = known[keys[row]]
         else:
             todo.append(row)
-    writer = _Writer(cache)
+    writer = Writer(cache)
 
     def work(batch):
         used, found = way.run_fitting(rows[batch], start)
@@ -237,8 +234,8 @@ def run_on(
 
     def accept(batch, values, exact):
         out[batch] = values.numpy()
-        for row in batch if keys and exact else ():
-            writer.add(keys[row], out[row])
+        if writer.keeps(exact):
+            writer.add([keys[row] for row in batch], values)
 
     batches = [todo[i : i + way.size] for i in range(0, len(todo), way.size)]
     run_lanes(batches, work, accept, way.device)
@@ -356,7 +353,7 @@ def _chunk(images, way, strict):
     return done, torch.from_numpy(np.array(values)), all(exact), refusals.rows
 
 
-class _Writer:
+class Writer:
     """Gathers rows, so that a store on disk gets few files rather than many."""
 
     _BYTES = 2**23
@@ -366,9 +363,15 @@ class _Writer:
         self._rows: dict[bytes, np.ndarray] = {}
         self._bytes = 0
 
-    def add(self, key: bytes, value: np.ndarray) -> None:
-        self._rows[key] = value
-        self._bytes += value.nbytes
+    def keeps(self, exact: bool) -> bool:
+        """Whether rows are kept: not those of smaller batches than their keys tell."""
+        # They may differ in the last bit.
+        return exact and self._cache is not None
+
+    def add(self, keys: Iterable[bytes], values: torch.Tensor) -> None:
+        for key, value in zip(keys, values.numpy(), strict=True):
+            self._rows[key] = value
+            self._bytes += value.nbytes
         if self._bytes >= self._BYTES:
             self.flush()
 

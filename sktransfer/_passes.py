@@ -174,10 +174,6 @@ class Pass:
         """Turn an image's source into the square of pixels that the way starts from."""
         return self.backbone.recipe.read(source)
 
-    def run(self, batch: torch.Tensor, start: int = 0, keep=None) -> dict:
-        """Run one batch through the stages; what `run_fitting` finds."""
-        return self.run_fitting(batch, start, keep)[1]
-
     def run_fitting(self, batch, start=0, keep=None) -> tuple["Pass", dict]:
         """Run one batch through the stages, in parts if the memory is too small.
 

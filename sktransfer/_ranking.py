@@ -1,11 +1,9 @@
 """Which pretrained network, and which of its stages, suits a task."""
 
-import functools
-import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -14,19 +12,17 @@ from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.model_selection import check_cv, cross_val_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
-from torch import nn
-from tqdm.auto import tqdm
 
-from sktransfer._embeddings import (
-    Refusals,
-    UnreadableImageError,
-    image_digests,
-    run_on,
-    stack_squares,
+from sktransfer._candidates import (
+    Candidate,
+    embed_all,
+    listed,
+    make_candidates,
+    said,
 )
+from sktransfer._embeddings import run_on
 from sktransfer._extractor import PretrainedFeatureExtractor
 from sktransfer._images import check_images, checked_images
-from sktransfer._lanes import readers, run_lanes
 from sktransfer._loading import weights_licence
 from sktransfer._passes import Pass, resolve_cache
 from sktransfer._scores import SCORES, is_classes
@@ -68,7 +64,9 @@ def rank_backbones(
         being better, of different names, which become columns. None are all three,
         without "h_score" where `y` are numbers.
     stages : "all", list of str or None, default=None
-        The stages to rank of each backbone; None is the last one.
+        The stages to rank of each backbone; None is the last one. Stages whose
+        embeddings are the same, such as a last one that averages and the one before
+        it, are one row, by the name of the last of them.
     cv : int, splitter, iterable or None, default=5
         Folds of the linear probe, the same for all candidates; None leaves it out.
     image_shape, image_size, device, precision, cache, random_state
@@ -134,96 +132,12 @@ def rank_backbones(
 
 
 @dataclass
-class Candidate:
-    """A backbone to rank: the ways to its stages, and what came of them."""
-
-    label: str
-    extractor: PretrainedFeatureExtractor
-    ways: list[Pass] = field(default_factory=list)
-    features: list[np.ndarray] = field(default_factory=list)
-    error: str | None = None
-
-    def load(self, stages) -> None:
-        """Load the backbone and find the ways, or note why that fails."""
-        try:
-            self.extractor._validate_params()
-            way = self.extractor._pass()
-            names = way.backbone.stage_names
-            if stages is None:
-                self.ways = [way]
-                return
-            depths = map(way.backbone.depth, names if stages == "all" else stages)
-            self.ways = [replace(way, depth=depth) for depth in sorted(set(depths))]
-        except Exception as error:
-            self.fail(error)
-
-    def fail(self, error: Exception) -> None:
-        self.error = _said(error)
-
-
-@dataclass
 class Result:
     """A row of the table, and what it is about; no way where that failed."""
 
     row: dict
     candidate: Candidate
     way: Pass | None = None
-
-
-def _said(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}"
-
-
-def listed(argument: str, given, accepted) -> list:
-    """Make a list of the backbones given for an argument, and refuse a bare one."""
-    # A text and an nn.Sequential could be gone through, too, by letter and by layer.
-    if isinstance(given, accepted) and not isinstance(given, str | bytes | nn.Module):
-        return list(given)
-    text = isinstance(given, str)
-    raise ValueError(
-        f"{argument} is {repr(given) if text else 'a ' + type(given).__name__}, and "
-        "accepted is a list of backbones. Pass a list, also of a single one: "
-        f"[{repr(given) if text else 'backbone'}]."
-    )
-
-
-def make_candidates(backbones: list, shared: dict, stages) -> list[Candidate]:
-    """Load backbones, or note why that fails; `shared` are parameters of them all."""
-    candidates = [_candidate(given, shared) for given in backbones]
-    for candidate in candidates:
-        candidate.load(stages)
-    return candidates
-
-
-def _candidate(given, shared: dict) -> Candidate:
-    extractor = given
-    if not isinstance(given, PretrainedFeatureExtractor):
-        extractor = PretrainedFeatureExtractor(given, **shared)
-    label, own, common = _label(extractor), extractor.image_shape, shared["image_shape"]
-    if own is not None and not _same_shape(own, common):
-        raise ValueError(
-            f"Candidate {label!r} has image_shape={own!r}, and the image_shape of all "
-            f"candidates is {common!r}: the images are read once for all. Pass "
-            f"image_shape={own!r} beside the candidates, or set that of the candidate "
-            "to None."
-        )
-    return Candidate(label, extractor)
-
-
-def _same_shape(one, other) -> bool:
-    both = isinstance(one, list | tuple) and isinstance(other, list | tuple)
-    return list(one) == list(other) if both else one is other
-
-
-def _label(extractor) -> str:
-    """Name a candidate by its network and, if they are not the usual ones, weights."""
-    name, weights = extractor.backbone, extractor.weights
-    if not isinstance(name, str):
-        name = getattr(name, "name", type(name).__name__)
-    if weights is None:
-        return f"{name}, random"
-    path = weights[0] if isinstance(weights, tuple) else weights
-    return name if path == "default" else f"{name}, {os.path.basename(str(path))}"
 
 
 def resolve_scoring(scoring, y) -> dict[str, Callable]:
@@ -293,94 +207,6 @@ def _place(results: list[Result], scores) -> None:
     results.sort(key=lambda one: (sum(one.row[p] for p in places), -one.row[first]))
 
 
-def embed_all(images, candidates: list[Candidate], cache, verbose=0) -> None:
-    """Embed images with all stages of all candidates, batch after batch.
-
-    A batch is decoded once for all candidates of the same recipe, and each stage runs
-    once. A candidate that fails is left out from then on.
-    """
-    refusals = Refusals(images, strict=True)
-    digests = image_digests(images, refusals) if cache is not None else None
-    jobs = [
-        _Embedding(c, cache, digests, len(images)) for c in candidates if not c.error
-    ]
-    size = max((job.ways[-1].size for job in jobs), default=1)
-    batches = [
-        range(i, min(i + size, len(images))) for i in range(0, len(images), size)
-    ]
-
-    def work(each, batch):
-        square = functools.cache(lambda recipe, row: refusals.read(row, recipe.read))
-        for job in jobs:
-            if job.candidate.error is None:
-                job.run(
-                    batch,
-                    lambda recipe, rows: each(functools.partial(square, recipe), rows),
-                )
-        yield (len(batch),)
-
-    device = jobs[0].ways[-1].device if jobs else "cpu"
-    with (
-        tqdm(
-            total=len(images), desc="ranking", unit="image", disable=not verbose
-        ) as progress,
-        readers(device) as each,
-    ):
-        run_lanes(batches, functools.partial(work, each), progress.update, device)
-
-
-class _Embedding:
-    """The embeddings of one candidate."""
-
-    def __init__(self, candidate, cache, digests, n_images):
-        self.candidate = candidate
-        self.cache = cache
-        self.ways = candidate.ways
-        self.keys = [way.keys(digests) for way in self.ways] if cache else None
-        self.out = [
-            np.empty((n_images, *way.shape), dtype=np.float32) for way in self.ways
-        ]
-        candidate.features = self.out
-
-    def run(self, batch, squares) -> None:
-        """Fill the rows of a batch: from the cache, or by one run of the stages."""
-        try:
-            missing = [row for row in batch if not self._known(row)]
-            size = self.ways[-1].size
-            for first in range(0, len(missing), size):
-                self._compute(missing[first : first + size], squares)
-        except UnreadableImageError:
-            raise
-        except Exception as error:
-            self.candidate.fail(error)
-
-    def _known(self, row) -> bool:
-        if self.cache is None:
-            return False
-        keys = [keys[row] for keys in self.keys]
-        found = self.cache.get_many(keys)
-        if len(found) < len(set(keys)):
-            return False
-        for out, key in zip(self.out, keys, strict=True):
-            out[row] = found[key]
-        return True
-
-    def _compute(self, rows, squares) -> None:
-        last = self.ways[-1]
-        keep = {way.depth: way.pooling for way in self.ways}
-        recipe = last.backbone.recipe
-        batch = stack_squares(squares(recipe, rows))
-        found = last.run(batch, keep=keep)
-        entries = {}
-        for i, way in enumerate(self.ways):
-            self.out[i][rows] = values = found[way.depth].numpy()
-            if self.cache is not None:
-                keys = (self.keys[i][row] for row in rows)
-                entries.update(zip(keys, values, strict=True))
-        if entries:
-            self.cache.put_many(entries)
-
-
 def _scored(candidate, y, scores, more) -> list[Result]:
     """Rows of the table, one for each stage."""
     if candidate.error is not None:
@@ -400,7 +226,7 @@ def _scored_stage(candidate, way, features, y, scores, more) -> Result:
         found |= dict.fromkeys(f"{name}_rank" for name in scores)
         found |= more(candidate, way, features) if more else {}
     except Exception as error:
-        return Result({**row, "error": _said(error)}, candidate)
+        return Result({**row, "error": said(error)}, candidate)
     return Result(row | found, candidate, way)
 
 
@@ -457,7 +283,10 @@ def _costs(candidate: Candidate, way: Pass) -> dict:
     """What a stage costs: time, memory, and terms of use."""
     crop = way.backbone.recipe.crop
     count = way.size * torch.get_num_threads()
-    noise = torch.randint(0, 256, (count, 3, crop, crop), dtype=torch.uint8)
+    # Of its own, since the global generator is the caller's.
+    own = torch.Generator().manual_seed(0)
+    shape = (count, 3, crop, crop)
+    noise = torch.randint(0, 256, shape, dtype=torch.uint8, generator=own)
     seconds = min(_timed(noise, way) for _ in range(3))
     tensors = way.backbone.stages[: way.depth].state_dict().values()
     parameters = way.backbone.stages[: way.depth].parameters()

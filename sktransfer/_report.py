@@ -3,13 +3,17 @@
 from collections import OrderedDict
 
 import numpy as np
+from scipy.sparse import issparse
 from scipy.stats import t as student_t
 from sklearn.base import clone, is_classifier
 from sklearn.dummy import DummyClassifier, DummyRegressor
+from sklearn.metrics import r2_score
 from sklearn.model_selection import check_cv, cross_validate
 from sklearn.model_selection._search import BaseSearchCV
+from sklearn.multiclass import OneVsRestClassifier
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.utils import check_consistent_length
+from sklearn.utils.multiclass import type_of_target
 from torch import nn
 from tqdm.auto import tqdm
 
@@ -36,6 +40,23 @@ _TRAIN_ALL = {
     "unfreeze_every": 0,
     "teacher": None,
 }
+# Fewer do not tell how much a difference varies: at two, one that is the same in both
+# by chance has an interval without width.
+_LEAST_FOLDS = 3
+# Of the largest score: differences that vary by less are the same.
+_ROUNDING = 1e-9
+_ALIKE = "cannot be distinguished from"
+# By the side of the model from scratch on which the estimator is.
+_VERDICTS = {
+    1: ("transfer helps", "is above"),
+    0: ("no evidence", _ALIKE),
+    -1: ("negative transfer", "is below"),
+}
+_SIMPLER = {
+    "linear probe": "A linear probe",
+    "pixels": "A linear model of the pixels",
+    "guessing": "Guessing",
+}
 
 
 class TransferReport(Table):
@@ -46,9 +67,11 @@ class TransferReport(Table):
     scores : dict of str to ndarray of shape (n_folds,)
         Test score of each model in each fold.
     verdict : {"transfer helps", "no evidence", "negative transfer"}
-        By the interval of the difference to the model from scratch.
+        By the interval of the difference to the model from scratch. Of two folds, or
+        of differences that are the same in all folds, there is no evidence.
     explanation : str
-        The verdict in a sentence or two.
+        The verdict in a few sentences; where there is no evidence, they say how small
+        a difference could not have been seen.
     """
 
     def __init__(self, rows, scores, verdict, explanation):
@@ -87,14 +110,15 @@ def transfer_report(
         Of a pipeline or a search, one part has to be one of these, or a
         `PretrainedFeatureExtractor`, and `X` has to be images.
     X : sequence of images, or array-like of shape (n_samples, n_pixels)
-    y : array-like of shape (n_samples,)
+    y : array-like of shape (n_samples,) or (n_samples, n_outputs)
         Labels, or numbers for a regressor.
     cv : int, splitter or iterable, default=5
-        Folds, at least two.
+        Folds, at least two; for a verdict, at least three.
     groups : array-like of shape (n_samples,), optional
         For splitters that keep groups of images together.
     scoring : str or callable, optional
-        As in scikit-learn, greater being better; None is accuracy, or R2.
+        A single score, as in scikit-learn, greater being better. None is that of a
+        search that is given, else accuracy, or R2.
     n_jobs : int or None, default=None
         Number of folds that are fitted at the same time.
     verbose : int, default=0
@@ -113,8 +137,8 @@ def transfer_report(
     Raises
     ------
     ValueError
-        If the estimator holds no pretrained network or several, or there are fewer
-        than two folds.
+        If the estimator holds no pretrained network or several, there are several
+        scores or fewer than two folds, or a fold has one image to get an R2 from.
 
     Notes
     -----
@@ -141,25 +165,33 @@ def transfer_report(
     ['as given', 'from scratch', 'linear probe', 'pixels', 'guessing']
     """
     check_consistent_length(X, y)
-    y = np.asarray(y)
-    models = _models(estimator)
+    y = y.toarray() if issparse(y) else np.asarray(y)
+    if scoring is None:
+        scoring = _own_scoring(estimator)
+    if not (scoring is None or isinstance(scoring, str) or callable(scoring)):
+        raise ValueError(_not_one(f"scoring={scoring!r} is not one score"))
+    multilabel = type_of_target(y) == "multilabel-indicator"
+    models = _models(estimator, multilabel)
     splitter = check_cv(cv, y, classifier=is_classifier(estimator))
     folds = list(splitter.split(X, y, groups))
     if len(folds) < 2:
         raise ValueError(
             f"cv={cv!r} makes {len(folds)} fold, and differences need at least two to "
-            "be judged. Pass cv=5."
+            "be judged. Nothing was fitted. Pass cv=5."
         )
+    _check_that_r2_is_defined(estimator, scoring, folds)
     settings = {"cv": folds, "scoring": scoring, "n_jobs": n_jobs}
     settings |= {"return_estimator": True, "error_score": "raise"}
-    found = {
-        name: cross_validate(model, X, y, **settings)
-        for name, model in tqdm(models.items(), unit="model", disable=not verbose)
-    }
+    found = {}
+    for name, model in tqdm(models.items(), unit="model", disable=not verbose):
+        found[name] = cross_validate(model, X, y, **settings)
+        if "test_score" not in found[name]:
+            raise ValueError(_not_one(f"scoring={scoring!r} gives several scores"))
     scores = {name: result["test_score"] for name, result in found.items()}
     test_share = np.mean([len(test) / len(train) for train, test in folds])
     rows = [_row(name, found[name], scores[AS_GIVEN], test_share) for name in found]
-    return TransferReport(rows, scores, *_judge(rows))
+    sizes = sorted({len(test) for _, test in folds})
+    return TransferReport(rows, scores, *_judge(rows, scores, sizes))
 
 
 def corrected_interval(differences, test_share: float, level: float = 0.95) -> tuple:
@@ -173,7 +205,43 @@ def corrected_interval(differences, test_share: float, level: float = 0.95) -> t
     return float(np.mean(differences) - reach), float(np.mean(differences) + reach)
 
 
-def _models(estimator) -> dict:
+def _own_scoring(estimator):
+    """Scoring by which an estimator scores itself; None is that of its kind."""
+    if isinstance(estimator, Pipeline):
+        return _own_scoring(estimator[-1])
+    if not isinstance(estimator, BaseSearchCV):
+        return None
+    scoring, chosen = estimator.scoring, estimator.refit
+    if scoring is None:
+        return _own_scoring(estimator.estimator)
+    if isinstance(scoring, str) or callable(scoring) or not isinstance(chosen, str):
+        return scoring
+    # Of several, that is the one that chooses the best candidate.
+    return scoring[chosen] if isinstance(scoring, dict) else chosen
+
+
+def _not_one(found: str) -> str:
+    return (
+        f"{found}, and models are compared by one. Accepted are the "
+        "name of a score, a callable (estimator, X, y) -> float, and None. No report "
+        "was made. Pass one after the other, such as scoring='balanced_accuracy'."
+    )
+
+
+def _check_that_r2_is_defined(estimator, scoring, folds) -> None:
+    is_r2 = scoring == "r2" or getattr(scoring, "_score_func", None) is r2_score
+    if not is_r2 and (scoring is not None or is_classifier(estimator)):
+        return
+    for number, (_, test) in enumerate(folds, start=1):
+        if len(test) < 2:
+            raise ValueError(
+                f"Fold {number} of {len(folds)} has {len(test)} image to test on, and "
+                "R2 is defined for two and more. Nothing was fitted. Pass fewer "
+                "folds, such as cv=5, or scoring='neg_mean_absolute_error'."
+            )
+
+
+def _models(estimator, multilabel=False) -> dict:
     """Make the models to compare, by name."""
     classes = is_classifier(estimator)
     name, source = find_source(estimator)
@@ -189,11 +257,14 @@ def _models(estimator) -> dict:
     pixels = PretrainedFeatureExtractor(
         _pixels(), image_shape=source.image_shape, cache=source.cache
     )
+    scale, linear = linear_steps(classes)
+    if classes and multilabel:
+        linear = OneVsRestClassifier(linear)
     return {
         AS_GIVEN: estimator,
         SCRATCH: scratch,
-        "linear probe": make_pipeline(extractor, *linear_steps(classes)),
-        "pixels": make_pipeline(pixels, *linear_steps(classes)),
+        "linear probe": make_pipeline(extractor, scale, linear),
+        "pixels": make_pipeline(pixels, scale, linear),
         "guessing": DummyClassifier() if classes else DummyRegressor(),
     }
 
@@ -254,34 +325,76 @@ def _n_trained(fitted) -> int | None:
         return _n_trained(fitted[-1])
     if isinstance(fitted, BaseFineTune):
         return fitted.n_trained_parameters_
+    if isinstance(fitted, OneVsRestClassifier):
+        return sum(_n_trained(one) or 0 for one in fitted.estimators_)
     if hasattr(fitted, "coef_"):
         return int(np.size(fitted.coef_) + np.size(fitted.intercept_))
     return 0 if isinstance(fitted, DummyClassifier | DummyRegressor) else None
 
 
-def _judge(rows) -> tuple[str, str]:
-    """Verdict, and its explanation."""
+def _judge(rows, scores, sizes) -> tuple[str, str]:
+    """Verdict, and its explanation; `sizes` are the numbers of images of the folds."""
     by_name = {row["model"]: row for row in rows}
     given, scratch = by_name[AS_GIVEN], by_name[SCRATCH]
-    if scratch["low"] > 0:
-        verdict, sign = "transfer helps", "above"
-    elif scratch["high"] < 0:
-        verdict, sign = "negative transfer", "below"
-    else:
-        verdict, sign = "no evidence", "not to be told from"
+    open_ = _why_open(scores[AS_GIVEN], scores[SCRATCH])
+    side = 0 if open_ else _side(scratch)
+    verdict, how = _VERDICTS[side]
     text = (
-        f"{verdict.capitalize()}: {given['score']:.3f} is {sign} the "
-        f"{scratch['score']:.3f} from scratch (95 % interval of the difference "
-        f"{scratch['low']:+.3f} to {scratch['high']:+.3f})."
+        f"{verdict.capitalize()}: {given['score']:.3f} {how} the "
+        f"{scratch['score']:.3f} from scratch"
     )
-    simpler = {
-        "linear probe": "A linear probe",
-        "pixels": "A linear model of the pixels",
-        "guessing": "Guessing",
-    }
-    for name, what in simpler.items():
+    low, high = scratch["low"], scratch["high"]
+    if open_:
+        text += f", since {open_}."
+    else:
+        text += f" (95 % interval of the difference {low:+.3f} to {high:+.3f})."
+    if not open_ and not side:
+        n_folds = len(scores[AS_GIVEN])
+        text += (
+            f" Differences below {(high - low) / 2:.2g} could not be seen with "
+            f"{n_folds} folds of {_images(sizes)}."
+        )
+    return verdict, text + _simpler(by_name, scores)
+
+
+def _simpler(by_name, scores) -> str:
+    """Sentences on the simpler models that the estimator is not better than."""
+    text = ""
+    for name, what in _SIMPLER.items():
         row = by_name[name]
-        if row["low"] <= 0:
-            better = "better than" if row["high"] < 0 else "not to be told from"
-            text += f" {what} ({row['score']:.3f}) is {better} it."
-    return verdict, text
+        side = 0 if _why_open(scores[AS_GIVEN], scores[name]) else _side(row)
+        if side <= 0:
+            how = "is better than" if side < 0 else _ALIKE
+            text += f" {what} ({row['score']:.3f}) {how} it."
+    return text
+
+
+def _side(row) -> int:
+    """1 if the estimator is better than a model, -1 if worse, 0 if that is open."""
+    return int(row["low"] > 0) - int(row["high"] < 0)
+
+
+def _why_open(given, other) -> str | None:
+    """Why scores in folds cannot tell models apart, whatever their interval is."""
+    differences, n_folds = given - other, len(given)
+    if not np.isfinite(differences).all():
+        fold = np.flatnonzero(~np.isfinite(differences))[0]
+        return f"the scores of fold {fold + 1} are {given[fold]} and {other[fold]}"
+    if n_folds < _LEAST_FOLDS:
+        return (
+            f"{n_folds} folds are too few to tell how much the difference varies: pass "
+            f"at least {_LEAST_FOLDS}, such as cv=5"
+        )
+    if np.ptp(differences) <= _ROUNDING * np.abs([given, other]).max():
+        return (
+            f"the difference is {differences.mean():+.3f} in each of the {n_folds} "
+            "folds, and without spread nothing tells how much it would vary: pass "
+            "more images or, for classes, scoring='neg_log_loss'"
+        )
+    return None
+
+
+def _images(sizes) -> str:
+    """Tell the numbers of images of folds."""
+    count = f"{sizes[0]}" if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]}"
+    return f"{count} image{'s' * (sizes[-1] > 1)}"

@@ -1,9 +1,13 @@
 """Transferability scores: how well embeddings suit a task, without training on it."""
 
+from numbers import Integral
+
 import numpy as np
 from scipy import linalg
+from scipy.sparse import csr_array
 from sklearn.covariance import LedoitWolf
-from sklearn.neighbors import KNeighborsClassifier, KNeighborsRegressor
+from sklearn.metrics import r2_score
+from sklearn.preprocessing import normalize
 from sklearn.utils import check_X_y
 from sklearn.utils.multiclass import check_classification_targets, type_of_target
 
@@ -11,6 +15,10 @@ from sklearn.utils.multiclass import check_classification_targets, type_of_targe
 _LEAST_NOISE = 1e-10
 # Of the largest squared singular value: ratios of precisions to search through.
 _RATIOS = np.logspace(-12, 12, 97)
+# Of cosine similarities: those no further apart are equal.
+_ROUNDING = 1e-12
+# Similarities in memory at a time.
+_BLOCK = 2**23
 
 
 def is_classes(y) -> bool:
@@ -121,6 +129,7 @@ def h_score(features, y) -> float:
     ``trace(S^-1 (1 - a) B)``, with ``B`` the covariance of the class means and ``S``
     the covariance of the features, shrunk by Ledoit and Wolf's intensity ``a``, which
     makes the score usable with more features than samples [2]_. Higher is better.
+    Both covariances are sums over the ``n`` samples divided by ``n``, not ``n - 1``.
 
     Parameters
     ----------
@@ -180,11 +189,19 @@ def knn_score(features, y, n_neighbors=5) -> float:
     y : array-like of shape (n_samples,) or, for regression, (n_samples, n_targets)
         Labels (strings, integers, booleans), or numbers.
     n_neighbors : int, default=5
-        At most one less than there are samples.
+        At most as many as there are other samples are counted.
 
     Returns
     -------
     float
+        The same for any order of the samples.
+
+    Notes
+    -----
+    What is as near as the last neighbour is counted, too: if, say, three samples are
+    equally near and two of them are still to be counted, each counts for two thirds.
+    Where ``m`` classes have the most votes and the right one is among them, that is
+    ``1 / m`` of a hit, as if one of them were drawn.
 
     References
     ----------
@@ -200,9 +217,55 @@ def knn_score(features, y, n_neighbors=5) -> float:
     True
     """
     features, y = _checked(features, y)
-    kind = KNeighborsClassifier if is_classes(y) else KNeighborsRegressor
-    model = kind(min(n_neighbors, len(y) - 1), metric="cosine").fit(features, y)
-    return float(model.score(None, y))
+    if not isinstance(n_neighbors, Integral) or n_neighbors < 1:
+        raise ValueError(
+            f"n_neighbors={n_neighbors!r} is no number of neighbours. Accepted are "
+            "positive integers. No score was computed. Pass a number such as 5."
+        )
+    classes = is_classes(y)
+    targets = _indicators(y) if classes else y.astype(float).reshape(len(y), -1)
+    order = _order_by_content(np.hstack([features, targets]))
+    targets = targets[order]
+    found = _neighbour_means(normalize(features[order]), targets, n_neighbors)
+    if not classes:
+        return float(r2_score(targets, found))
+    most = found == found.max(axis=1, keepdims=True)
+    return float((most / most.sum(axis=1, keepdims=True))[targets == 1].mean())
+
+
+def _order_by_content(rows) -> np.ndarray:
+    """Numbers of the rows in an order that does not depend on the one they are in.
+
+    The last bits of sums and products do depend on the order of what is computed.
+    """
+    # A zero may have a sign, but that makes no other row of it.
+    whole = np.ascontiguousarray(rows + 0.0)
+    return np.argsort(whole.view(f"V{whole.itemsize * whole.shape[1]}").ravel())
+
+
+def _neighbour_means(units, targets, n_neighbors) -> np.ndarray:
+    """Mean target of the nearest neighbours of each row, itself left out.
+
+    For indicators, they are whole numbers but for one division by the same: equal
+    ones are equal to the last bit.
+    """
+    n = len(units)
+    k, step = min(n_neighbors, n - 1), max(1, _BLOCK // n)
+    means = []
+    for first in range(0, n, step):
+        near = units[first : first + step] @ units.T
+        rows = np.arange(len(near))
+        near[rows, first + rows] = -np.inf
+        last = np.partition(near, n - k, axis=1)[:, n - k, None]
+        row, column = np.nonzero(near >= last - _ROUNDING)
+        nearer = near[row, column] > last[row, 0] + _ROUNDING
+        n_nearer, n_near = (np.bincount(row, w, len(near)) for w in (nearer, None))
+        # Nearer ones count in full; those as near as the last share what is left.
+        n_equal, n_left = n_near - n_nearer, k - n_nearer
+        counts = np.where(nearer, n_equal[row], n_left[row])
+        counts = csr_array((counts, (row, column)), near.shape)
+        means.append(counts @ targets / (n_equal * k)[:, None])
+    return np.concatenate(means)
 
 
 SCORES = {"logme": logme_score, "h_score": h_score, "knn": knn_score}

@@ -11,9 +11,10 @@ from sklearn.base import (
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted
 
+from sktransfer._candidates import listed, make_candidates
 from sktransfer._images import check_images, checked_images
 from sktransfer._passes import resolve_cache
-from sktransfer._ranking import listed, make_candidates, rank, resolve_scoring
+from sktransfer._ranking import rank, resolve_scoring
 from sktransfer._tables import Table
 
 _SHARED = (
@@ -44,7 +45,8 @@ class BackboneSelector(
     scoring : str, callable or list of these, default="logme"
         See `rank_backbones`; of several, the best mean rank decides.
     stages : "all", list of str or None, default=None
-        The stages to choose from; None is the last one of each backbone.
+        The stages to choose from; None is the last one of each backbone. Of those
+        whose embeddings are the same, the last is one to choose.
     image_shape, image_size, device, precision, cache, random_state
         As in `PretrainedFeatureExtractor`.
     verbose : int, default=0

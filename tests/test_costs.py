@@ -25,8 +25,9 @@ y = np.arange(N) % 2
 
 
 def model(**parameters):
-    settings = {"max_epochs": 2, "head_epochs": 0, "random_state": 0} | parameters
-    return FineTuneClassifier(small_backbone(), cache=EmbeddingCache(), **settings)
+    settings = {"max_epochs": 2, "head_epochs": 0, "random_state": 0}
+    settings |= {"cache": EmbeddingCache()} | parameters
+    return FineTuneClassifier(small_backbone(), **settings)
 
 
 def fits_of(search, **options):
@@ -74,6 +75,93 @@ def test_the_first_head_stands_on_a_pass_of_the_source():
         search.fit(X, y)
         # And one, of the tuned network, over each fold's test images.
         assert counts["a"] == 3 * 32 + passes * 2 * 32
+
+
+def in_whole_batches(n=96):
+    """Images whose three folds are whole batches of 32, with nothing filled up."""
+    images = np.random.default_rng(0).integers(0, 256, (n, 16, 16, 3), dtype=np.uint8)
+    return images, np.arange(n) % 2
+
+
+def check_passes(search, expected, at_least=None):
+    """Compare what is told with the rows that the first stage computes."""
+    X, y = in_whole_batches()
+    cost = search_cost(search, X, y)
+    assert cost.n_passes == expected
+    # Where frozen stages cannot run beforehand, the first one sees each step, too.
+    steps = cost.n_steps if cost.n_augmented else 0
+    assert cost.n_augmented in (0, cost.n_fits)
+    counts.clear()
+    search.fit(X, y)
+    passes = (counts.get("a", 0) - steps) / len(X)
+    assert (expected if at_least is None else at_least) <= passes <= expected
+
+
+@pytest.mark.parametrize("refit", [True, False])
+@pytest.mark.parametrize("train_score", [True, False])
+@pytest.mark.parametrize(
+    ("grid", "passes"),
+    [
+        ({"freeze": [1]}, 1),
+        ({"freeze": ["all"]}, 1),
+        ({"freeze": [1, 2], "weights": [None]}, 1),
+        ({"freeze": ["all"], "augment": ["light"]}, 1),
+        ({"freeze": ["all"], "augment": ["light"], "weights": [None]}, 1),
+    ],
+)
+def test_passes_are_those_that_are_made(grid, passes, train_score, refit):
+    settings = {"cv": 3, "refit": refit, "return_train_score": train_score}
+    check_passes(GridSearchCV(model(), grid, **settings), passes)
+
+
+def test_predictions_of_augmented_fits_are_passes_too():
+    # Training has seen other pictures. Those of one fold's test are known in the next.
+    grid = {"freeze": [1, 2], "augment": ["light"]}
+    check_passes(GridSearchCV(model(), grid, cv=3), 2, at_least=1.5)
+    # Of random weights there is nothing for a first head.
+    random = {**grid, "weights": [None]}
+    check_passes(GridSearchCV(model(), random, cv=3), 1)
+    # Pictures as they are leave what stages give, if they are first.
+    for augment, passes in [(["light", None], 2), ([None, "light"], 1)]:
+        search = GridSearchCV(model(), {"freeze": [1], "augment": augment}, cv=3)
+        assert search_cost(search, X, y).n_passes == passes
+
+
+@pytest.mark.parametrize("refit", [True, False])
+@pytest.mark.parametrize("augment", [None, "light"])
+@pytest.mark.parametrize("freeze", [1, "all"])
+@pytest.mark.parametrize(
+    "unshared", [{"cache": None}, {"weights": None, "random_state": None}]
+)
+def test_fits_that_share_nothing_have_passes_of_their_own(
+    unshared, freeze, augment, refit
+):
+    part = model(freeze=freeze, augment=augment).set_params(**unshared)
+    search = GridSearchCV(part, {"lr": [0.1, 0.01]}, cv=3, refit=refit)
+    # Augmented fits from random weights run frozen stages alone for the test images.
+    tests_alone = part.weights is None and augment and freeze == 1
+    check_passes(search, 6 + refit, at_least=6 / 3 if tests_alone else None)
+
+
+def test_fits_from_scratch_have_no_passes_even_without_a_cache():
+    search = GridSearchCV(model(cache=None, weights=None), {"freeze": [0]}, cv=3)
+    assert search_cost(search, X, y).n_passes == 0
+    search.estimator.set_params(weights="default")
+    assert search_cost(search, X, y).n_passes == 4
+
+
+@pytest.mark.parametrize(
+    ("cache", "train_score", "passes"),
+    [(EmbeddingCache(), False, 1), (None, False, 7), (None, True, 13)],
+)
+def test_passes_of_embeddings(cache, train_score, passes):
+    embedding = PretrainedFeatureExtractor(small_backbone(), cache=cache)
+    settings = {"cv": 3, "return_train_score": train_score}
+    search = GridSearchCV(
+        make_pipeline(embedding, SVC()), {"svc__C": [1, 2]}, **settings
+    )
+    # Training images, two of three, are embedded once more for their own score.
+    check_passes(search, passes, 7 + 6 * 2 / 3 if train_score else None)
 
 
 def test_searches_over_embeddings_and_groups():

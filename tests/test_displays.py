@@ -167,7 +167,7 @@ def test_ranking():
     assert display.ax_.get_xlabel() == "knn"
     stages = rank_backbones(X, y, [small_backbone()], stages="all", cv=None)
     display = BackboneRankingDisplay.from_ranking(stages)
-    assert sorted(display.names) == ["0", "1", "2", "3"]
+    assert sorted(display.names) == ["0", "1", "3"]
     assert list(display.scores) == [row["logme"] for row in stages]
 
 

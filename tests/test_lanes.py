@@ -65,6 +65,19 @@ def test_few_batches_wait_for_a_gpu(monkeypatch):
     assert max(most) <= _lanes._LANES_OF_A_DEVICE
 
 
+def test_while_a_gpu_computes_a_batch_others_are_next(monkeypatch):
+    # However few the cores: one batch is computed, one waits, and one is read.
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    together, done = threading.Barrier(3, timeout=20), []
+
+    def work(batch):
+        together.wait()
+        yield (batch,)
+
+    run_lanes(list(range(6)), work, done.append, "cuda:0")
+    assert sorted(done) == list(range(6))
+
+
 def test_for_a_gpu_all_cores_read_one_batch(two_cores):
     together = threading.Barrier(2, timeout=60)
 

@@ -1,5 +1,6 @@
 import joblib
 import numpy as np
+import PIL
 import pytest
 import torch
 from torch import nn
@@ -11,6 +12,8 @@ from sktransfer import (
     PretrainedFeatureExtractor,
 )
 from sktransfer._backbones import Recipe
+from sktransfer._embeddings import image_digests, run_on
+from sktransfer._images import Images
 from sktransfer._passes import Pass
 from tests.small_network import Block
 
@@ -62,6 +65,16 @@ def test_what_halved_batches_gave_is_not_kept_for_whole_ones(n_jobs):
     assert cache.info().rows == len(IMAGES)
 
 
+@pytest.mark.filterwarnings("ignore:Batches of")
+@pytest.mark.parametrize(("size", "kept"), [(4, 0), (2, len(IMAGES))])
+def test_nor_is_it_kept_of_rows_that_come_from_another_stage(size, kept):
+    cache, way = EmbeddingCache(), Pass(greedy(2), 2, batch_size=size)
+    squares = torch.stack([way.read(picture) for picture in IMAGES])
+    known = image_digests(Images(list(IMAGES)))
+    run_on(squares, way, cache=cache, digests=known)
+    assert cache.info().rows == kept
+
+
 @pytest.mark.parametrize(
     ("side", "kernel", "size"),
     [(32, 3, 32), (224, 3, 8), (384, 3, 2), (900, 3, 1), (288, 1, 16), (384, 1, 2)],
@@ -78,8 +91,26 @@ def test_a_stage_that_computes_in_place_does_not_change_the_one_before():
     stages = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(inplace=True), nn.Flatten())
     backbone = Backbone(stages, Recipe(resize=8, crop=8))
     way = Pass(backbone, 2)
-    found = way.run(torch.rand(2, 3, 8, 8), keep={1: "none"})
+    _, found = way.run_fitting(torch.rand(2, 3, 8, 8), keep={1: "none"})
     assert found[1].min() < 0 <= found[2].min()
+
+
+@pytest.mark.parametrize("module", [torch, PIL], ids=["torch", "Pillow"])
+def test_keys_tell_the_versions_that_compute_and_decode(module, monkeypatch):
+    way = Pass(greedy(8), 1)
+    before = way.keys([b"image"])
+    monkeypatch.setattr(module, "__version__", "0.1")
+    assert way.keys([b"image"]) != before
+
+
+def test_keys_tell_the_type_of_the_device_but_not_its_number():
+    # None of them is used, and of the last two torch has no switches of its own.
+    keys = {
+        device: Pass(greedy(8), 1, batch_size=4, device=device).keys([b"image"])[0]
+        for device in ["cpu", "cuda", "mps", "xpu", "cuda:1"]
+    }
+    assert keys.pop("cuda:1") == keys["cuda"]
+    assert len(set(keys.values())) == len(keys)
 
 
 def test_keys_tell_what_torch_may_compute_float32_in():

@@ -1,12 +1,17 @@
+import re
+
 import numpy as np
 import pytest
 from scipy import stats
+from scipy.sparse import csr_array
 from sklearn.base import BaseEstimator
 from sklearn.ensemble import VotingClassifier
 from sklearn.linear_model import LogisticRegression, Ridge
+from sklearn.metrics import make_scorer, r2_score
 from sklearn.model_selection import (
     GridSearchCV,
     GroupKFold,
+    LeaveOneOut,
     StratifiedKFold,
     TunedThresholdClassifierCV,
 )
@@ -85,13 +90,14 @@ def test_transfer_that_helps():
 def test_negative_transfer_is_found():
     X, y = make_task()
     model = fine_tuned(backbone=trained_on_noise(), freeze="all")
-    report = transfer_report(model, X, y, cv=4)
+    # By accuracy, each fold would be half right and all right: without any spread.
+    report = transfer_report(model, X, y, cv=4, scoring="neg_log_loss")
     assert report.verdict == "negative transfer"
     scratch = report[1]
     assert scratch["high"] < 0
     assert scratch["score"] > report[0]["score"] + 0.2
     assert "is below the" in report.explanation
-    assert "Guessing (0.500) is not to be told from it." in report.explanation
+    assert "Guessing (-0.693) cannot be distinguished from it." in report.explanation
 
 
 def test_rows_are_those_of_own_fits_on_the_same_folds():
@@ -258,6 +264,181 @@ def test_a_source_task_is_a_part_of_the_model():
     teacher = fine_tuned(max_epochs=1).fit(X, y)
     model = fine_tuned(backbone=teacher, teacher=teacher, max_epochs=1)
     assert len(transfer_report(model, X, y, cv=2)) == 5
+
+
+SETTINGS = {
+    "weights": ("default", None),
+    "freeze": ("all", 0),
+    "backbone_lr_mult": (0.2, 1.0),
+    "layer_decay": (0.5, 1.0),
+    "l2_sp": (0.1, 0.0),
+    "unfreeze_every": (3, 0),
+    "teacher": (FineTuneClassifier(small_backbone()), None),
+}
+
+
+@pytest.mark.parametrize("wrap", [lambda model: model, in_pipeline, depths])
+@pytest.mark.parametrize("name", SETTINGS)
+def test_nothing_keeps_the_model_from_scratch_back(name, wrap):
+    given, expected = SETTINGS[name]
+    model = fine_tuned(**{name: given}, lr=0.03)
+    scratch = _models(wrap(model))[SCRATCH]
+    (own,) = (
+        part
+        for part in {"": scratch, **scratch.get_params()}.values()
+        if isinstance(part, FineTuneClassifier)
+    )
+    assert getattr(own, name) == expected
+    assert own.lr == 0.03
+    assert getattr(model, name) is given
+
+
+def report_of(monkeypatch, given, scratch, n_images=60, **others):
+    """The report on models that have these scores in the folds."""
+    scores = {"as given": given, "from scratch": scratch, **others}
+    names = iter(MODELS)
+
+    def scored(model, X, y, cv, **settings):
+        found = np.asarray(scores.get(next(names), given), dtype=float)
+        assert len(found) == len(cv)
+        return {
+            "test_score": found,
+            "fit_time": np.ones(len(cv)),
+            "score_time": np.ones(len(cv)),
+            "estimator": [None],
+        }
+
+    monkeypatch.setattr("sktransfer._report.cross_validate", scored)
+    X, y = make_task(n_images)
+    return transfer_report(fine_tuned(), X, y, cv=len(given))
+
+
+def test_no_evidence_tells_what_could_not_have_been_seen(monkeypatch):
+    given, scratch = [0.8, 0.7, 0.9, 0.6, 0.8], [0.7, 0.8, 0.8, 0.7, 0.7]
+    report = report_of(monkeypatch, given, scratch)
+    row = report[1]
+    assert report.verdict == "no evidence"
+    assert report.explanation.startswith(
+        "No evidence: 0.760 cannot be distinguished from the 0.740 from scratch (95 % "
+        f"interval of the difference {row['low']:+.3f} to {row['high']:+.3f}). "
+        f"Differences below {row['difference'] - row['low']:.2g} could not be seen "
+        "with 5 folds of 12 images."
+    )
+    report = report_of(monkeypatch, given, scratch, n_images=62)
+    assert "5 folds of 12 to 13 images." in report.explanation
+    # A verdict needs none of that.
+    better = report_of(monkeypatch, given, np.subtract(scratch, 0.5))
+    assert better.verdict == "transfer helps"
+    assert "could not be seen" not in better.explanation
+    worse = report_of(monkeypatch, given, np.add(scratch, 0.5))
+    assert worse.verdict == "negative transfer"
+
+
+@pytest.mark.parametrize("difference", [0.0, 0.3, -0.3])
+def test_no_verdict_of_a_difference_without_spread(difference, monkeypatch):
+    # In floating point these are not quite the same in all folds.
+    scratch = np.array([0.1, 0.2, 0.4, 0.6])
+    report = report_of(monkeypatch, scratch + difference, scratch, guessing=scratch)
+    assert report.verdict == "no evidence"
+    because = rf"since the difference is \{difference:+.3f} in each of the 4 folds"
+    assert re.search(because, report.explanation)
+    assert "could not be seen" not in report.explanation
+    guess = f"Guessing ({scratch.mean():.3f}) cannot be distinguished from it."
+    assert guess in report.explanation
+
+
+def test_no_verdict_of_two_folds(monkeypatch):
+    report = report_of(monkeypatch, [0.9, 0.8], [0.1, 0.0001])
+    assert report.verdict == "no evidence"
+    assert "since 2 folds are too few to tell" in report.explanation
+    assert "pass at least 3, such as cv=5." in report.explanation
+    # Of three folds as far apart there is one.
+    report = report_of(monkeypatch, [0.9, 0.8, 0.8], [0.1, 0.0001, 0.0])
+    assert report.verdict == "transfer helps"
+
+
+def test_no_verdict_of_scores_that_are_no_numbers(monkeypatch):
+    report = report_of(monkeypatch, [0.9, np.nan, 0.8], [0.1, 0.2, 0.0])
+    assert report.verdict == "no evidence"
+    assert "since the scores of fold 2 are nan and 0.2." in report.explanation
+
+
+@pytest.fixture
+def no_fit(monkeypatch):
+    def fit(*args, **options):
+        raise AssertionError("a model was fitted")
+
+    monkeypatch.setattr("sktransfer._report.cross_validate", fit)
+
+
+@pytest.mark.parametrize(
+    "scoring", [["accuracy"], ("accuracy", "f1"), {"a": "accuracy"}, {"accuracy"}, 3]
+)
+def test_several_scores_are_refused_before_a_fit(scoring, no_fit):
+    X, y = make_task(24)
+    message = r"scoring=.* is not one score, .* Accepted are .* None. No .* Pass one"
+    with pytest.raises(ValueError, match=message):
+        transfer_report(fine_tuned(), X, y, cv=3, scoring=scoring)
+
+
+def test_a_function_that_gives_several_scores():
+    X, y = make_task(24)
+    model = fine_tuned(max_epochs=0, head_epochs=0)
+    with pytest.raises(ValueError, match="scoring=.* gives several scores"):
+        transfer_report(model, X, y, cv=2, scoring=lambda *_: {"a": 1.0, "b": 2.0})
+
+
+@pytest.mark.parametrize("scoring", [None, "r2", make_scorer(r2_score)])
+def test_r2_of_one_image_is_refused_before_a_fit(scoring, no_fit):
+    X, _ = make_task(9)
+    model, numbers = FineTuneRegressor(small_backbone()), np.arange(9.0)
+    message = "Fold 1 of 9 has 1 image .* two and more. Nothing was .* Pass fewer"
+    with pytest.raises(ValueError, match=message):
+        transfer_report(model, X, numbers, cv=LeaveOneOut(), scoring=scoring)
+    # Of folds of two and three images R2 is defined, and so are other scores of one.
+    for cv, other in [(4, scoring), (LeaveOneOut(), "neg_mean_absolute_error")]:
+        with pytest.raises(AssertionError, match="a model was fitted"):
+            transfer_report(model, X, numbers, cv=cv, scoring=other)
+
+
+def test_accuracy_of_one_image_is_defined(no_fit):
+    X, y = make_task(8)
+    with pytest.raises(AssertionError, match="a model was fitted"):
+        transfer_report(fine_tuned(), X, y, cv=LeaveOneOut())
+
+
+@pytest.mark.parametrize(
+    ("scoring", "refit", "score"),
+    [
+        ("balanced_accuracy", True, "balanced_accuracy"),
+        (["accuracy", "balanced_accuracy"], "balanced_accuracy", "balanced_accuracy"),
+        ({"a": "accuracy", "b": "balanced_accuracy"}, "b", "balanced_accuracy"),
+        (None, True, "accuracy"),
+    ],
+)
+@pytest.mark.parametrize("wrap", [lambda model: model, in_pipeline])
+def test_all_models_are_scored_as_a_search_scores_itself(scoring, refit, score, wrap):
+    X, y = make_task(32)
+    y[:8] = "|"
+    pipe = make_pipeline(PretrainedFeatureExtractor(small_backbone()), SVC())
+    search = GridSearchCV(pipe, {"svc__C": [1.0]}, cv=2, scoring=scoring, refit=refit)
+    folds = list(StratifiedKFold(2).split(X, y))
+    found = transfer_report(wrap(search), X, y, cv=folds)
+    expected = transfer_report(wrap(search), X, y, cv=folds, scoring=score)
+    np.testing.assert_equal(found.scores, expected.scores)
+    assert found.scores["guessing"][0] == (10 / 16 if score == "accuracy" else 0.5)
+
+
+def test_several_labels():
+    X, y = make_task(24)
+    Y = np.column_stack([y == "|", np.arange(24) % 3 == 0]).astype(int)
+    report = transfer_report(fine_tuned(max_epochs=1), X, Y, cv=3)
+    rows = {row["model"]: row for row in report}
+    assert list(rows) == MODELS
+    assert rows["linear probe"]["trained"] == 2 * (16 + 1)
+    assert rows["as given"]["trained"] == small_backbone().n_parameters + 2 * 16 + 2
+    sparse = transfer_report(fine_tuned(max_epochs=1), X, csr_array(Y), cv=3)
+    np.testing.assert_equal(sparse.scores, report.scores)
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,13 @@
+from collections import Counter
+from fractions import Fraction
+
 import numpy as np
 import pytest
 from scipy.optimize import minimize
 from scipy.stats import multivariate_normal
-from sklearn.model_selection import LeaveOneOut, cross_val_score
-from sklearn.neighbors import KNeighborsClassifier
+from sklearn.metrics import r2_score
+from sklearn.model_selection import LeaveOneOut, cross_val_predict, cross_val_score
+from sklearn.neighbors import KNeighborsClassifier, KNeighborsRegressor
 
 from sktransfer import h_score, knn_score, logme_score
 
@@ -79,11 +83,75 @@ def test_h_score_is_bounded_by_the_number_of_classes():
     assert 1.9 < h_score(apart, y) < 2
 
 
+def knn_by_hand(X, y, k=5):
+    """Each neighbour by itself, in fractions: no two distances are equal by chance."""
+    units = X / np.linalg.norm(X, axis=1, keepdims=True)
+    hits = []
+    for i, row in enumerate(units):
+        near = np.delete(units @ row, i).round(9)
+        last = np.sort(near)[-k]
+        left = Fraction(k - int((near > last).sum()), int((near == last).sum()))
+        votes = Counter()
+        for similarity, label in zip(near, np.delete(y, i), strict=True):
+            votes[label] += (similarity > last) + left * (similarity == last)
+        most = [label for label in votes if votes[label] == max(votes.values())]
+        hits.append(Fraction(int(y[i] in most), len(most)))
+    return float(sum(hits) / len(y))
+
+
 def test_knn_score_is_leave_one_out():
-    X, y = make_task()
+    X, y = make_task(n_classes=2)
+    # Of an odd number of neighbours and two classes, one class has most votes.
     model = KNeighborsClassifier(5, metric="cosine")
     expected = cross_val_score(model, X, y, cv=LeaveOneOut()).mean()
     assert knn_score(X, y) == pytest.approx(expected)
+    target = X[:, 0] + X[:, 3]
+    model = KNeighborsRegressor(3, metric="cosine")
+    found = cross_val_predict(model, X, target, cv=LeaveOneOut())
+    expected = pytest.approx(r2_score(target, found))
+    assert knn_score(X, target, n_neighbors=3) == expected
+
+
+@pytest.mark.parametrize("k", [1, 4, 5, 39])
+def test_ties_of_distances_and_of_votes_are_shared(k):
+    X, y = make_task(n_features=3)
+    ties = X.round()
+    ties[(ties == 0).all(axis=1)] = 1
+    assert knn_score(X, y, k) == pytest.approx(knn_by_hand(X, y, k))
+    assert knn_score(ties, y, k) == pytest.approx(knn_by_hand(ties, y, k))
+    # Lengths make no difference but one of rounding, which parts no ties.
+    lengths = np.random.default_rng(1).uniform(1, 3, (40, 1))
+    assert knn_score(ties * lengths, y, k) == knn_score(ties, y, k)
+    # Where all are equally near, each class gets what it has among the others.
+    assert knn_score(np.ones((6, 2)), [0, 0, 0, 0, 1, 1], k) == pytest.approx(4 / 6)
+    # One neighbour of each class: a hit in two.
+    corners = [[0, 1], [1, 0], [1, 1], [1, 1]]
+    assert knn_score(corners, [0, 1, 0, 1], 1) == pytest.approx((0.5 + 0.5) / 4)
+
+
+@pytest.mark.parametrize("digits", [0, 1, 8])
+def test_no_digit_of_the_knn_score_depends_on_the_order(digits, monkeypatch):
+    X, y = make_task(n=60, n_features=30)
+    X = X.round(digits)
+    X[30:] = X[:30]
+    targets = X[:, :2] + np.random.default_rng(1).normal(size=(60, 2))
+    expected = knn_score(X, y), knn_score(X, targets)
+    for seed in range(5):
+        order = np.random.default_rng(seed).permutation(60)
+        found = knn_score(X[order], y[order]), knn_score(X[order], targets[order])
+        assert found == expected
+    # Nor does any depend on how many similarities are in memory at a time.
+    monkeypatch.setattr("sktransfer._scores._BLOCK", 7 * 60)
+    assert knn_score(X, y) == expected[0]
+
+
+@pytest.mark.parametrize("n_neighbors", [0, -1, 2.5, "5", None])
+def test_a_number_of_neighbours_is_a_positive_integer(n_neighbors):
+    X, y = make_task()
+    with pytest.raises(ValueError, match="n_neighbors=.* positive integers.* as 5"):
+        knn_score(X, y, n_neighbors)
+    # More than there are count as all.
+    assert knn_score(X, y, 39) == knn_score(X, y, 1000)
 
 
 @pytest.mark.parametrize("score", [logme_score, h_score, knn_score])
