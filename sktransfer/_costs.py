@@ -119,7 +119,7 @@ def search_cost(search, X, y=None, groups=None):
     >>> print(search_cost(search, X[:90], y[:90]))
     7 fits: 2 candidates in 3 folds, and the best once more, counted as the costliest.
     Source network: 1 pass over 90 images.
-    Trained stages: 4,500 images, over all epochs of all fits.
+    Trained stages: 2,700 images, over all epochs of all fits.
     """
     _check(search)
     with _same_draws_afterwards():
@@ -187,7 +187,7 @@ def _work_of(search, parameters) -> _Work:
 
 def _tuning(part, backbone, key) -> tuple[_Work, bool]:
     """What fits of an estimator compute, and whether its scores take frozen stages."""
-    depth = backbone.depth(part.freeze, parameter="freeze")
+    depth = backbone.freeze_depth(part.freeze)
     all_frozen, augmented = depth == len(backbone.stages), part.augment is not None
     embeddings, frozen = (*key, "embeddings"), (*key, "frozen")
     # For the first head; and of the frozen stages, for training or for prediction.
@@ -198,7 +198,7 @@ def _tuning(part, backbone, key) -> tuple[_Work, bool]:
         # Pictures as they are leave, on the way to the embeddings, what stages give.
         gives=frozenset(needs if augmented else {embeddings, frozen}),
         passes=2 if augmented else 1,
-        epochs=part.max_epochs,
+        epochs=0 if part._solves_head(all_frozen) else part.max_epochs,
         augmented=augmented,
     )
     return work, depth > 0

@@ -75,7 +75,7 @@ def test_regression_and_many_classes(task):
     model = FineTuneRegressor(small_backbone(), max_epochs=0).fit(X, y)
     assert cells(model_card(model), "Data")[2:] == [["0", "5.5", "3.452"]]
     X = np.random.default_rng(0).random((123, 256))
-    many = tuned(max_epochs=0, head_epochs=0).fit(X, np.arange(123) % 61)
+    many = tuned(max_epochs=0).fit(X, np.arange(123) % 61)
     assert "123 images, 61 classes. Of each, between 2 and 3" in model_card(many)
 
 

@@ -36,7 +36,8 @@ def fits_of(search, **options):
     fit = FineTuneClassifier.fit
 
     def counted(self, X, y, *args):
-        fits.append((self.freeze, self.max_epochs, len(X)))
+        epochs = 0 if self.freeze == "all" else self.max_epochs
+        fits.append((self.freeze, epochs, len(X)))
         return fit(self, X, y, *args)
 
     with pytest.MonkeyPatch.context() as patch:
@@ -55,7 +56,8 @@ def test_a_search_computes_what_was_told():
     assert len(fits_of(search)) == cost.n_fits
     # What the first fold trains on in a batch of 32, filled up; the rest in another.
     assert counts["a"] == cost.n_passes * 2 * 32
-    assert cost.n_steps == 3 * 2 * 3 * 16 + 2 * N
+    # A head on stages that are all frozen is solved, and takes no steps.
+    assert cost.n_steps == 2 * 2 * 3 * 16 + 2 * N
 
 
 def test_what_differs_in_the_network_is_a_pass_of_its_own():
@@ -67,14 +69,15 @@ def test_what_differs_in_the_network_is_a_pass_of_its_own():
 
 
 def test_the_first_head_stands_on_a_pass_of_the_source():
-    search = GridSearchCV(model(max_epochs=0), {"freeze": [0]}, cv=3, refit=False)
-    for weights, passes in (("default", 1), (None, 0)):
-        search.estimator.set_params(weights=weights)
+    search = GridSearchCV(model(head_epochs=1), {"freeze": [0]}, cv=3, refit=False)
+    for weights, max_epochs, passes in (("default", 0, 1), (None, 1, 0)):
+        search.estimator.set_params(weights=weights, max_epochs=max_epochs)
         assert search_cost(search, X, y).n_passes == passes
         counts.clear()
         search.fit(X, y)
         # And one, of the tuned network, over each fold's test images.
-        assert counts["a"] == 3 * 32 + passes * 2 * 32
+        steps = max_epochs * 3 * 16
+        assert counts["a"] == 3 * 32 + passes * 2 * 32 + steps
 
 
 def in_whole_batches(n=96):
@@ -177,7 +180,7 @@ def random_search(shared):
     generator = np.random.RandomState(3) if shared else None
     return RandomizedSearchCV(
         model(random_state=generator),
-        {"freeze": [1, 2, "all"], "max_epochs": range(6)},
+        {"freeze": [1, 2, "all"], "max_epochs": range(1, 6)},
         n_iter=4,
         # As groups are not of one size, folds are not either.
         cv=GroupShuffleSplit(2, test_size=0.5, random_state=generator),

@@ -21,6 +21,7 @@ LEAVES = {
     "_lanes",
     "_behaviour",
     "_networks",
+    "_head",
 }
 # What a module may import, one row above the other.
 LAYERS = [

@@ -89,7 +89,7 @@ def shown(estimator):
         lambda: classifier(freeze=2, optimizer=torch.optim.RMSprop, cache=None),
         lambda: classifier(backbone=small_source()),
         lambda: FineTuneRegressor(NAME, max_epochs=1, random_state=0),
-        lambda: FineTuneRegressor("tiny", weights=None, random_state=0, max_epochs=0),
+        lambda: FineTuneRegressor("tiny", weights=None, random_state=0, freeze="all"),
         embedder,
         lambda: embedder(weights=None, random_state=np.random.RandomState(3)),
         lambda: embedder(stage=2, pooling="avgmax", image_shape=(16, 16)),
@@ -385,7 +385,7 @@ def test_routed_metadata_is_kept(tmp_path):
     with config_context(enable_metadata_routing=True):
         model = classifier().set_fit_request(sample_weight=True)
         found = there_and_back(model, tmp_path).get_metadata_routing()
-    assert found.fit.requests == {"sample_weight": True}
+    assert found.fit.requests == {"sample_weight": True, "groups": None}
 
 
 def test_without_skops_it_says_what_to_install(tmp_path, monkeypatch):

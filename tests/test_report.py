@@ -383,7 +383,7 @@ def test_several_scores_are_refused_before_a_fit(scoring, no_fit):
 
 def test_a_function_that_gives_several_scores():
     X, y = make_task(24)
-    model = fine_tuned(max_epochs=0, head_epochs=0)
+    model = fine_tuned(max_epochs=1)
     with pytest.raises(ValueError, match="scoring=.* gives several scores"):
         transfer_report(model, X, y, cv=2, scoring=lambda *_: {"a": 1.0, "b": 2.0})
 
