@@ -19,7 +19,7 @@ import numpy as np
 import PIL.Image
 import torch
 from scipy.sparse import issparse
-from sklearn.utils.validation import _num_samples, validate_data
+from sklearn.utils.validation import _check_y, _num_samples, validate_data
 
 from sktransfer._decoding import checked_array, pil_array
 
@@ -122,6 +122,9 @@ def check_images(estimator, X, y="no_validation", *, reset: bool, **checks):
         Only where a `y` is given.
     """
     samples = image_samples(X)
+    with_y = not (isinstance(y, str) and y == "no_validation")
+    if with_y:
+        _refuse_missing_targets(estimator, y)
     if samples is None:
         return validate_data(estimator, X, y, dtype="numeric", reset=reset, **checks)
     if len(getattr(X, "shape", ())) == 2 and (
@@ -132,15 +135,46 @@ def check_images(estimator, X, y="no_validation", *, reset: bool, **checks):
         # What an earlier fit on a table has left.
         vars(estimator).pop("n_features_in_", None)
         vars(estimator).pop("feature_names_in_", None)
-    if isinstance(y, str) and y == "no_validation":
+    if not with_y:
         return list(samples)
-    y = validate_data(estimator, y=y, **checks)
+    # Not `validate_data`, which without an X forgets the names of columns.
+    y = _check_y(y, estimator=estimator, **checks)
     if _num_samples(y) != len(samples):
         raise ValueError(
             f"X has {len(samples)} images and y has {_num_samples(y)} targets. Pass "
             "one target for each image."
         )
     return list(samples), y
+
+
+def _refuse_missing_targets(estimator, y) -> None:
+    if y is None:
+        raise ValueError(
+            f"This {type(estimator).__name__} estimator requires y to be passed, but "
+            "the target y is None. Pass one target for each image."
+        )
+    try:
+        # Of a list with a string, NumPy would make strings of all: a class "nan".
+        as_they_are = object if isinstance(y, list | tuple) else None
+        targets = np.atleast_1d(np.asarray(y, dtype=as_they_are))
+    except ValueError:
+        return  # of unequal lengths: scikit-learn says so
+    if targets.dtype.kind not in "fO" or not targets.size:
+        return
+    flat = targets.reshape(len(targets), -1)
+    if targets.dtype.kind == "f":
+        missing = np.isnan(flat)
+    else:
+        missing = np.array([[is_missing(value) for value in row] for row in flat])
+    rows = np.flatnonzero(missing.any(axis=1)).tolist()
+    if rows:
+        shown = f"{rows[:10]}"[:-1] + (", ...]" if len(rows) > 10 else "]")
+        raise ValueError(
+            f"Input y contains NaN or None: {len(rows)} of {len(targets)} targets are "
+            f"missing, in rows {shown}. Accepted is a label or number for each image. "
+            "Nothing was fitted. Leave those rows out of X and y (of a frame: "
+            "df.dropna(subset=[name of the target]))."
+        )
 
 
 def _refuse_single(X) -> None:
@@ -197,12 +231,15 @@ def _is_path(sample) -> bool:
 
 def _are_numbers(X) -> bool:
     """Whether samples are numbers, or rows of them: the first not missing decides."""
-    there = (x for x in X if x is not None and not _is_nan(x))
+    there = (x for x in X if not is_missing(x))
     return _is_numbers(next(there, X[0]))
 
 
-def _is_nan(sample) -> bool:
-    return isinstance(sample, float) and math.isnan(sample)
+def is_missing(value) -> bool:
+    """Whether a value is None, NaN, or what pandas has in place of these."""
+    if isinstance(value, float | np.floating):
+        return math.isnan(value)
+    return value is None or type(value).__name__ in ("NAType", "NaTType")
 
 
 def _is_numbers(sample) -> bool:
