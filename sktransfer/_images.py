@@ -10,7 +10,6 @@ import math
 import numbers
 import os
 import stat
-import warnings
 from collections.abc import Callable, Sequence
 from functools import partial, singledispatch
 from pathlib import Path
@@ -22,6 +21,7 @@ from scipy.sparse import issparse
 from sklearn.utils.validation import _check_y, _num_samples, validate_data
 
 from sktransfer._decoding import checked_array, pil_array
+from sktransfer._rows import picture_shape
 
 ACCEPTED = (
     "An image is a path, a PIL image, encoded bytes, or an array or tensor of shape "
@@ -272,15 +272,15 @@ def table_images(
         minimum and maximum, so that a row never depends on its neighbours.
     image_shape : tuple of int or None
         As in `numpy.reshape`, one -1 allowed. None infers a square grey or RGB
-        image, else one row of pixels. A one-row image is repeated downwards to a
-        square, so that a square crop loses none of it.
+        image, else one row of pixels, and warns where that is hardly a picture. A
+        one-row image is repeated downwards to a square, so that a square crop loses
+        none of it.
     value_range : (low, high) or None
         The values that stand for black and white, in place of the rule above; where
         they are those of a dtype, numbers of another such dtype, and floats within
         [0, 1], are scaled by their own.
     """
-    shape = _flat_shape(X.shape[1], image_shape)
-    pictures = X.reshape(len(X), *shape)
+    pictures = X.reshape(len(X), *picture_shape(X, image_shape))
     if X.dtype in _RANGES and value_range in (None, *_RANGES.values()):
         return Images(list(pictures), _row_source)
 
@@ -314,43 +314,6 @@ def _scale(picture: np.ndarray, value_range: tuple[float, float] | None) -> np.n
     if value_range is not None or low < 0 or high > 1:
         picture = (picture - low) / ((high - low) or 1.0)
     return picture.astype(np.float32)
-
-
-def _flat_shape(n_pixels: int, image_shape) -> tuple[int, ...]:
-    if image_shape is None:
-        return _inferred_shape(n_pixels)
-    shape = tuple(image_shape) if isinstance(image_shape, list | tuple) else ()
-    known = math.prod(side for side in shape if side != -1)
-    fits = n_pixels == known if -1 not in shape else n_pixels % max(known, 1) == 0
-    if not (
-        len(shape) in (2, 3)
-        and all(isinstance(side, numbers.Integral) for side in shape)
-        and all(side > 0 or side == -1 for side in shape)
-        and shape.count(-1) <= 1
-        and (len(shape) == 2 or shape[2] in (1, 3, 4))
-        and fits
-    ):
-        raise ValueError(
-            f"image_shape={image_shape!r} does not fit rows of {n_pixels} values. "
-            "Accepted are (H, W) and (H, W, 1|3|4), one -1 allowed, whose product is "
-            "the number of columns of X; None infers a square."
-        )
-    return tuple(n_pixels // known if side == -1 else int(side) for side in shape)
-
-
-def _inferred_shape(n_pixels: int) -> tuple[int, ...]:
-    for channels in ((), (3,)):
-        side = math.isqrt(n_pixels // math.prod(channels))
-        if side * side * math.prod(channels) == n_pixels:
-            return (side, side, *channels)
-    warnings.warn(
-        f"Rows of {n_pixels} values are no square grey or RGB image, so each is read "
-        f"as a picture of one row, {n_pixels} pixels wide. If that is not what they "
-        "are, set image_shape=(height, width) or (height, width, channels).",
-        UserWarning,
-        stacklevel=4,
-    )
-    return (1, n_pixels)
 
 
 @singledispatch

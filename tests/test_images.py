@@ -352,18 +352,18 @@ def test_a_flattened_picture_is_that_picture(pictures):
 
 def test_numbers_beyond_one_are_stretched_row_by_row():
     X = np.array([[0, 8, 16, 16], [0.0, 0.5, 1.0, 1.0], [-1, 0, 1, 1], [7, 7, 7, 7]])
-    rows = [decoded(source)[0].flatten().tolist() for source in table_images(X)]
+    rows = [decoded(source)[0].flatten().tolist() for source in table_images(X, (2, 2))]
     half = [0, 0.5, 1, 1]
     for row in rows[:3]:
         scale = 255 if max(row) > 1 else 1
         np.testing.assert_allclose(np.array(row) / scale, half, atol=1e-6)
     assert rows[3] == [0, 0, 0, 0]
-    (first,) = table_images(X[:1], value_range=(0, 32))
+    (first,) = table_images(X[:1], (2, 2), value_range=(0, 32))
     np.testing.assert_allclose(decoded(first)[0].flatten(), [0, 0.25, 0.5, 0.5])
 
 
 def test_a_row_that_is_no_square_is_one_row_of_pixels():
-    with pytest.warns(UserWarning, match="set image_shape"):
+    with pytest.warns(UserWarning, match="no square.*1 x 5.*set image_shape"):
         images = table_images(np.eye(5))
     np.testing.assert_array_equal(
         decoded(images[0])[0], np.repeat(np.eye(5)[:1] * 255, 5, axis=0)

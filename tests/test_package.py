@@ -8,6 +8,7 @@ import sktransfer
 FOLDER = Path(sktransfer.__file__).parent
 LEAVES = {
     "_decoding",
+    "_rows",
     "_stages",
     "_weights",
     "_shards",
