@@ -9,6 +9,8 @@ import PIL.Image
 import torch
 from torchvision.transforms.v2.functional import pil_to_tensor
 
+from sktransfer._signatures import file_kind
+
 # Of pictures with more pixels than this, one is decoded at a time.
 _LARGE = 2**24
 _large_one = threading.RLock()
@@ -38,15 +40,18 @@ def decode(source: bytes | np.ndarray) -> PIL.Image.Image | torch.Tensor:
     size = _webp_size(source)
     # Its decoder holds two canvases from the beginning, and gives out a third.
     _refuse_huge(*size, share=2)
-    with (
-        _turn(*size),
-        PIL.Image.open(io.BytesIO(source), formats=readable_formats()) as image,
-        _turn(*image.size),
-    ):
+    with _turn(*size), _opened(source) as image, _turn(*image.size):
         picture = _pil_picture(image)
         if isinstance(picture, PIL.Image.Image) and picture.mode == "RGB":
             return picture
         return _array_picture(np.asarray(picture))
+
+
+def _opened(source: bytes) -> PIL.Image.Image:
+    try:
+        return PIL.Image.open(io.BytesIO(source), formats=readable_formats())
+    except PIL.UnidentifiedImageError as error:
+        raise PIL.UnidentifiedImageError(file_kind(source)) from error
 
 
 def as_pixels(picture: PIL.Image.Image | torch.Tensor) -> torch.Tensor:

@@ -22,12 +22,17 @@ from sklearn.utils.validation import _check_y, _num_samples, validate_data
 
 from sktransfer._decoding import checked_array, pil_array
 from sktransfer._rows import picture_shape
+from sktransfer._signatures import shortened, text_kind
 
 ACCEPTED = (
     "An image is a path, a PIL image, encoded bytes, or an array or tensor of shape "
     "(H, W), (H, W, 1|3|4) or (3, H, W) of dtype uint8, uint16 or float in [0, 1]."
 )
 MAX_FILE_BYTES = 2**29
+_IS_FOLDER = (
+    "it is a folder (list its images with sktransfer.datasets.list_images, or with "
+    "load_image_folder where it has a folder for each class)"
+)
 # Black and white of a table of such numbers.
 _RANGES = {
     np.dtype(bool): (0.0, 1.0),
@@ -73,8 +78,10 @@ class Images(Sequence):
     def describe(self, row: int) -> str:
         """Name a row for an error message, by its file where it has one."""
         sample = self.samples[row]
+        if is_missing(sample):
+            return f"row {self.rows[row]} (missing)"
         if isinstance(sample, str | os.PathLike):
-            return f"row {self.rows[row]} ({os.fspath(sample)!r})"
+            return f"row {self.rows[row]} ({shortened(os.fspath(sample))!r})"
         return f"row {self.rows[row]} (a {type(sample).__name__})"
 
 
@@ -93,6 +100,7 @@ def image_samples(X) -> Sequence | None:
         If `X` is a single image, empty, or nothing that holds images.
     """
     _refuse_single(X)
+    names = getattr(X, "columns", None)
     if issparse(X):
         return None
     if isinstance(X, torch.Tensor):
@@ -105,7 +113,7 @@ def image_samples(X) -> Sequence | None:
             )
         X = np.asarray(X)
     if isinstance(X, np.ndarray):
-        return _array_samples(X)
+        return _array_samples(X, names)
     if len(X) == 0:
         raise ValueError("Found 0 images in X; a minimum of 1 is required.")
     return None if _are_numbers(X) else X
@@ -178,6 +186,12 @@ def _refuse_missing_targets(estimator, y) -> None:
 
 
 def _refuse_single(X) -> None:
+    if isinstance(X, str | os.PathLike) and _is_folder(X):
+        raise ValueError(
+            f"X is the folder {os.fspath(X)!r}, where a list of images is needed. "
+            "Nothing was read. Pass sktransfer.datasets.list_images(X), or X and y of "
+            "load_image_folder where it has a folder for each class."
+        )
     single = isinstance(X, str | bytes | os.PathLike | PIL.Image.Image)
     shape = getattr(X, "shape", ())
     if single or (len(shape) == 3 and shape[-1] in (3, 4)):
@@ -188,7 +202,7 @@ def _refuse_single(X) -> None:
         )
 
 
-def _array_samples(X: np.ndarray) -> Sequence | None:
+def _array_samples(X: np.ndarray, names=None) -> Sequence | None:
     if X.ndim in (3, 4):
         return list(X)
     if X.dtype.kind not in "OUST":
@@ -200,7 +214,7 @@ def _array_samples(X: np.ndarray) -> Sequence | None:
         return None
     if X.ndim == 2 and X.shape[1] == 1:
         X = X[:, 0]
-    _refuse_columns(X)
+    _refuse_columns(X, names)
     if X.ndim != 1 or (len(X) and _are_numbers(X)):
         return None
     if len(X) == 0:
@@ -208,12 +222,16 @@ def _array_samples(X: np.ndarray) -> Sequence | None:
     return list(X)
 
 
-def _refuse_columns(X: np.ndarray) -> None:
-    first = X[0] if X.ndim == 2 and len(X) else ()
-    if X.dtype.kind in "OUST" and any(_is_path(sample) for sample in first):
+def _refuse_columns(X: np.ndarray, names) -> None:
+    first = X[0] if X.ndim == 2 and len(X) and X.dtype.kind in "OUST" else ()
+    paths = [column for column, sample in enumerate(first) if _is_path(sample)]
+    if paths:
+        name = paths[0] if names is None else names[paths[0]]
         raise ValueError(
-            f"X has {X.shape[1]} columns, and images are one of them: pass that one, "
-            "X[[name]], or use a ColumnTransformer."
+            f"X has {X.shape[1]} columns, and images are one of them. Accepted is that "
+            f"one column, it seems {name!r}. Nothing was read. Pass it alone, as "
+            f"X[[{name!r}]]; of a ColumnTransformer, give the step with the images no "
+            f"other column: (..., [{name!r}])."
         )
 
 
@@ -324,6 +342,8 @@ def read(sample) -> bytes | np.ndarray:
     """
     if hasattr(sample, "__array__"):
         return read(np.asarray(sample))
+    if is_missing(sample):
+        raise ValueError(f"{sample} stands where an image or its path should be")
     raise ValueError(f"it is a {type(sample).__name__}")
 
 
@@ -333,16 +353,44 @@ def _read_path(path) -> bytes:
     # Opening a FIFO or a device would block for ever; O_NONBLOCK opens it at once,
     # and what was opened (not what the name means a moment later) is then judged.
     flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
-    path = Path(path).expanduser()
-    with open(os.open(path, flags), "rb") as file:
-        status = os.fstat(file.fileno())
-        if not stat.S_ISREG(status.st_mode):
-            raise ValueError("it is no regular file")
-        if status.st_size > MAX_FILE_BYTES:
-            raise ValueError(
-                f"the file has {status.st_size:,} bytes, more than {MAX_FILE_BYTES:,}"
-            )
-        return file.read()
+    try:
+        descriptor = os.open(Path(path).expanduser(), flags)
+    except (OSError, ValueError) as error:
+        raise ValueError(_why_not_opened(path, error)) from error
+    try:
+        _check_file(os.fstat(descriptor))
+        with open(descriptor, "rb", closefd=False) as file:
+            return file.read()
+    finally:
+        os.close(descriptor)
+
+
+def _why_not_opened(path, error: Exception) -> str:
+    """Say what a path is that leads to no file, without all of a long text."""
+    kind = text_kind(os.fspath(path))
+    if kind:
+        return kind
+    if isinstance(error, PermissionError) and _is_folder(path):
+        return _IS_FOLDER
+    reason = getattr(error, "strerror", None) or str(error)
+    if isinstance(error, FileNotFoundError) and not Path(path).is_absolute():
+        reason += f" (a relative path starts in the working folder, {os.getcwd()!r})"
+    return reason
+
+
+def _is_folder(path) -> bool:
+    return os.path.isdir(os.path.expanduser(path))
+
+
+def _check_file(status: os.stat_result) -> None:
+    if stat.S_ISDIR(status.st_mode):
+        raise ValueError(_IS_FOLDER)
+    if not stat.S_ISREG(status.st_mode):
+        raise ValueError("it is no regular file")
+    if status.st_size > MAX_FILE_BYTES:
+        raise ValueError(
+            f"the file has {status.st_size:,} bytes, more than {MAX_FILE_BYTES:,}"
+        )
 
 
 @read.register(bytes)

@@ -1,6 +1,8 @@
+import base64
 import io
 import os
 import pathlib
+import re
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -11,7 +13,10 @@ import pyarrow as pa
 import pytest
 import torch
 from conftest import make_picture
+from sklearn.compose import ColumnTransformer
+from small_network import small_backbone
 
+from sktransfer import PretrainedFeatureExtractor
 from sktransfer._decoding import as_pixels, decode
 from sktransfer._images import (
     Images,
@@ -173,20 +178,36 @@ def test_the_users_image_is_left_as_it_was(picture):
 
 
 BAD = {
-    "text file": (lambda tmp: write(tmp, b"not an image"), "cannot identify"),
+    "text file": (lambda tmp: write(tmp, b"not an image"), "first bytes, b'not an im"),
     "missing file": (lambda tmp: tmp / "no.jpg", "No such file"),
-    "folder": (lambda tmp: tmp, "(no regular file|directory)"),
+    "folder": (lambda tmp: tmp, r"it is a folder \(list its images"),
     "truncated JPEG": (lambda tmp: truncated("JPEG"), "truncated"),
     "truncated PNG": (lambda tmp: truncated("PNG"), "truncated"),
-    "empty bytes": (lambda tmp: b"", "cannot identify"),
+    "empty bytes": (lambda tmp: b"", "it is empty, of 0 bytes"),
     "zero-size": (lambda tmp: np.zeros((0, 5, 3), np.uint8), "empty array"),
     "NaN": (lambda tmp: np.full((4, 4), np.nan), "NaN"),
     "range": (lambda tmp: np.full((4, 4), 9.0), r"outside \[0, 1\]"),
     "channels": (lambda tmp: np.zeros((5, 5, 7), np.uint8), r"shape \(5, 5, 7\)"),
     "dtype": (lambda tmp: np.zeros((5, 5), np.int64), "int64"),
     "object": (lambda tmp: {"a": 1}, "dict"),
-    "None": (lambda tmp: None, "NoneType"),
+    "None": (lambda tmp: None, "None stands where an image"),
+    "NaN of a column": (lambda tmp: float("nan"), "nan stands where an image"),
+    "NA": (lambda tmp: pd.NA, "<NA> stands where an image"),
+    "relative": (lambda tmp: "no.jpg", "No such file.*working folder"),
+    "URL": (lambda tmp: "https://x.org/a.jpg", "it is a URL, .*download"),
+    "URL as path": (lambda tmp: pathlib.Path("https://x.org/a.jpg"), "it is a URL"),
+    "file URI": (lambda tmp: "file:///a.jpg", "it is a file: URI"),
+    "data URI": (lambda tmp: "data:image/png;base64,iVBO", r"data: URI.*b64decode\("),
+    "base64": (lambda tmp: in_base64(), r"base64 text.*pass base64.b64decode\(text\)"),
+    "URL-safe base64": (lambda tmp: in_base64(b"-_"), "base64 text"),
+    "base64 as bytes": (lambda tmp: in_base64().encode(), "base64 text"),
+    "base64 in a file": (lambda tmp: write(tmp, in_base64().encode()), "base64 text"),
 }
+
+
+def in_base64(altchars=None):
+    data = encoded(make_picture(0, 200, 200), "JPEG")
+    return base64.b64encode(data, altchars=altchars).decode()
 
 
 def write(folder, data):
@@ -282,6 +303,7 @@ def test_tables_are_left_to_scikit_learn(X):
         (pathlib.Path("a.png"), "single image"),
         (PIL.Image.new("L", (3, 3)), "single image"),
         (np.zeros((8, 8, 3), np.uint8), "single image"),
+        (os.path.dirname(__file__), "X is the folder .*list_images"),
         ([], "0 images"),
         (np.array([], dtype=object), "0 images"),
         ({"a.png"}, "a set"),
@@ -305,8 +327,14 @@ def test_a_missing_first_image_does_not_make_a_table(hole, pictures):
 def test_images_are_one_column():
     paths = ["a.png", "b.png"]
     for second in [paths, [1, 2], [None, None]]:
-        with pytest.raises(ValueError, match="2 columns, and images are one of them"):
-            image_samples(pd.DataFrame({"a": paths, "b": second}))
+        frame = pd.DataFrame({"b": second, "a": paths})
+        seen = "b" if second is paths else "a"
+        for X, name in [(frame, f"'{seen}'"), (frame.to_numpy(), r"\d")]:
+            with pytest.raises(ValueError, match=f"2 columns.*one of them.*{name}"):
+                image_samples(X)
+        step = ("image", PretrainedFeatureExtractor(small_backbone()), ["a", "b"])
+        with pytest.raises(ValueError, match=r"of a ColumnTransformer, give the step"):
+            ColumnTransformer([step]).fit(frame)
     assert image_samples(pd.DataFrame({"a": ["1", "2"], "b": ["3", "4"]})) is None
     assert image_samples(pd.DataFrame({"a": paths, "b": paths})[:0]) is None
 
@@ -333,9 +361,27 @@ def test_an_image_may_be_given_twice(tmp_path, pictures):
 
 
 def test_errors_name_row_and_file(tmp_path):
-    images = Images(["x.png", b"", None]).take([2, 0])
-    assert images.describe(0) == "row 2 (a NoneType)"
+    images = Images(["x.png", b"", None]).take([2, 0, 1])
+    assert images.describe(0) == "row 2 (missing)"
     assert images.describe(1) == "row 0 ('x.png')"
+    assert images.describe(2) == "row 1 (a bytes)"
+    long = "/photos/" + 300 * "x" + "/the_end.png"
+    assert images.take([0]).describe(0) == "row 2 (missing)"
+    assert re.fullmatch(
+        r"row 0 \('/photos/x+\.\.\.x+/the_end\.png'\)", Images([long]).describe(0)
+    )
+
+
+@pytest.mark.parametrize("altchars", [None, b"-_"])
+def test_an_error_does_not_quote_an_image_in_whole(altchars):
+    extractor = PretrainedFeatureExtractor(small_backbone(), device="cpu")
+    for sample in [in_base64(altchars), "data:image/jpeg;base64," + in_base64()]:
+        assert len(sample) > 3000
+        with pytest.raises(ValueError, match="b64decode") as caught:
+            extractor.transform([sample])
+        assert len(str(caught.value)) < 700
+        data = base64.b64decode(in_base64())
+        assert extractor.transform([data]).shape == (1, 16)
 
 
 def test_a_flattened_picture_is_that_picture(pictures):

@@ -25,6 +25,7 @@ LEAVES = {
 }
 # What a module may import, one row above the other.
 LAYERS = [
+    {"_signatures"},
     LEAVES,
     {"_images", "_backbones", "_cache", "datasets"},
     {"_loading", "_passes", "_reprs"},
