@@ -28,8 +28,12 @@ from sktransfer._images import (
 
 
 def encoded(array, kind="PNG", **options):
+    return saved(PIL.Image.fromarray(array), kind, **options)
+
+
+def saved(image, kind, **options):
     buffer = io.BytesIO()
-    PIL.Image.fromarray(array).save(buffer, kind, **options)
+    image.save(buffer, kind, **options)
     return buffer.getvalue()
 
 
@@ -89,16 +93,40 @@ def test_sixteen_bit_grey_is_scaled_by_its_range(picture):
     np.testing.assert_allclose(between, expected / 255, atol=1 / 255)
 
 
-def test_integer_and_float_pil_modes_have_a_rule(picture):
+def test_float_pil_modes_are_fractions_of_white(picture):
     grey = picture[:, :, 0]
-    as_int = PIL.Image.fromarray(grey.astype(np.int32) * 257)
     as_float = PIL.Image.fromarray(grey / np.float32(255))
-    np.testing.assert_array_equal(pixels(as_int), pixels(grey))
     np.testing.assert_array_equal(pixels(as_float), pixels(grey))
-    with pytest.raises(ValueError, match="beyond 16 bits"):
-        pixels(PIL.Image.fromarray(grey.astype(np.int32) + 70000))
+    np.testing.assert_array_equal(pixels(saved(as_float, "TIFF")), pixels(grey))
     with pytest.raises(ValueError, match=r"outside \[0, 1\]"):
         pixels(PIL.Image.fromarray(grey.astype(np.float32) + 2))
+
+
+@pytest.mark.parametrize("factor", [1, 16, 257, 1000])
+def test_integers_that_do_not_say_what_white_is_are_refused(factor, picture):
+    image = PIL.Image.fromarray(picture[:, :, 0].astype(np.int32) * factor)
+    assert image.mode == "I"
+    highest = factor * int(picture[:, :, 0].max())
+    for sample in [image, saved(image, "TIFF")]:
+        with pytest.raises(ValueError, match=f"to {highest}, .* what white is"):
+            pixels(sample)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "PPM", "TIFF", "JPEG2000"])
+@pytest.mark.parametrize("factor", [256, 257])
+def test_sixteen_bits_are_scaled_alike_in_every_format(kind, factor, picture):
+    array = picture[:, :, 0].astype(np.uint16) * factor
+    options = {"irreversible": False} if kind == "JPEG2000" else {}
+    found = pixels(saved(PIL.Image.fromarray(array), kind, **options))
+    np.testing.assert_array_equal(found, pixels(array))
+
+
+def test_a_sixteen_bit_png_may_be_opened_in_32_bits(picture):
+    """As the versions of Pillow that have no mode for it do."""
+    array = picture[:, :, 0].astype(np.uint16) * 256
+    image = PIL.Image.fromarray(array.astype(np.int32))
+    image.format = "PNG"
+    np.testing.assert_array_equal(pixels(image), pixels(array))
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF", "WEBP"])
