@@ -2,6 +2,9 @@
 
 import contextlib
 import io
+import math
+import re
+import struct
 import threading
 
 import numpy as np
@@ -20,6 +23,9 @@ _BAND = 2**20
 _LONGEST_SIDE = 2**20
 # Of images that are given opened, each has one of these locks.
 _loading = [threading.Lock() for _ in range(1021)]
+# Where the size stands in a PNG, and height and width in a JPEG.
+_PNG_SIZE = re.compile(rb"(?s)IHDR(.{8})")
+_JPEG_SIZE = re.compile(rb"(?s)\xff[\xc0-\xc2]\0[\x0b\x11\x14]\x08(.{4})[\1\3\4]")
 _EXIF_ORIENTATION = 0x0112
 # Formats whose decoders hold a picture once or twice more: they may have that part of
 # the pixels that others may.
@@ -44,9 +50,10 @@ def decode(source: bytes | np.ndarray) -> PIL.Image.Image | torch.Tensor:
     """
     if isinstance(source, np.ndarray):
         return _array_picture(source)
-    size = _webp_size(source)
-    _refuse_huge(*size, _SHARES["WEBP"])
-    with _turn(*size), _opened(source) as image, _turn(*image.size):
+    canvas, inner = _webp_size(source), _inner_size(source)
+    _refuse_huge(*canvas, _SHARES["WEBP"])
+    _refuse_huge(*inner)
+    with _turn(*max(canvas, inner)), _opened(source) as image, _turn(*image.size):
         picture = _pil_picture(image)
         if isinstance(picture, PIL.Image.Image) and picture.mode == "RGB":
             return picture
@@ -88,6 +95,19 @@ def _webp_size(data: bytes) -> tuple[int, int]:
     return 0, 0
 
 
+def _inner_size(data: bytes) -> tuple[int, int]:
+    """Width and height of the largest picture in a file that holds files of others.
+
+    Pillow decodes these whatever the size is that the outer header tells.
+    """
+    sizes = [(0, 0)]
+    if data.startswith((b"\0\0\1\0", b"\0\0\2\0", b"icns")):
+        sizes += [struct.unpack(">2I", head) for head in _PNG_SIZE.findall(data)]
+    elif data.startswith(b"BLP1"):
+        sizes += [struct.unpack(">2H", head)[::-1] for head in _JPEG_SIZE.findall(data)]
+    return max(sizes, key=math.prod)
+
+
 def readable_formats() -> list[str]:
     """Formats that Pillow reads by itself: no other program, and more than a name."""
     PIL.Image.init()
@@ -120,8 +140,6 @@ def _pil_picture(image: PIL.Image.Image) -> PIL.Image.Image | np.ndarray:
     """Load an image; RGB or RGBA, or an array if it was turned or has over 8 bits."""
     _refuse_huge(*image.size, _SHARES.get(image.format, 1))
     image.load()
-    # Of a picture within another's file, the outer header need not tell the size.
-    _refuse_huge(*image.size)
     if image.mode == "F" or image.mode.startswith("I"):
         picture = checked_array(_deep_array(image))
     else:

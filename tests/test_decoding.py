@@ -227,17 +227,31 @@ def test_a_picture_of_more_rows_than_any_has_is_refused_unloaded(size, monkeypat
         _decoding.decode(dds(*size))
 
 
-@pytest.mark.usefixtures("pillow_warns")
-def test_a_picture_within_a_file_is_held_to_the_limit_too(monkeypatch):
+def icon(kind):
+    """Make a file that claims 16 x 16 pixels and holds a picture of 29 x 23."""
     file = io.BytesIO()
-    PIL.Image.new("RGBA", (29, 23)).save(file, "PNG")
+    PIL.Image.new("RGB" if kind == "BLP" else "RGBA", (29, 23)).save(
+        file, "JPEG" if kind == "BLP" else "PNG"
+    )
     inner = file.getvalue()
-    entry = struct.pack("<4B2H2I", 16, 16, 0, 0, 1, 32, len(inner), 22)
-    icon = struct.pack("<3H", 0, 1, 1) + entry + inner
-    assert _decoding.decode(icon).size == (29, 23)
+    if kind == "ICO":
+        entry = struct.pack("<4B2H2I", 16, 16, 0, 0, 1, 32, len(inner), 22)
+        return struct.pack("<3H", 0, 1, 1) + entry + inner
+    if kind == "ICNS":
+        chunk = struct.pack(">4sI", b"ic08", 8 + len(inner)) + inner
+        return struct.pack(">4sI", b"icns", 8 + len(chunk)) + chunk
+    places = struct.pack("<16I", 160, *[0] * 15) + struct.pack(
+        "<16I", len(inner), *[0] * 15
+    )
+    return struct.pack("<4s6I", b"BLP1", 0, 0, 16, 16, 5, 0) + places + bytes(4) + inner
+
+
+@pytest.mark.parametrize("kind", ["ICO", "ICNS", "BLP"])
+def test_a_picture_within_a_file_is_held_to_the_limit_too(kind, monkeypatch):
+    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", None)
     monkeypatch.setattr(PIL.Image, "MAX_IMAGE_PIXELS", 29 * 23 - 1)
     with pytest.raises(ValueError, match="29 x 23 pixels, more than the limit of 666"):
-        _decoding.decode(icon)
+        _decoding.decode(icon(kind))
 
 
 def test_a_picture_is_the_same_in_whatever_bands_it_is_converted(monkeypatch):
