@@ -2,6 +2,9 @@
 
 import contextlib
 import io
+import math
+import re
+import struct
 import threading
 
 import numpy as np
@@ -9,12 +12,24 @@ import PIL.Image
 import torch
 from torchvision.transforms.v2.functional import pil_to_tensor
 
+from sktransfer._signatures import file_kind
+
 # Of pictures with more pixels than this, one is decoded at a time.
 _LARGE = 2**24
 _large_one = threading.RLock()
+# Pixels of an array that are converted at a time.
+_BAND = 2**20
+# Beyond it, what is kept for each row weighs more than the pixels.
+_LONGEST_SIDE = 2**20
 # Of images that are given opened, each has one of these locks.
 _loading = [threading.Lock() for _ in range(1021)]
+# Where the size stands in a PNG, and height and width in a JPEG.
+_PNG_SIZE = re.compile(rb"(?s)IHDR(.{8})")
+_JPEG_SIZE = re.compile(rb"(?s)\xff[\xc0-\xc2]\0[\x0b\x11\x14]\x08(.{4})[\1\3\4]")
 _EXIF_ORIENTATION = 0x0112
+# Formats whose decoders hold a picture once or twice more: they may have that part of
+# the pixels that others may.
+_SHARES = {"WEBP": 2, "AVIF": 2, "JPEG2000": 2}
 # Ghostscript would read the first; of the others Pillow knows no more than the header.
 _NOT_READ = {"EPS", "BUFR", "GRIB", "HDF5", "MPEG", "WMF"}
 
@@ -35,18 +50,21 @@ def decode(source: bytes | np.ndarray) -> PIL.Image.Image | torch.Tensor:
     """
     if isinstance(source, np.ndarray):
         return _array_picture(source)
-    size = _webp_size(source)
-    # Its decoder holds two canvases from the beginning, and gives out a third.
-    _refuse_huge(*size, share=2)
-    with (
-        _turn(*size),
-        PIL.Image.open(io.BytesIO(source), formats=readable_formats()) as image,
-        _turn(*image.size),
-    ):
+    canvas, inner = _webp_size(source), _inner_size(source)
+    _refuse_huge(*canvas, _SHARES["WEBP"])
+    _refuse_huge(*inner)
+    with _turn(*max(canvas, inner)), _opened(source) as image, _turn(*image.size):
         picture = _pil_picture(image)
         if isinstance(picture, PIL.Image.Image) and picture.mode == "RGB":
             return picture
         return _array_picture(np.asarray(picture))
+
+
+def _opened(source: bytes) -> PIL.Image.Image:
+    try:
+        return PIL.Image.open(io.BytesIO(source), formats=readable_formats())
+    except PIL.UnidentifiedImageError as error:
+        raise PIL.UnidentifiedImageError(file_kind(source)) from error
 
 
 def as_pixels(picture: PIL.Image.Image | torch.Tensor) -> torch.Tensor:
@@ -77,6 +95,19 @@ def _webp_size(data: bytes) -> tuple[int, int]:
     return 0, 0
 
 
+def _inner_size(data: bytes) -> tuple[int, int]:
+    """Width and height of the largest picture in a file that holds files of others.
+
+    Pillow decodes these whatever the size is that the outer header tells.
+    """
+    sizes = [(0, 0)]
+    if data.startswith((b"\0\0\1\0", b"\0\0\2\0", b"icns")):
+        sizes += [struct.unpack(">2I", head) for head in _PNG_SIZE.findall(data)]
+    elif data.startswith(b"BLP1"):
+        sizes += [struct.unpack(">2H", head)[::-1] for head in _JPEG_SIZE.findall(data)]
+    return max(sizes, key=math.prod)
+
+
 def readable_formats() -> list[str]:
     """Formats that Pillow reads by itself: no other program, and more than a name."""
     PIL.Image.init()
@@ -84,6 +115,11 @@ def readable_formats() -> list[str]:
 
 
 def _refuse_huge(width: int, height: int, share: int = 1) -> None:
+    if max(width, height) > _LONGEST_SIDE:
+        raise ValueError(
+            f"it has {width} x {height} pixels, and no side may be longer than "
+            f"{_LONGEST_SIDE:,} (cut it into pieces)"
+        )
     limit = PIL.Image.MAX_IMAGE_PIXELS
     if limit is not None and width * height > limit // share:
         raise ValueError(
@@ -102,15 +138,10 @@ def pil_array(image: PIL.Image.Image) -> np.ndarray:
 
 def _pil_picture(image: PIL.Image.Image) -> PIL.Image.Image | np.ndarray:
     """Load an image; RGB or RGBA, or an array if it was turned or has over 8 bits."""
-    _refuse_huge(*image.size)
+    _refuse_huge(*image.size, _SHARES.get(image.format, 1))
     image.load()
     if image.mode == "F" or image.mode.startswith("I"):
-        picture = np.asarray(image)
-        if image.mode == "I":
-            picture = _sixteen_bits(picture)
-        elif picture.dtype.kind == "u":
-            picture = picture.astype(np.uint16)
-        picture = checked_array(picture)
+        picture = checked_array(_deep_array(image))
     else:
         mode = "RGBA" if image.has_transparency_data else "RGB"
         picture = image if image.mode == mode else image.convert(mode)
@@ -119,13 +150,20 @@ def _pil_picture(image: PIL.Image.Image) -> PIL.Image.Image | np.ndarray:
     return picture if orientation == 1 else _upright(np.asarray(picture), orientation)
 
 
-def _sixteen_bits(array: np.ndarray) -> np.ndarray:
-    if array.min() < 0 or array.max() > 65535:
+def _deep_array(image: PIL.Image.Image) -> np.ndarray:
+    """Pixels of a loaded image of more than 8 bits, whose type says what white is."""
+    array = np.asarray(image)
+    # These have 16 bits at most, which some versions of Pillow put into 32.
+    if image.mode == "I" and image.format in ("PNG", "PPM"):
+        return array.astype(np.uint16)
+    if image.mode == "I":
         raise ValueError(
-            f"its 32-bit integer values go from {array.min()} to {array.max()}, beyond "
-            "16 bits (convert it to a float array in [0, 1])"
+            f"it has 32-bit integers, here from {array.min()} to {array.max()}, which "
+            "do not say what white is (convert it to a uint8 or uint16 array, or to a "
+            "float array divided by the value of white)"
         )
-    return array.astype(np.uint16)
+    # Of another order of bytes, but as many.
+    return array.astype(np.uint16) if array.dtype.kind == "u" else array
 
 
 def _orientation(image: PIL.Image.Image) -> int:
@@ -149,17 +187,24 @@ def _array_picture(array: np.ndarray) -> PIL.Image.Image | torch.Tensor:
         array = array[:, :, None]
     if array.shape[2] not in (1, 3, 4):
         array = np.moveaxis(array, 0, 2)
-    array = _eight_bits(array)
-    if array.shape[2] == 4:
-        array = _on_white(array)
-    array = np.broadcast_to(array, (*array.shape[:2], 3))
-    if array.dtype == np.uint8:
-        return PIL.Image.fromarray(np.ascontiguousarray(array))
-    return torch.from_numpy(array.copy()).permute(2, 0, 1)
+    height, width = array.shape[:2]
+    # By bands of rows, as the steps between would be many times the picture.
+    step = max(1, _BAND // width)
+    bands = [slice(row, row + step) for row in range(0, height, step)]
+    if all(_eight_bits(array[band]) is not None for band in bands):
+        picture = PIL.Image.new("RGB", (width, height))
+        for band in bands:
+            part = _colours(_eight_bits(array[band]))
+            picture.paste(PIL.Image.fromarray(part), (0, band.start))
+        return picture
+    pixels = np.empty((height, width, 3), dtype=np.float32)
+    for band in bands:
+        pixels[band] = _colours(_floats(array[band]))
+    return torch.from_numpy(pixels).permute(2, 0, 1)
 
 
-def _eight_bits(array: np.ndarray) -> np.ndarray:
-    """uint8 where that loses nothing, else float32.
+def _eight_bits(array: np.ndarray) -> np.ndarray | None:
+    """uint8 where that loses nothing, else None.
 
     A float or 16-bit picture whose values are k / 255 is an 8-bit picture, and must
     give the same embedding to the last bit.
@@ -168,14 +213,24 @@ def _eight_bits(array: np.ndarray) -> np.ndarray:
         return array
     if array.dtype == bool:
         return array.astype(np.uint8) * np.uint8(255)
-    if array.dtype == np.uint16:
-        array = array / np.float32(65535)
-    scaled = array.astype(np.float32) * np.float32(255)
+    scaled = _floats(array) * np.float32(255)
     rounded = np.rint(scaled)
     exact = np.abs(scaled - rounded).max() < 1e-4
-    if exact and rounded.min() >= 0 and rounded.max() <= 255:
-        return rounded.astype(np.uint8)
+    within = rounded.min() >= 0 and rounded.max() <= 255
+    return rounded.astype(np.uint8) if exact and within else None
+
+
+def _floats(array: np.ndarray) -> np.ndarray:
+    if array.dtype == np.uint16:
+        array = array / np.float32(65535)
     return array.astype(np.float32)
+
+
+def _colours(array: np.ndarray) -> np.ndarray:
+    """Three channels of one, three or four."""
+    if array.shape[2] == 4:
+        array = _on_white(array)
+    return np.ascontiguousarray(np.broadcast_to(array, (*array.shape[:2], 3)))
 
 
 def _on_white(array: np.ndarray) -> np.ndarray:

@@ -10,7 +10,6 @@ import math
 import numbers
 import os
 import stat
-import warnings
 from collections.abc import Callable, Sequence
 from functools import partial, singledispatch
 from pathlib import Path
@@ -19,15 +18,21 @@ import numpy as np
 import PIL.Image
 import torch
 from scipy.sparse import issparse
-from sklearn.utils.validation import _num_samples, validate_data
+from sklearn.utils.validation import _check_y, _num_samples, validate_data
 
 from sktransfer._decoding import checked_array, pil_array
+from sktransfer._rows import picture_shape
+from sktransfer._signatures import shortened, text_kind
 
 ACCEPTED = (
     "An image is a path, a PIL image, encoded bytes, or an array or tensor of shape "
     "(H, W), (H, W, 1|3|4) or (3, H, W) of dtype uint8, uint16 or float in [0, 1]."
 )
 MAX_FILE_BYTES = 2**29
+_IS_FOLDER = (
+    "it is a folder (list its images with sktransfer.datasets.list_images, or with "
+    "load_image_folder where it has a folder for each class)"
+)
 # Black and white of a table of such numbers.
 _RANGES = {
     np.dtype(bool): (0.0, 1.0),
@@ -73,8 +78,10 @@ class Images(Sequence):
     def describe(self, row: int) -> str:
         """Name a row for an error message, by its file where it has one."""
         sample = self.samples[row]
+        if is_missing(sample):
+            return f"row {self.rows[row]} (missing)"
         if isinstance(sample, str | os.PathLike):
-            return f"row {self.rows[row]} ({os.fspath(sample)!r})"
+            return f"row {self.rows[row]} ({shortened(os.fspath(sample))!r})"
         return f"row {self.rows[row]} (a {type(sample).__name__})"
 
 
@@ -93,6 +100,7 @@ def image_samples(X) -> Sequence | None:
         If `X` is a single image, empty, or nothing that holds images.
     """
     _refuse_single(X)
+    names = getattr(X, "columns", None)
     if issparse(X):
         return None
     if isinstance(X, torch.Tensor):
@@ -105,7 +113,7 @@ def image_samples(X) -> Sequence | None:
             )
         X = np.asarray(X)
     if isinstance(X, np.ndarray):
-        return _array_samples(X)
+        return _array_samples(X, names)
     if len(X) == 0:
         raise ValueError("Found 0 images in X; a minimum of 1 is required.")
     return None if _are_numbers(X) else X
@@ -122,6 +130,9 @@ def check_images(estimator, X, y="no_validation", *, reset: bool, **checks):
         Only where a `y` is given.
     """
     samples = image_samples(X)
+    with_y = not (isinstance(y, str) and y == "no_validation")
+    if with_y:
+        _refuse_missing_targets(estimator, y)
     if samples is None:
         return validate_data(estimator, X, y, dtype="numeric", reset=reset, **checks)
     if len(getattr(X, "shape", ())) == 2 and (
@@ -132,9 +143,10 @@ def check_images(estimator, X, y="no_validation", *, reset: bool, **checks):
         # What an earlier fit on a table has left.
         vars(estimator).pop("n_features_in_", None)
         vars(estimator).pop("feature_names_in_", None)
-    if isinstance(y, str) and y == "no_validation":
+    if not with_y:
         return list(samples)
-    y = validate_data(estimator, y=y, **checks)
+    # Not `validate_data`, which without an X forgets the names of columns.
+    y = _check_y(y, estimator=estimator, **checks)
     if _num_samples(y) != len(samples):
         raise ValueError(
             f"X has {len(samples)} images and y has {_num_samples(y)} targets. Pass "
@@ -143,7 +155,43 @@ def check_images(estimator, X, y="no_validation", *, reset: bool, **checks):
     return list(samples), y
 
 
+def _refuse_missing_targets(estimator, y) -> None:
+    if y is None:
+        raise ValueError(
+            f"This {type(estimator).__name__} estimator requires y to be passed, but "
+            "the target y is None. Pass one target for each image."
+        )
+    try:
+        # Of a list with a string, NumPy would make strings of all: a class "nan".
+        as_they_are = object if isinstance(y, list | tuple) else None
+        targets = np.atleast_1d(np.asarray(y, dtype=as_they_are))
+    except ValueError:
+        return  # of unequal lengths: scikit-learn says so
+    if targets.dtype.kind not in "fO" or not targets.size:
+        return
+    flat = targets.reshape(len(targets), -1)
+    if targets.dtype.kind == "f":
+        missing = np.isnan(flat)
+    else:
+        missing = np.array([[is_missing(value) for value in row] for row in flat])
+    rows = np.flatnonzero(missing.any(axis=1)).tolist()
+    if rows:
+        shown = f"{rows[:10]}"[:-1] + (", ...]" if len(rows) > 10 else "]")
+        raise ValueError(
+            f"Input y contains NaN or None: {len(rows)} of {len(targets)} targets are "
+            f"missing, in rows {shown}. Accepted is a label or number for each image. "
+            "Nothing was fitted. Leave those rows out of X and y (of a frame: "
+            "df.dropna(subset=[name of the target]))."
+        )
+
+
 def _refuse_single(X) -> None:
+    if isinstance(X, str | os.PathLike) and _is_folder(X):
+        raise ValueError(
+            f"X is the folder {os.fspath(X)!r}, where a list of images is needed. "
+            "Nothing was read. Pass sktransfer.datasets.list_images(X), or X and y of "
+            "load_image_folder where it has a folder for each class."
+        )
     single = isinstance(X, str | bytes | os.PathLike | PIL.Image.Image)
     shape = getattr(X, "shape", ())
     if single or (len(shape) == 3 and shape[-1] in (3, 4)):
@@ -154,7 +202,7 @@ def _refuse_single(X) -> None:
         )
 
 
-def _array_samples(X: np.ndarray) -> Sequence | None:
+def _array_samples(X: np.ndarray, names=None) -> Sequence | None:
     if X.ndim in (3, 4):
         return list(X)
     if X.dtype.kind not in "OUST":
@@ -166,7 +214,7 @@ def _array_samples(X: np.ndarray) -> Sequence | None:
         return None
     if X.ndim == 2 and X.shape[1] == 1:
         X = X[:, 0]
-    _refuse_columns(X)
+    _refuse_columns(X, names)
     if X.ndim != 1 or (len(X) and _are_numbers(X)):
         return None
     if len(X) == 0:
@@ -174,12 +222,16 @@ def _array_samples(X: np.ndarray) -> Sequence | None:
     return list(X)
 
 
-def _refuse_columns(X: np.ndarray) -> None:
-    first = X[0] if X.ndim == 2 and len(X) else ()
-    if X.dtype.kind in "OUST" and any(_is_path(sample) for sample in first):
+def _refuse_columns(X: np.ndarray, names) -> None:
+    first = X[0] if X.ndim == 2 and len(X) and X.dtype.kind in "OUST" else ()
+    paths = [column for column, sample in enumerate(first) if _is_path(sample)]
+    if paths:
+        name = paths[0] if names is None else names[paths[0]]
         raise ValueError(
-            f"X has {X.shape[1]} columns, and images are one of them: pass that one, "
-            "X[[name]], or use a ColumnTransformer."
+            f"X has {X.shape[1]} columns, and images are one of them. Accepted is that "
+            f"one column, it seems {name!r}. Nothing was read. Pass it alone, as "
+            f"X[[{name!r}]]; of a ColumnTransformer, give the step with the images no "
+            f"other column: (..., [{name!r}])."
         )
 
 
@@ -197,12 +249,15 @@ def _is_path(sample) -> bool:
 
 def _are_numbers(X) -> bool:
     """Whether samples are numbers, or rows of them: the first not missing decides."""
-    there = (x for x in X if x is not None and not _is_nan(x))
+    there = (x for x in X if not is_missing(x))
     return _is_numbers(next(there, X[0]))
 
 
-def _is_nan(sample) -> bool:
-    return isinstance(sample, float) and math.isnan(sample)
+def is_missing(value) -> bool:
+    """Whether a value is None, NaN, or what pandas has in place of these."""
+    if isinstance(value, float | np.floating):
+        return math.isnan(value)
+    return value is None or type(value).__name__ in ("NAType", "NaTType")
 
 
 def _is_numbers(sample) -> bool:
@@ -235,15 +290,15 @@ def table_images(
         minimum and maximum, so that a row never depends on its neighbours.
     image_shape : tuple of int or None
         As in `numpy.reshape`, one -1 allowed. None infers a square grey or RGB
-        image, else one row of pixels. A one-row image is repeated downwards to a
-        square, so that a square crop loses none of it.
+        image, else one row of pixels, and warns where that is hardly a picture. A
+        one-row image is repeated downwards to a square, so that a square crop loses
+        none of it.
     value_range : (low, high) or None
         The values that stand for black and white, in place of the rule above; where
         they are those of a dtype, numbers of another such dtype, and floats within
         [0, 1], are scaled by their own.
     """
-    shape = _flat_shape(X.shape[1], image_shape)
-    pictures = X.reshape(len(X), *shape)
+    pictures = X.reshape(len(X), *picture_shape(X, image_shape))
     if X.dtype in _RANGES and value_range in (None, *_RANGES.values()):
         return Images(list(pictures), _row_source)
 
@@ -279,43 +334,6 @@ def _scale(picture: np.ndarray, value_range: tuple[float, float] | None) -> np.n
     return picture.astype(np.float32)
 
 
-def _flat_shape(n_pixels: int, image_shape) -> tuple[int, ...]:
-    if image_shape is None:
-        return _inferred_shape(n_pixels)
-    shape = tuple(image_shape) if isinstance(image_shape, list | tuple) else ()
-    known = math.prod(side for side in shape if side != -1)
-    fits = n_pixels == known if -1 not in shape else n_pixels % max(known, 1) == 0
-    if not (
-        len(shape) in (2, 3)
-        and all(isinstance(side, numbers.Integral) for side in shape)
-        and all(side > 0 or side == -1 for side in shape)
-        and shape.count(-1) <= 1
-        and (len(shape) == 2 or shape[2] in (1, 3, 4))
-        and fits
-    ):
-        raise ValueError(
-            f"image_shape={image_shape!r} does not fit rows of {n_pixels} values. "
-            "Accepted are (H, W) and (H, W, 1|3|4), one -1 allowed, whose product is "
-            "the number of columns of X; None infers a square."
-        )
-    return tuple(n_pixels // known if side == -1 else int(side) for side in shape)
-
-
-def _inferred_shape(n_pixels: int) -> tuple[int, ...]:
-    for channels in ((), (3,)):
-        side = math.isqrt(n_pixels // math.prod(channels))
-        if side * side * math.prod(channels) == n_pixels:
-            return (side, side, *channels)
-    warnings.warn(
-        f"Rows of {n_pixels} values are no square grey or RGB image, so each is read "
-        f"as a picture of one row, {n_pixels} pixels wide. If that is not what they "
-        "are, set image_shape=(height, width) or (height, width, channels).",
-        UserWarning,
-        stacklevel=4,
-    )
-    return (1, n_pixels)
-
-
 @singledispatch
 def read(sample) -> bytes | np.ndarray:
     """Turn one sample into its source: encoded bytes, or an array of pixels.
@@ -324,6 +342,8 @@ def read(sample) -> bytes | np.ndarray:
     """
     if hasattr(sample, "__array__"):
         return read(np.asarray(sample))
+    if is_missing(sample):
+        raise ValueError(f"{sample} stands where an image or its path should be")
     raise ValueError(f"it is a {type(sample).__name__}")
 
 
@@ -333,16 +353,44 @@ def _read_path(path) -> bytes:
     # Opening a FIFO or a device would block for ever; O_NONBLOCK opens it at once,
     # and what was opened (not what the name means a moment later) is then judged.
     flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
-    path = Path(path).expanduser()
-    with open(os.open(path, flags), "rb") as file:
-        status = os.fstat(file.fileno())
-        if not stat.S_ISREG(status.st_mode):
-            raise ValueError("it is no regular file")
-        if status.st_size > MAX_FILE_BYTES:
-            raise ValueError(
-                f"the file has {status.st_size:,} bytes, more than {MAX_FILE_BYTES:,}"
-            )
-        return file.read()
+    try:
+        descriptor = os.open(Path(path).expanduser(), flags)
+    except (OSError, ValueError) as error:
+        raise ValueError(_why_not_opened(path, error)) from error
+    try:
+        _check_file(os.fstat(descriptor))
+        with open(descriptor, "rb", closefd=False) as file:
+            return file.read()
+    finally:
+        os.close(descriptor)
+
+
+def _why_not_opened(path, error: Exception) -> str:
+    """Say what a path is that leads to no file, without all of a long text."""
+    kind = text_kind(os.fspath(path))
+    if kind:
+        return kind
+    if isinstance(error, PermissionError) and _is_folder(path):
+        return _IS_FOLDER
+    reason = getattr(error, "strerror", None) or str(error)
+    if isinstance(error, FileNotFoundError) and not Path(path).is_absolute():
+        reason += f" (a relative path starts in the working folder, {os.getcwd()!r})"
+    return reason
+
+
+def _is_folder(path) -> bool:
+    return os.path.isdir(os.path.expanduser(path))
+
+
+def _check_file(status: os.stat_result) -> None:
+    if stat.S_ISDIR(status.st_mode):
+        raise ValueError(_IS_FOLDER)
+    if not stat.S_ISREG(status.st_mode):
+        raise ValueError("it is no regular file")
+    if status.st_size > MAX_FILE_BYTES:
+        raise ValueError(
+            f"the file has {status.st_size:,} bytes, more than {MAX_FILE_BYTES:,}"
+        )
 
 
 @read.register(bytes)

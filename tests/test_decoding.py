@@ -9,6 +9,7 @@ import multiprocessing
 import os
 import re
 import resource
+import struct
 import sys
 import threading
 import time
@@ -19,6 +20,7 @@ from pathlib import Path
 import numpy as np
 import PIL.Image
 import pytest
+import torch
 
 from sktransfer import PretrainedFeatureExtractor, _decoding, _images
 from sktransfer._backbones import Recipe
@@ -186,6 +188,101 @@ def test_the_size_of_a_webp_is_known_before_it_is_opened(options, monkeypatch):
     monkeypatch.setattr(PIL.Image, "MAX_IMAGE_PIXELS", 2 * 29 * 23 - 1)
     with pytest.raises(ValueError, match="29 x 23 pixels, more than the limit of 666"):
         _decoding.decode(file.getvalue())
+
+
+@pytest.mark.parametrize(("kind", "share"), [("AVIF", 2), ("JPEG2000", 2), ("PNG", 1)])
+def test_decoders_that_hold_a_picture_twice_get_half_the_pixels(
+    kind, share, monkeypatch
+):
+    file = io.BytesIO()
+    try:
+        PIL.Image.new("RGB", (29, 23)).save(file, kind)
+    except (KeyError, OSError):
+        pytest.skip(f"Pillow has been built without {kind}")
+    loaded = []
+    monkeypatch.setattr(PIL.Image, "MAX_IMAGE_PIXELS", share * 29 * 23)
+    assert _decoding.decode(file.getvalue()).size == (29, 23)
+    monkeypatch.setattr(PIL.Image, "MAX_IMAGE_PIXELS", share * 29 * 23 - 1)
+    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", loaded.append)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", PIL.Image.DecompressionBombWarning)
+        with pytest.raises(ValueError, match="29 x 23 pixels, more than the limit"):
+            _decoding.decode(file.getvalue())
+    assert not loaded
+
+
+def dds(width, height, data=b""):
+    """Encode as DXT1: four by four pixels in eight bytes."""
+    head = struct.pack("<7I44x", 124, 0x1007, height, width, 0, 0, 0)
+    kind = struct.pack("<2I4s40x", 32, 4, b"DXT1")
+    return b"DDS " + head + kind + data
+
+
+@pytest.mark.parametrize("size", [(1, 2**26), (2**26, 1), (2**20 + 1, 1)])
+def test_a_picture_of_more_rows_than_any_has_is_refused_unloaded(size, monkeypatch):
+    """Pillow keeps a pointer for each row: 600 MB for a header of 128 bytes."""
+    assert _decoding.decode(dds(8, 4, bytes(16))).size == (8, 4)
+    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", None)
+    with pytest.raises(ValueError, match=f"{size[0]} x .* no side may be longer"):
+        _decoding.decode(dds(*size))
+
+
+def icon(kind):
+    """Make a file that claims 16 x 16 pixels and holds a picture of 29 x 23."""
+    file = io.BytesIO()
+    PIL.Image.new("RGB" if kind == "BLP" else "RGBA", (29, 23)).save(
+        file, "JPEG" if kind == "BLP" else "PNG"
+    )
+    inner = file.getvalue()
+    if kind == "ICO":
+        entry = struct.pack("<4B2H2I", 16, 16, 0, 0, 1, 32, len(inner), 22)
+        return struct.pack("<3H", 0, 1, 1) + entry + inner
+    if kind == "ICNS":
+        chunk = struct.pack(">4sI", b"ic08", 8 + len(inner)) + inner
+        return struct.pack(">4sI", b"icns", 8 + len(chunk)) + chunk
+    places = struct.pack("<16I", 160, *[0] * 15) + struct.pack(
+        "<16I", len(inner), *[0] * 15
+    )
+    return struct.pack("<4s6I", b"BLP1", 0, 0, 16, 16, 5, 0) + places + bytes(4) + inner
+
+
+@pytest.mark.parametrize("kind", ["ICO", "ICNS", "BLP"])
+def test_a_picture_within_a_file_is_held_to_the_limit_too(kind, monkeypatch):
+    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", None)
+    monkeypatch.setattr(PIL.Image, "MAX_IMAGE_PIXELS", 29 * 23 - 1)
+    with pytest.raises(ValueError, match="29 x 23 pixels, more than the limit of 666"):
+        _decoding.decode(icon(kind))
+
+
+def test_a_picture_is_the_same_in_whatever_bands_it_is_converted(monkeypatch):
+    rng = np.random.default_rng(0)
+    bytes_ = rng.integers(0, 256, (23, 29, 4), dtype=np.uint8)
+    words = rng.integers(0, 65536, (23, 29), dtype=np.uint16)
+    mixed = np.where(
+        np.arange(23)[:, None] < 20, bytes_[..., 0] * np.uint16(257), words
+    )
+    arrays = [bytes_, bytes_ / 255, words, words / 65535, mixed, bytes_[..., 0] > 99]
+    whole = [_decoding.as_pixels(_decoding.decode(array)) for array in arrays]
+    monkeypatch.setattr(_decoding, "_BAND", 60)
+    for array, expected in zip(arrays, whole, strict=True):
+        found = _decoding.as_pixels(_decoding.decode(array))
+        assert found.dtype == expected.dtype
+        np.testing.assert_array_equal(found, expected)
+    assert whole[4].dtype == whole[2].dtype == torch.float32
+
+
+def bytes_per_pixel():
+    """Return what a pixel of a picture with alpha takes at most, of 25 million."""
+    Recipe().read(dds(400, 400, bytes(80_000)))
+    data, before = dds(5000, 5000, bytes(12_500_000)), peak_bytes()
+    Recipe().read(data)
+    return (peak_bytes() - before) / 5000**2
+
+
+@pytest.mark.slow
+def test_a_large_picture_takes_a_few_times_its_pixels():
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as processes:
+        assert processes.submit(bytes_per_pixel).result() < 16
 
 
 def test_large_pictures_are_decoded_one_at_a_time(monkeypatch, encodings):

@@ -1,6 +1,8 @@
+import base64
 import io
 import os
 import pathlib
+import re
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -11,7 +13,10 @@ import pyarrow as pa
 import pytest
 import torch
 from conftest import make_picture
+from sklearn.compose import ColumnTransformer
+from small_network import small_backbone
 
+from sktransfer import PretrainedFeatureExtractor
 from sktransfer._decoding import as_pixels, decode
 from sktransfer._images import (
     Images,
@@ -23,8 +28,12 @@ from sktransfer._images import (
 
 
 def encoded(array, kind="PNG", **options):
+    return saved(PIL.Image.fromarray(array), kind, **options)
+
+
+def saved(image, kind, **options):
     buffer = io.BytesIO()
-    PIL.Image.fromarray(array).save(buffer, kind, **options)
+    image.save(buffer, kind, **options)
     return buffer.getvalue()
 
 
@@ -84,16 +93,40 @@ def test_sixteen_bit_grey_is_scaled_by_its_range(picture):
     np.testing.assert_allclose(between, expected / 255, atol=1 / 255)
 
 
-def test_integer_and_float_pil_modes_have_a_rule(picture):
+def test_float_pil_modes_are_fractions_of_white(picture):
     grey = picture[:, :, 0]
-    as_int = PIL.Image.fromarray(grey.astype(np.int32) * 257)
     as_float = PIL.Image.fromarray(grey / np.float32(255))
-    np.testing.assert_array_equal(pixels(as_int), pixels(grey))
     np.testing.assert_array_equal(pixels(as_float), pixels(grey))
-    with pytest.raises(ValueError, match="beyond 16 bits"):
-        pixels(PIL.Image.fromarray(grey.astype(np.int32) + 70000))
+    np.testing.assert_array_equal(pixels(saved(as_float, "TIFF")), pixels(grey))
     with pytest.raises(ValueError, match=r"outside \[0, 1\]"):
         pixels(PIL.Image.fromarray(grey.astype(np.float32) + 2))
+
+
+@pytest.mark.parametrize("factor", [1, 16, 257, 1000])
+def test_integers_that_do_not_say_what_white_is_are_refused(factor, picture):
+    image = PIL.Image.fromarray(picture[:, :, 0].astype(np.int32) * factor)
+    assert image.mode == "I"
+    highest = factor * int(picture[:, :, 0].max())
+    for sample in [image, saved(image, "TIFF")]:
+        with pytest.raises(ValueError, match=f"to {highest}, .* what white is"):
+            pixels(sample)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "PPM", "TIFF", "JPEG2000"])
+@pytest.mark.parametrize("factor", [256, 257])
+def test_sixteen_bits_are_scaled_alike_in_every_format(kind, factor, picture):
+    array = picture[:, :, 0].astype(np.uint16) * factor
+    options = {"irreversible": False} if kind == "JPEG2000" else {}
+    found = pixels(saved(PIL.Image.fromarray(array), kind, **options))
+    np.testing.assert_array_equal(found, pixels(array))
+
+
+def test_a_sixteen_bit_png_may_be_opened_in_32_bits(picture):
+    """As the versions of Pillow that have no mode for it do."""
+    array = picture[:, :, 0].astype(np.uint16) * 256
+    image = PIL.Image.fromarray(array.astype(np.int32))
+    image.format = "PNG"
+    np.testing.assert_array_equal(pixels(image), pixels(array))
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF", "WEBP"])
@@ -173,20 +206,36 @@ def test_the_users_image_is_left_as_it_was(picture):
 
 
 BAD = {
-    "text file": (lambda tmp: write(tmp, b"not an image"), "cannot identify"),
+    "text file": (lambda tmp: write(tmp, b"not an image"), "first bytes, b'not an im"),
     "missing file": (lambda tmp: tmp / "no.jpg", "No such file"),
-    "folder": (lambda tmp: tmp, "(no regular file|directory)"),
+    "folder": (lambda tmp: tmp, r"it is a folder \(list its images"),
     "truncated JPEG": (lambda tmp: truncated("JPEG"), "truncated"),
     "truncated PNG": (lambda tmp: truncated("PNG"), "truncated"),
-    "empty bytes": (lambda tmp: b"", "cannot identify"),
+    "empty bytes": (lambda tmp: b"", "it is empty, of 0 bytes"),
     "zero-size": (lambda tmp: np.zeros((0, 5, 3), np.uint8), "empty array"),
     "NaN": (lambda tmp: np.full((4, 4), np.nan), "NaN"),
     "range": (lambda tmp: np.full((4, 4), 9.0), r"outside \[0, 1\]"),
     "channels": (lambda tmp: np.zeros((5, 5, 7), np.uint8), r"shape \(5, 5, 7\)"),
     "dtype": (lambda tmp: np.zeros((5, 5), np.int64), "int64"),
     "object": (lambda tmp: {"a": 1}, "dict"),
-    "None": (lambda tmp: None, "NoneType"),
+    "None": (lambda tmp: None, "None stands where an image"),
+    "NaN of a column": (lambda tmp: float("nan"), "nan stands where an image"),
+    "NA": (lambda tmp: pd.NA, "<NA> stands where an image"),
+    "relative": (lambda tmp: "no.jpg", "No such file.*working folder"),
+    "URL": (lambda tmp: "https://x.org/a.jpg", "it is a URL, .*download"),
+    "URL as path": (lambda tmp: pathlib.Path("https://x.org/a.jpg"), "it is a URL"),
+    "file URI": (lambda tmp: "file:///a.jpg", "it is a file: URI"),
+    "data URI": (lambda tmp: "data:image/png;base64,iVBO", r"data: URI.*b64decode\("),
+    "base64": (lambda tmp: in_base64(), r"base64 text.*pass base64.b64decode\(text\)"),
+    "URL-safe base64": (lambda tmp: in_base64(b"-_"), "base64 text"),
+    "base64 as bytes": (lambda tmp: in_base64().encode(), "base64 text"),
+    "base64 in a file": (lambda tmp: write(tmp, in_base64().encode()), "base64 text"),
 }
+
+
+def in_base64(altchars=None):
+    data = encoded(make_picture(0, 200, 200), "JPEG")
+    return base64.b64encode(data, altchars=altchars).decode()
 
 
 def write(folder, data):
@@ -282,6 +331,7 @@ def test_tables_are_left_to_scikit_learn(X):
         (pathlib.Path("a.png"), "single image"),
         (PIL.Image.new("L", (3, 3)), "single image"),
         (np.zeros((8, 8, 3), np.uint8), "single image"),
+        (os.path.dirname(__file__), "X is the folder .*list_images"),
         ([], "0 images"),
         (np.array([], dtype=object), "0 images"),
         ({"a.png"}, "a set"),
@@ -305,8 +355,14 @@ def test_a_missing_first_image_does_not_make_a_table(hole, pictures):
 def test_images_are_one_column():
     paths = ["a.png", "b.png"]
     for second in [paths, [1, 2], [None, None]]:
-        with pytest.raises(ValueError, match="2 columns, and images are one of them"):
-            image_samples(pd.DataFrame({"a": paths, "b": second}))
+        frame = pd.DataFrame({"b": second, "a": paths})
+        seen = "b" if second is paths else "a"
+        for X, name in [(frame, f"'{seen}'"), (frame.to_numpy(), r"\d")]:
+            with pytest.raises(ValueError, match=f"2 columns.*one of them.*{name}"):
+                image_samples(X)
+        step = ("image", PretrainedFeatureExtractor(small_backbone()), ["a", "b"])
+        with pytest.raises(ValueError, match=r"of a ColumnTransformer, give the step"):
+            ColumnTransformer([step]).fit(frame)
     assert image_samples(pd.DataFrame({"a": ["1", "2"], "b": ["3", "4"]})) is None
     assert image_samples(pd.DataFrame({"a": paths, "b": paths})[:0]) is None
 
@@ -333,9 +389,27 @@ def test_an_image_may_be_given_twice(tmp_path, pictures):
 
 
 def test_errors_name_row_and_file(tmp_path):
-    images = Images(["x.png", b"", None]).take([2, 0])
-    assert images.describe(0) == "row 2 (a NoneType)"
+    images = Images(["x.png", b"", None]).take([2, 0, 1])
+    assert images.describe(0) == "row 2 (missing)"
     assert images.describe(1) == "row 0 ('x.png')"
+    assert images.describe(2) == "row 1 (a bytes)"
+    long = "/photos/" + 300 * "x" + "/the_end.png"
+    assert images.take([0]).describe(0) == "row 2 (missing)"
+    assert re.fullmatch(
+        r"row 0 \('/photos/x+\.\.\.x+/the_end\.png'\)", Images([long]).describe(0)
+    )
+
+
+@pytest.mark.parametrize("altchars", [None, b"-_"])
+def test_an_error_does_not_quote_an_image_in_whole(altchars):
+    extractor = PretrainedFeatureExtractor(small_backbone(), device="cpu")
+    for sample in [in_base64(altchars), "data:image/jpeg;base64," + in_base64()]:
+        assert len(sample) > 3000
+        with pytest.raises(ValueError, match="b64decode") as caught:
+            extractor.transform([sample])
+        assert len(str(caught.value)) < 700
+        data = base64.b64decode(in_base64())
+        assert extractor.transform([data]).shape == (1, 16)
 
 
 def test_a_flattened_picture_is_that_picture(pictures):
@@ -352,18 +426,18 @@ def test_a_flattened_picture_is_that_picture(pictures):
 
 def test_numbers_beyond_one_are_stretched_row_by_row():
     X = np.array([[0, 8, 16, 16], [0.0, 0.5, 1.0, 1.0], [-1, 0, 1, 1], [7, 7, 7, 7]])
-    rows = [decoded(source)[0].flatten().tolist() for source in table_images(X)]
+    rows = [decoded(source)[0].flatten().tolist() for source in table_images(X, (2, 2))]
     half = [0, 0.5, 1, 1]
     for row in rows[:3]:
         scale = 255 if max(row) > 1 else 1
         np.testing.assert_allclose(np.array(row) / scale, half, atol=1e-6)
     assert rows[3] == [0, 0, 0, 0]
-    (first,) = table_images(X[:1], value_range=(0, 32))
+    (first,) = table_images(X[:1], (2, 2), value_range=(0, 32))
     np.testing.assert_allclose(decoded(first)[0].flatten(), [0, 0.25, 0.5, 0.5])
 
 
 def test_a_row_that_is_no_square_is_one_row_of_pixels():
-    with pytest.warns(UserWarning, match="set image_shape"):
+    with pytest.warns(UserWarning, match="no square.*1 x 5.*set image_shape"):
         images = table_images(np.eye(5))
     np.testing.assert_array_equal(
         decoded(images[0])[0], np.repeat(np.eye(5)[:1] * 255, 5, axis=0)

@@ -8,6 +8,7 @@ import sktransfer
 FOLDER = Path(sktransfer.__file__).parent
 LEAVES = {
     "_decoding",
+    "_rows",
     "_stages",
     "_weights",
     "_shards",
@@ -25,6 +26,7 @@ LEAVES = {
 }
 # What a module may import, one row above the other.
 LAYERS = [
+    {"_signatures"},
     LEAVES,
     {"_images", "_backbones", "_cache", "datasets"},
     {"_loading", "_passes", "_reprs"},
