@@ -154,7 +154,7 @@ def _logistic(Z, codes, weights, groups, n_classes, C) -> Solution:
         return Solution(coef, intercept, C or scale * _as_C(_START))
     if C is None:
         C = scale * _choose_C(Z, codes, weights / weights.mean(), groups)
-    model = LogisticRegression(C=C, tol=1e-5, max_iter=2000).fit(Z, codes, weights)
+    model = LogisticRegression(C=C, tol=1e-6, max_iter=2000).fit(Z, codes, weights)
     coef[there], offsets = _of_each_class(model.coef_, model.intercept_)
     level = logsumexp(Z @ coef[there].T + offsets, axis=1).mean()
     intercept += level
