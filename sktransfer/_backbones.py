@@ -246,6 +246,15 @@ class Backbone:
             f"stages from {-count} to {count}, or 'all'."
         )
 
+    def freeze_depth(self, freeze):
+        """Number of leading stages that a ``freeze`` parameter keeps as they are.
+
+        Where only stages without parameters would be left to train, it is all of them.
+        """
+        depth = self.depth(freeze, parameter="freeze")
+        trained = any(True for _ in self.stages[depth:].parameters())
+        return depth if trained else len(self.stages)
+
     def at_size(self, side):
         """Return the same network for inputs of another size, in pixels.
 

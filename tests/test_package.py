@@ -16,7 +16,7 @@ LEAVES = {
     "_augment",
     "_scores",
     "_tables",
-    "_displays",
+    "_drawing",
     "_files",
     "_lanes",
     "_behaviour",
@@ -25,14 +25,14 @@ LEAVES = {
 # What a module may import, one row above the other.
 LAYERS = [
     LEAVES,
-    {"_images", "_backbones", "_cache", "datasets"},
+    {"_images", "_backbones", "_cache", "_displays", "datasets"},
     {"_loading", "_passes", "_reprs"},
     {"_embeddings"},
     {"_training"},
     {"_tuning"},
     {"_finetune", "_extractor"},
     {"_classifier", "_regressor", "_ranking", "_pictures", "_sources"},
-    {"_selector", "_report", "_records", "_cards", "_onnx", "_costs"},
+    {"_selector", "_report", "_attribution", "_records", "_cards", "_onnx", "_costs"},
     {"_persistence"},
     {"__init__"},
 ]
