@@ -142,8 +142,12 @@ class TopLossesDisplay:
         TopLossesDisplay
         """
         titles = self._titles()
-        self.figure_, axes = grid(self, ax, titles or ["No picture is misclassified."])
-        self.ax_ = axes[: len(titles)]
+        if titles:
+            self.figure_, self.ax_ = grid(self, ax, titles)
+        else:
+            said = ["No picture is misclassified."]
+            self.figure_, axes = grid(self, ax, said, height=0.1)
+            self.ax_ = axes[:0]
         for each, picture in zip(self.ax_, self.pictures, strict=True):
             each.imshow(picture)
         return self

@@ -203,6 +203,15 @@ def test_attribution_of_a_probe_advises_the_same_with_maps():
         AttributionDisplay.from_estimator(pipe, X[:1])
 
 
+def test_attribution_of_one_of_several_labels():
+    X, y = make_task()
+    table = np.column_stack([y == "light", y == "dark", np.arange(len(y)) % 2])
+    model = FineTuneClassifier(small_backbone(), max_epochs=1, random_state=0)
+    model.fit(X, table.astype(int))
+    display = AttributionDisplay.from_estimator(model, X[:2], target=2)
+    assert first_lines(display) == titles_of(model, X[:2], 2)
+
+
 def test_attribution_of_a_regressor():
     X, _ = make_task()
     y = [[picture.mean(), -picture.mean()] for picture in X]
