@@ -7,12 +7,10 @@ import re
 
 import numpy as np
 
-from sktransfer._drawing import fold, panels, width_of
+from sktransfer._drawing import fold_names, legend, name_rows, panels, width_of
 
 # Okabe and Ito's colours, told apart in all common forms of colour blindness.
 BLUE, ORANGE, GREY = "#0072B2", "#E69F00", "#8C8C8C"
-# A third of the width of a figure.
-_NAME_POINTS = 150
 
 
 class FreezeDepthDisplay:
@@ -118,7 +116,7 @@ class FreezeDepthDisplay:
             label="mean and standard error",
         )
         top.plot([], [], "o", color=GREY, alpha=0.5, markersize=4, label="folds")
-        _legend(top)
+        legend(top)
         top.set_ylabel(self.score_name)
         if len(self.ax_) > 1:
             self.ax_[1].bar(places, self.seconds, width=0.5, color=ORANGE)
@@ -210,7 +208,7 @@ class TrainingHistoryDisplay:
             self.ax_[1].plot(epochs, values, "s--", color=ORANGE, markersize=4)
             self.ax_[1].set_ylabel("validation score")
         self._mark_head_epochs()
-        _legend(self.ax_[0])
+        legend(self.ax_[0])
         self.ax_[-1].set_xlabel("epoch")
         self.ax_[-1].xaxis.get_major_locator().set_params(integer=True)
         return self
@@ -297,7 +295,7 @@ class BackboneRankingDisplay:
         -------
         BackboneRankingDisplay
         """
-        names, height = _folded(self.names)
+        names, height = fold_names(self.names)
         self.figure_, (self.ax_,) = panels(self, ax, 1, height=1.2 + height)
         places = np.arange(len(self.names))
         self.ax_.errorbar(
@@ -305,8 +303,8 @@ class BackboneRankingDisplay:
         )
         if self.chance is not None:
             self.ax_.axvline(self.chance, color=GREY, linestyle=":", label="guessing")
-            _legend(self.ax_)
-        _name_rows(self.ax_, names)
+            legend(self.ax_)
+        name_rows(self.ax_, names)
         self.ax_.set_xlabel(self.score_name)
         return self
 
@@ -364,7 +362,7 @@ class TransferReportDisplay:
         -------
         TransferReportDisplay
         """
-        names, height = _folded(self.scores)
+        names, height = fold_names(self.scores)
         self.figure_, (self.ax_,) = panels(self, ax, 1, height=1.6 + height)
         places = np.arange(len(self.scores))
         scores = np.array(list(self.scores.values()))
@@ -379,11 +377,11 @@ class TransferReportDisplay:
             label="mean and standard error",
         )
         self.ax_.plot([], [], "o", color=GREY, alpha=0.5, markersize=4, label="folds")
-        _name_rows(self.ax_, names)
+        name_rows(self.ax_, names)
         self.ax_.set_xlabel("score")
         # Above the legend, which may be as wide as the axes.
         self.ax_.set_title(self.verdict, loc="left", pad=24)
-        _legend(self.ax_)
+        legend(self.ax_)
         return self
 
 
@@ -445,23 +443,3 @@ def _depth_of(search, values):
 def _standard_error(scores: np.ndarray) -> np.ndarray | None:
     n_folds = scores.shape[1]
     return scores.std(axis=1, ddof=1) / np.sqrt(n_folds) if n_folds > 1 else None
-
-
-def _folded(names) -> tuple[list[str], float]:
-    """Names in lines that leave most of the figure to the data; height of all rows."""
-    names = [fold(name, _NAME_POINTS) for name in names]
-    n_lines = max(name.count("\n") + 1 for name in names)
-    return names, (0.2 + 0.17 * n_lines) * len(names)
-
-
-def _name_rows(axes, names) -> None:
-    """Name what stands at the heights 0, 1, ..., the first on top."""
-    axes.set_yticks(np.arange(len(names)), names)
-    axes.set_ylim(len(names) - 0.5, -0.5)
-    axes.grid(axis="x", alpha=0.3)
-
-
-def _legend(axes) -> None:
-    """Explain the marks above the axes, where they hide none."""
-    place = {"loc": "lower left", "bbox_to_anchor": (0, 1)}
-    axes.legend(**place, ncols=3, frameon=False, fontsize="small")

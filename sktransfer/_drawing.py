@@ -8,6 +8,8 @@ from sklearn.utils._optional_dependencies import check_matplotlib_support
 _TITLE_SIZE = "small"
 # Of a title, in inches: the height of a line, and the space around it.
 _LINE, _GAP = 0.155, 0.18
+# Of the names of rows, in points: a third of the width of a figure.
+_NAME_POINTS = 150
 
 
 def panels(display, ax, count, height=None, **options):
@@ -26,6 +28,26 @@ def panels(display, ax, count, height=None, **options):
         gridspec_kw=options or None,
     )
     return figure, axes[:, 0]
+
+
+def fold_names(names) -> tuple[list[str], float]:
+    """Names in lines that leave most of the figure to the data; height of all rows."""
+    names = [fold(name, _NAME_POINTS) for name in names]
+    n_lines = max(name.count("\n") + 1 for name in names)
+    return names, (0.2 + 0.17 * n_lines) * len(names)
+
+
+def name_rows(axes, names) -> None:
+    """Name what stands at the heights 0, 1, ..., the first on top."""
+    axes.set_yticks(np.arange(len(names)), names)
+    axes.set_ylim(len(names) - 0.5, -0.5)
+    axes.grid(axis="x", alpha=0.3)
+
+
+def legend(axes) -> None:
+    """Explain the marks above the axes, where they hide none."""
+    place = {"loc": "lower left", "bbox_to_anchor": (0, 1)}
+    axes.legend(**place, ncols=3, frameon=False, fontsize="small")
 
 
 def grid(display, ax, titles, *, width=1.9, height=1.9, below=0.0):
