@@ -26,12 +26,13 @@ model = FineTuneClassifier(freeze="layer3", max_epochs=3, random_state=0)
 model.fit(X_train, y_train).score(X_test, y_test)
 
 # %%
-# The pictures with the highest losses: their label with its probability, and what was
-# predicted.
+# The misclassified pictures with the highest losses: their row, their label, and what
+# was predicted, with the probabilities.
 
 top = TopLossesDisplay.from_estimator(model, X_test, y_test, n_pictures=6)
 
 # %%
-# Where on those pictures the evidence for the predicted class lies (Grad-CAM).
+# Where on those pictures the evidence for the predicted class lies (Grad-CAM): each as
+# it is, and beside it with its map.
 
 maps = AttributionDisplay.from_estimator(model, X_test[top.rows], stage="layer3")

@@ -18,7 +18,7 @@ from sktransfer import FineTuneClassifier, FreezeDepthDisplay, TrainingHistoryDi
 X, y = load_digits(return_X_y=True)
 X, y = X[:300], y[:300]
 model = FineTuneClassifier(max_epochs=3, batch_size=16, random_state=0)
-search = GridSearchCV(model, {"freeze": ["all", "layer4", "layer3", "layer2"]}, cv=3)
+search = GridSearchCV(model, {"freeze": ["all", "layer3", "layer2"]}, cv=3)
 search.fit(X, y)
 
 # %%

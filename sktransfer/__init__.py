@@ -1,6 +1,7 @@
 """Transfer learning on images as plain scikit-learn estimators."""
 
 from sktransfer import datasets
+from sktransfer._attribution import AttributionDisplay
 from sktransfer._backbones import Backbone
 from sktransfer._cache import EmbeddingCache
 from sktransfer._cards import model_card
@@ -16,7 +17,7 @@ from sktransfer._extractor import PretrainedFeatureExtractor
 from sktransfer._loading import list_backbones, load_backbone, register_backbone
 from sktransfer._onnx import export_onnx
 from sktransfer._persistence import load, save
-from sktransfer._pictures import AttributionDisplay, TopLossesDisplay
+from sktransfer._pictures import TopLossesDisplay
 from sktransfer._ranking import rank_backbones
 from sktransfer._regressor import FineTuneRegressor
 from sktransfer._report import TransferReport, transfer_report

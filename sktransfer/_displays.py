@@ -6,7 +6,8 @@ A display holds numbers; its `plot` draws them.
 import re
 
 import numpy as np
-from sklearn.utils._optional_dependencies import check_matplotlib_support
+
+from sktransfer._drawing import fold_names, legend, name_rows, panels, width_of
 
 # Okabe and Ito's colours, told apart in all common forms of colour blindness.
 BLUE, ORANGE, GREY = "#0072B2", "#E69F00", "#8C8C8C"
@@ -53,7 +54,8 @@ class FreezeDepthDisplay:
         Where other parameters were searched too, the best of their values stands for
         each depth. Of a halving search, that is from the last iteration that the depth
         has reached: those dropped early had fewer resources. Candidates without a depth
-        of their own are left out.
+        of their own are left out. Freeze depths that leave the same parameters to
+        train, as "all" and -1 do where the last stage only pools, are one.
 
         Parameters
         ----------
@@ -74,16 +76,18 @@ class FreezeDepthDisplay:
         """
         results, metric = search.cv_results_, _metric_of(search)
         param = _freeze_parameter(results, param)
-        best = _best_rows(results, param, metric)
-        values = [row[param] for row in results["params"] if param in row]
-        depths = sorted(best, key=_depth_of(search, values))
-        rows = [best[depth] for depth in depths]
+        # In one grid of several, it may be missing.
+        given = {i: p[param] for i, p in enumerate(results["params"]) if param in p}
+        depth_of = _depth_of(search, list(given.values()))
+        depths = {row: depth_of(value) for row, value in given.items()}
+        names = _names_of(given, depths)
+        rows = _best_rows(results, depths, metric)
         is_fold = re.compile(rf"split\d+_test_{re.escape(metric)}").fullmatch
         folds = [key for key in results if is_fold(key)]
         scores = np.column_stack([results[key][rows] for key in folds])
         seconds = np.asarray(results["mean_fit_time"])[rows]
         name = search.scoring if isinstance(search.scoring, str) else metric
-        return cls([str(depth) for depth in depths], scores, seconds, name).plot(ax)
+        return cls([names[depths[row]] for row in rows], scores, seconds, name).plot(ax)
 
     def plot(self, ax=None):
         """Draw the scores and, without an `ax`, the seconds below them.
@@ -97,7 +101,7 @@ class FreezeDepthDisplay:
         -------
         FreezeDepthDisplay
         """
-        self.figure_, self.ax_ = _panels(self, ax, 2, height_ratios=(2.4, 1))
+        self.figure_, self.ax_ = panels(self, ax, 2, height_ratios=(2.4, 1))
         places = np.arange(len(self.depths))
         means = self.scores.mean(axis=1)
         top = self.ax_[0]
@@ -112,15 +116,24 @@ class FreezeDepthDisplay:
             label="mean and standard error",
         )
         top.plot([], [], "o", color=GREY, alpha=0.5, markersize=4, label="folds")
-        _legend(top)
+        legend(top)
         top.set_ylabel(self.score_name)
         if len(self.ax_) > 1:
             self.ax_[1].bar(places, self.seconds, width=0.5, color=ORANGE)
             self.ax_[1].set_ylabel("fit (s)")
         for axes in self.ax_:
             axes.set_xticks(places, self.depths)
+        self._turn_long_names()
         self.ax_[-1].set_xlabel("frozen up to")
         return self
+
+    def _turn_long_names(self):
+        """Turn the names of the depths where they would lie over each other."""
+        axes = self.ax_[-1]
+        inches = axes.get_window_extent().width / self.figure_.dpi
+        widest = max(map(width_of, self.depths))
+        if widest + 6 > 72 * inches / len(self.depths):
+            axes.tick_params(axis="x", rotation=45)
 
 
 class TrainingHistoryDisplay:
@@ -177,7 +190,7 @@ class TrainingHistoryDisplay:
         TrainingHistoryDisplay
         """
         scored = any("valid_score" in row for row in self.history)
-        self.figure_, self.ax_ = _panels(self, ax, 1 + scored)
+        self.figure_, self.ax_ = panels(self, ax, 1 + scored)
         epochs = np.arange(1, len(self.history) + 1)
         names = {
             "train_loss": ("training", BLUE, "o-"),
@@ -195,7 +208,7 @@ class TrainingHistoryDisplay:
             self.ax_[1].plot(epochs, values, "s--", color=ORANGE, markersize=4)
             self.ax_[1].set_ylabel("validation score")
         self._mark_head_epochs()
-        _legend(self.ax_[0])
+        legend(self.ax_[0])
         self.ax_[-1].set_xlabel("epoch")
         self.ax_[-1].xaxis.get_major_locator().set_params(integer=True)
         return self
@@ -282,16 +295,16 @@ class BackboneRankingDisplay:
         -------
         BackboneRankingDisplay
         """
-        height = 1.2 + 0.35 * len(self.names)
-        self.figure_, (self.ax_,) = _panels(self, ax, 1, height=height)
+        names, height = fold_names(self.names)
+        self.figure_, (self.ax_,) = panels(self, ax, 1, height=1.2 + height)
         places = np.arange(len(self.names))
         self.ax_.errorbar(
             self.scores, places, xerr=self.errors, fmt="o", color=BLUE, capsize=4
         )
         if self.chance is not None:
             self.ax_.axvline(self.chance, color=GREY, linestyle=":", label="guessing")
-            _legend(self.ax_)
-        _name_rows(self.ax_, self.names)
+            legend(self.ax_)
+        name_rows(self.ax_, names)
         self.ax_.set_xlabel(self.score_name)
         return self
 
@@ -315,7 +328,7 @@ class TransferReportDisplay:
     >>> import numpy as np
     >>> from sktransfer import TransferReportDisplay
     >>> scores = {"as given": np.array([0.9, 0.8]), "guessing": np.array([0.5, 0.5])}
-    >>> TransferReportDisplay(scores, "transfer helps").plot().ax_.get_title("right")
+    >>> TransferReportDisplay(scores, "transfer helps").plot().ax_.get_title("left")
     'transfer helps'
     """
 
@@ -349,8 +362,8 @@ class TransferReportDisplay:
         -------
         TransferReportDisplay
         """
-        height = 1.4 + 0.4 * len(self.scores)
-        self.figure_, (self.ax_,) = _panels(self, ax, 1, height=height)
+        names, height = fold_names(self.scores)
+        self.figure_, (self.ax_,) = panels(self, ax, 1, height=1.6 + height)
         places = np.arange(len(self.scores))
         scores = np.array(list(self.scores.values()))
         self.ax_.plot(scores, places, "o", color=GREY, alpha=0.5, markersize=4)
@@ -364,10 +377,11 @@ class TransferReportDisplay:
             label="mean and standard error",
         )
         self.ax_.plot([], [], "o", color=GREY, alpha=0.5, markersize=4, label="folds")
-        _name_rows(self.ax_, list(self.scores))
+        name_rows(self.ax_, names)
         self.ax_.set_xlabel("score")
-        self.ax_.set_title(self.verdict, loc="right")
-        _legend(self.ax_)
+        # Above the legend, which may be as wide as the axes.
+        self.ax_.set_title(self.verdict, loc="left", pad=24)
+        legend(self.ax_)
         return self
 
 
@@ -396,58 +410,36 @@ def _freeze_parameter(results, param) -> str:
     )
 
 
-def _best_rows(results, param, metric) -> dict:
-    """By value of a parameter, the best of its rows of the results."""
+def _best_rows(results, depths, metric) -> list[int]:
+    """Of the rows of the results, the best of each depth, by depth."""
     ranks = results[f"rank_test_{metric}"]
     # Scores of different iterations are not of the same data, or training.
     rounds = np.asarray(results.get("iter", np.zeros(len(ranks))))
     best = {}
     for row in np.lexsort((ranks, -rounds)):
-        # In one grid of several, it may be missing.
-        if param in results["params"][row]:
-            best.setdefault(results["params"][row][param], row)
-    return best
+        if row in depths:
+            best.setdefault(depths[row], row)
+    return [best[depth] for depth in sorted(best)]
+
+
+def _names_of(given, depths) -> dict:
+    """Name each depth as it was given: "all", or else the first way."""
+    names = {}
+    for row, value in given.items():
+        if isinstance(value, str) and value == "all":
+            names[depths[row]] = value
+        names.setdefault(depths[row], str(value))
+    return names
 
 
 def _depth_of(search, values):
-    """Make the key to sort freeze depths by: of the network, or the order given."""
+    """Make what gives a freeze depth its place: in the network, or as first given."""
     model = getattr(search, "best_estimator_", None)
     model = model[-1] if hasattr(model, "named_steps") else model
     backbone = getattr(model, "backbone_", None)
-    return values.index if backbone is None else backbone.depth
+    return values.index if backbone is None else backbone.freeze_depth
 
 
 def _standard_error(scores: np.ndarray) -> np.ndarray | None:
     n_folds = scores.shape[1]
     return scores.std(axis=1, ddof=1) / np.sqrt(n_folds) if n_folds > 1 else None
-
-
-def _name_rows(axes, names) -> None:
-    """Name what stands at the heights 0, 1, ..., the first on top."""
-    axes.set_yticks(np.arange(len(names)), names)
-    axes.set_ylim(len(names) - 0.5, -0.5)
-    axes.grid(axis="x", alpha=0.3)
-
-
-def _legend(axes) -> None:
-    """Explain the marks above the axes, where they hide none."""
-    place = {"loc": "lower left", "bbox_to_anchor": (0, 1)}
-    axes.legend(**place, ncols=3, frameon=False, fontsize="small")
-
-
-def _panels(display, ax, count, height=None, **options):
-    """The figure and axes to draw in: the given one, or new ones above each other."""
-    check_matplotlib_support(f"{type(display).__name__}.plot")
-    import matplotlib.pyplot as plt
-
-    if ax is not None:
-        return ax.figure, np.array([ax])
-    figure, axes = plt.subplots(
-        count,
-        squeeze=False,
-        sharex=count > 1,
-        layout="constrained",
-        figsize=(6, height or 2.2 + 1.6 * count),
-        gridspec_kw=options or None,
-    )
-    return figure, axes[:, 0]

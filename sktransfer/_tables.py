@@ -1,11 +1,22 @@
 """Rows of results that print as a table."""
 
 import html
+from dataclasses import dataclass
+from itertools import zip_longest
 from numbers import Real
+from textwrap import wrap
+
+# Letters in a line of a terminal, and in a line of a cell: at most of those that tell
+# the rows apart, and at least of the others.
+_LINE, _KEY, _CELL = 80, 39, 24
+_GAP = "  "
 
 
 class Table(list):
     """A list of dicts of the same keys, which prints as a table.
+
+    What is wider than a terminal prints as several tables below each other, each with
+    the columns that tell the rows apart, and long texts in several lines.
 
     ``pandas.DataFrame(table)`` makes a frame of it.
     """
@@ -15,18 +26,19 @@ class Table(list):
         return list(self[0]) if self else []
 
     def __repr__(self):
-        texts = [self.columns, *self._texts()]
-        widths = [max(map(len, column)) for column in zip(*texts, strict=True)]
-        numbers = [
-            any(isinstance(row[name], Real) for row in self) for name in self.columns
-        ]
-        return "\n".join(
-            "  ".join(
-                text.rjust(width) if number else text.ljust(width)
-                for text, width, number in zip(row, widths, numbers, strict=True)
-            ).rstrip()
-            for row in texts
-        )
+        n_keys = self._n_keys()
+        keys = [_Column.of(self, name, _KEY) for name in self.columns[:n_keys]]
+        room = max(_CELL, _LINE - sum(key.width + len(_GAP) for key in keys))
+        others = [_Column.of(self, name, room) for name in self.columns[n_keys:]]
+        return "\n\n".join(map(_block_text, _blocks(keys, others)))
+
+    def _n_keys(self) -> int:
+        """How many leading columns tell the rows apart; one if all do not."""
+        texts = self._texts()
+        for count in range(1, len(self.columns) + 1):
+            if len({tuple(row[:count]) for row in texts}) == len(texts):
+                return count
+        return 1
 
     def to_markdown(self):
         """Give the table as Markdown."""
@@ -47,6 +59,52 @@ class Table(list):
 
     def _texts(self):
         return [[_text(row[name]) for name in self.columns] for row in self]
+
+
+@dataclass
+class _Column:
+    """The cells of a column from its name on, each in lines, and how they are set."""
+
+    cells: list[list[str]]
+    width: int
+    is_number: bool
+
+    @classmethod
+    def of(cls, table, name, widest):
+        texts = [name, *(_text(row[name]) for row in table)]
+        cells = [wrap(text, widest, break_on_hyphens=False) or [""] for text in texts]
+        width = max(len(line) for cell in cells for line in cell)
+        return cls(cells, width, any(isinstance(row[name], Real) for row in table))
+
+    def set(self, line) -> str:
+        return line.rjust(self.width) if self.is_number else line.ljust(self.width)
+
+
+def _blocks(keys, others):
+    """Divide columns into those that fit a line, each time behind the keys."""
+    block = list(keys)
+    for column in others:
+        width = sum(each.width + len(_GAP) for each in block) + column.width
+        if width > _LINE and len(block) > len(keys):
+            yield block
+            block = list(keys)
+        block.append(column)
+    if block:
+        yield block
+
+
+def _block_text(columns) -> str:
+    lines = [
+        line
+        for row in zip(*(column.cells for column in columns), strict=True)
+        for line in zip_longest(*row, fillvalue="")
+    ]
+    return "\n".join(
+        _GAP.join(
+            column.set(text) for column, text in zip(columns, line, strict=True)
+        ).rstrip()
+        for line in lines
+    )
 
 
 def _text(value) -> str:

@@ -25,7 +25,8 @@ def labels_of(axis):
 
 
 def texts_of(axes):
-    yield axes.title
+    yield from (axes.title, axes._left_title)
+    yield from axes.get_legend().get_texts() if axes.get_legend() else ()
     for axis in (axes.xaxis, axes.yaxis) if axes.axison else ():
         yield axis.label
         low, high = sorted(axis.get_view_interval())
@@ -34,12 +35,16 @@ def texts_of(axes):
                 yield tick.label1
 
 
-def no_text_overlaps(figure):
-    """Check that no two texts of a figure lie over each other."""
+def texts_are_legible(figure):
+    """Check that no text of a figure lies over another one, or leaves the figure."""
     figure.canvas.draw()
     texts = [text for axes in figure.axes for text in texts_of(axes)]
     boxes = [text.get_window_extent() for text in texts if text.get_text()]
+    # Letters on pixels may be a pixel wider.
+    page = figure.bbox.padded(1)
     for i, one in enumerate(boxes):
+        assert page.contains(*one.min)
+        assert page.contains(*one.max)
         assert not any(one.overlaps(other) for other in boxes[:i])
 
 
@@ -71,7 +76,7 @@ def test_freeze_depth_of_a_search():
     top, bottom = display.ax_
     assert labels_of(bottom.xaxis) == display.depths
     assert bottom.get_ylabel() == "fit (s)"
-    no_text_overlaps(display.figure_)
+    texts_are_legible(display.figure_)
     alone = FreezeDepthDisplay.from_search(search, ax=plt.figure().subplots())
     assert len(alone.ax_) == 1
     with pytest.raises(ValueError, match=r"of which none are freeze depths. Pass"):
@@ -139,6 +144,33 @@ def test_freeze_depth_of_a_halving_search_is_of_its_last_iterations():
         assert (scores == results["split0_test_score"][last].max()).all()
 
 
+@pytest.mark.parametrize(
+    ("depths", "named"),
+    [
+        ([0, -1, "2", "all", 2], {"0": [0], "2": [2], "all": [-1, "2", "all"]}),
+        ([-1, "3", 2, "1", 0], {"0": [0], "2": [2, "1"], "-1": [-1, "3"]}),
+    ],
+)
+def test_freeze_depths_that_train_the_same_are_one(depths, named):
+    X, y = make_task()
+    # The last stage only pools. Stage "2" is the third one, and the last but one.
+    search = GridSearchCV(
+        FineTuneClassifier(small_backbone(), max_epochs=0, random_state=0),
+        {"freeze": depths},
+        cv=2,
+    ).fit(X, y)
+    # As if they differed.
+    results = search.cv_results_
+    results["rank_test_score"] = np.arange(len(depths), 0, -1)
+    for fold in range(2):
+        results[f"split{fold}_test_score"] = np.linspace(0, 1, len(depths))
+    display = FreezeDepthDisplay.from_search(search)
+    assert display.depths == list(named)
+    for scores, same in zip(display.scores, named.values(), strict=True):
+        best = max(i for i, depth in enumerate(depths) if depth in same)
+        assert (scores == results["split0_test_score"][best]).all()
+
+
 @pytest.mark.parametrize("early_stopping", [False, True])
 def test_history_of_a_fit(early_stopping):
     X, y = make_task()
@@ -152,7 +184,7 @@ def test_history_of_a_fit(early_stopping):
     assert len(display.ax_) == 1 + early_stopping
     names = [text.get_text() for text in display.ax_[0].get_legend().get_texts()]
     assert names == ["training", *["validation"] * early_stopping, "head only"]
-    no_text_overlaps(display.figure_)
+    texts_are_legible(display.figure_)
 
 
 def test_ranking():
@@ -162,7 +194,7 @@ def test_ranking():
     assert labels_of(display.ax_.yaxis) == ["colour, 1", "blind, 1"]
     assert list(display.scores) == [row["probe"] for row in ranking[:2]]
     assert display.chance == 0.5
-    no_text_overlaps(display.figure_)
+    texts_are_legible(display.figure_)
     display = BackboneRankingDisplay.from_ranking(ranking, column="knn")
     assert display.ax_.get_xlabel() == "knn"
     stages = rank_backbones(X, y, [small_backbone()], stages="all", cv=None)
@@ -177,7 +209,44 @@ def test_report():
     report = transfer_report(model, X, y, cv=2)
     display = TransferReportDisplay.from_report(report)
     assert labels_of(display.ax_.yaxis) == [row["model"] for row in report]
-    assert display.ax_.get_title("right") == report.verdict
-    no_text_overlaps(display.figure_)
+    assert display.ax_.get_title("left") == report.verdict
+    texts_are_legible(display.figure_)
     given = plt.figure().subplots()
     assert TransferReportDisplay.from_report(report, ax=given).ax_ is given
+
+
+LONG = [
+    "timm/vit_small_patch14_reg4_dinov2.lvd142m, blocks.11",
+    "timm/swin_base_patch4_window12_384.ms_in22k_ft_in1k, layers.3",
+    "resnet18, layer4",
+]
+
+
+def rankings_and_reports(names, ax=None):
+    scores = np.array([[0.8, 0.9], [0.7, 0.9], [0.5, 0.6]])
+    ranking = BackboneRankingDisplay(names, scores.mean(axis=1), chance=0.5)
+    yield ranking.plot(ax)
+    report = dict(zip(names, scores, strict=True))
+    yield TransferReportDisplay(report, "negative transfer").plot(ax)
+
+
+def test_long_names_leave_the_room_to_the_data():
+    for display in rankings_and_reports(LONG):
+        texts_are_legible(display.figure_)
+        box = display.ax_.get_position()
+        assert box.width > 0.55
+        shown = ["".join(text.split()) for text in labels_of(display.ax_.yaxis)]
+        assert shown == ["".join(name.split()) for name in LONG]
+
+
+def test_short_names_stay_in_one_line():
+    for display in rankings_and_reports(["one, pool", "two, pool", "three, pool"]):
+        assert not any("\n" in name for name in labels_of(display.ax_.yaxis))
+
+
+def test_long_depths_are_turned():
+    scores = np.linspace(0, 1, 20).reshape(10, 2)
+    for names in ([str(i) for i in range(10)], [f"denseblock{i}" for i in range(10)]):
+        display = FreezeDepthDisplay(names, scores, scores[:, 0]).plot()
+        (angle,) = {t.get_rotation() for t in display.ax_[-1].get_xticklabels()}
+        assert (angle > 0) == (len(names[0]) > 1)

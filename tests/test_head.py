@@ -18,7 +18,7 @@ Y = np.array(["ant", "bee", "wasp"])[np.arange(150) % 3]
 Y[::11] = "bee"
 TRAIN, TEST = slice(0, 90), slice(90, 150)
 BACKBONE = small_backbone()
-FEATURES = PretrainedFeatureExtractor(BACKBONE).transform(X)
+FEATURES = PretrainedFeatureExtractor(BACKBONE).transform(X).astype(float)
 SCALED = StandardScaler().fit(FEATURES[TRAIN]).transform(FEATURES)
 
 
