@@ -1,13 +1,24 @@
 import pickle
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from sklearn.base import BaseEstimator
+from skorch.callbacks import Callback
 from small_network import small_backbone
 from torch import nn
 
 from sktransfer import FineTuneClassifier, FineTuneRegressor
-from sktransfer._training import Rows, WeightedLoss
+from sktransfer._augment import resolve_augment
+from sktransfer._networks import Network
+from sktransfer._training import (
+    Plan,
+    PullToSource,
+    Rows,
+    WeightedLoss,
+    _optimizer_settings,
+)
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (12, 16, 16, 3), dtype=np.uint8)
 LABELS = np.arange(12) % 3
@@ -117,3 +128,153 @@ def test_rows_can_be_sent_to_workers(parameters, monkeypatch):
     copies = pickle.loads(pickle.dumps(sent[0]))
     for one, other in zip(copies[0], sent[0][0], strict=True):
         assert torch.equal(one, other)
+
+
+class Momenta(Callback):
+    """Remembers what the optimizer's first group was set to in each step."""
+
+    def __init__(self):
+        self.found, self.decays = [], []
+
+    def on_batch_end(self, net, training=False, **kwargs):
+        group = net.optimizer_.param_groups[0]
+        self.found.append(group.get("momentum", group.get("betas")))
+        self.decays.append(max(g["weight_decay"] for g in net.optimizer_.param_groups))
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "own"),
+    [
+        ("sgd", {"optimizer__momentum": 0.5}),
+        ("adamw", {"optimizer__betas": (0.5, 0.9)}),
+    ],
+)
+def test_one_cycle_leaves_a_momentum_of_the_user_alone(optimizer, own):
+    for given in (own, {}):
+        momenta = Momenta()
+        model(
+            optimizer=optimizer,
+            lr_schedule="one-cycle",
+            max_epochs=3,
+            head_epochs=0,
+            net_params={"callbacks": [momenta], **given},
+        ).fit(IMAGES, LABELS)
+        assert (len(set(momenta.found)) == 1) == bool(given)
+        if given:
+            assert momenta.found[0] == next(iter(given.values()))
+
+
+def test_l2_sp_stands_in_place_of_weight_decay_from_the_head_on():
+    for l2_sp, decay in ((0.0, 0.3), (0.1, 0.0)):
+        momenta = Momenta()
+        model(l2_sp=l2_sp, weight_decay=0.3, net_params={"callbacks": [momenta]}).fit(
+            IMAGES, LABELS
+        )
+        assert set(momenta.decays) == {decay}
+
+
+def test_the_head_is_pulled_to_zero_at_a_tenth_of_the_strength():
+    suffix, head = nn.Sequential(nn.Linear(2, 2)), nn.Linear(2, 2)
+    source = nn.Sequential(nn.Linear(2, 2))
+    net = SimpleNamespace(module_=Network(suffix, head))
+    for parameter in net.module_.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    pull = PullToSource(3.0, source)
+    pull.on_train_begin(net)
+    pull.on_grad_computed(net, None)
+    torch.testing.assert_close(head.weight.grad, 0.3 * head.weight.detach())
+    away = suffix[0].weight.detach() - source[0].weight.detach()
+    torch.testing.assert_close(suffix[0].weight.grad, 3.0 * away)
+
+
+def test_distillation_has_the_scale_of_its_temperature():
+    output, teacher = torch.randn(2, 4, 3, generator=torch.manual_seed(0))
+    target = torch.column_stack([torch.tensor([0, 1, 2, 0]), teacher, torch.ones(4)])
+    heat, share = 3.0, 0.25
+    soft, softer = (x / heat for x in (teacher, output))
+    gap = nn.functional.kl_div(
+        softer.log_softmax(1), soft.softmax(1), reduction="batchmean"
+    )
+    hard = nn.functional.cross_entropy(output, target[:, 0].long())
+    expected = share * heat**2 * gap + (1 - share) * hard
+    loss = WeightedLoss("classes", temperature=heat, distill_weight=share)
+    torch.testing.assert_close(loss(output, target), expected)
+
+
+@pytest.mark.parametrize(
+    "name", ["lr", "max_epochs", "optimizer", "device", "module", "train_split"]
+)
+def test_what_the_estimator_sets_is_no_part_of_net_params(name):
+    with pytest.raises(ValueError, match=f"net_params has '{name}', .* own parameter"):
+        model(net_params={name: 1}).fit(IMAGES, LABELS)
+
+
+@pytest.mark.parametrize(
+    ("device", "fused"), [("cpu", True), ("cuda", True), ("mps", False), ("xla", False)]
+)
+def test_optimizers_are_fused_where_torch_has_them_so(device, fused):
+    network = Network(nn.Sequential(), nn.Linear(2, 2))
+    settings = _optimizer_settings(
+        network, Plan("classes", "adamw", 0.1, device=device)
+    )
+    assert settings.get("optimizer__fused", False) == fused
+
+
+def test_rows_that_fill_up_a_batch_do_not_count_in_the_history():
+    losses = []
+
+    class Losses(Callback):
+        def on_batch_end(self, net, batch, training=False, loss=None, **kwargs):
+            if training:
+                losses.append((float(loss), int((batch[1][:, -1] > 0).sum())))
+
+    fitted = model(head_epochs=0, net_params={"callbacks": [Losses()]})
+    fitted.fit(IMAGES[:9], LABELS[:9])
+    assert [count for _, count in losses] == [4, 4, 1]
+    mean = sum(loss * count for loss, count in losses) / 9
+    assert fitted.history_[-1]["train_loss"] == pytest.approx(mean)
+
+
+def test_copies_are_taught_the_same_by_a_teacher_that_depends_on_the_batch():
+    class Teacher(BaseEstimator):
+        classes_ = np.arange(3)
+        fitted_ = True
+
+        def predict_proba(self, X):
+            noise = 1e-15 * np.arange(3 * len(X)).reshape(-1, 3)
+            return np.full((len(X), 3), 1 / 3) + noise
+
+    weights = np.array([2, *[1] * 10, 2])
+    rows = np.array([11, *range(12), 0])
+    X, y = list(IMAGES), LABELS
+    one = model(teacher=Teacher()).fit(X, y, sample_weight=weights)
+    other = model(teacher=Teacher()).fit([X[row] for row in rows], y[rows])
+    np.testing.assert_array_equal(one.predict_proba(X), other.predict_proba(X))
+
+
+@pytest.mark.parametrize(
+    ("returned", "what"),
+    [
+        (None, "a NoneType"),
+        (np.ones((3, 8, 8)), "a ndarray of shape"),
+        (torch.ones(1, 8, 8), "a Tensor of shape"),
+    ],
+)
+def test_an_augment_has_to_return_a_picture(returned, what):
+    with pytest.raises(ValueError, match=f"returned {what}.* has to return it, too"):
+        model(augment=lambda x: returned).fit(IMAGES, LABELS)
+
+
+@pytest.mark.parametrize("augment", ["mild", "light"])
+def test_augments_crop_and_only_light_flips(augment):
+    ramp = torch.linspace(0, 1, 40).expand(3, 40, 40)
+    change = resolve_augment(augment, 32)
+    torch.manual_seed(0)
+    changed = [change(ramp) for _ in range(30)]
+    assert {x.shape for x in changed} == {(3, 32, 32)}
+    rising = [bool(x[0, 0, -1] > x[0, 0, 0]) for x in changed]
+    assert all(rising) == (augment == "mild")
+    spans = [float((x[0, 0, -1] - x[0, 0, 0]).abs()) for x in changed]
+    assert min(spans) < 0.95
+    # Of the area, at least 0.7 stays, and at least 0.5.
+    assert min(spans) > (0.7 if augment == "mild" else 0.5)
