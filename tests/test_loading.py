@@ -12,6 +12,7 @@ from sktransfer import (
     list_backbones,
     load_backbone,
     register_backbone,
+    split_stages,
 )
 from sktransfer._loading import _registered
 from sktransfer._weights import file_sha256, module_digest
@@ -138,14 +139,41 @@ def test_modules_and_factories_are_taken(tmp_path):
     assert load_backbone(backbone) is backbone
 
 
-def test_a_module_that_cannot_be_initialised_says_so():
-    class Odd(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.scale = nn.Parameter(torch.ones(1))
+def vit():
+    # Its class token and positions have no reset_parameters; those of attention is
+    # torch's own _reset_parameters.
+    return models.VisionTransformer(16, 8, 1, 2, 8, 16)
 
-    with pytest.raises(ValueError, match="no reset_parameters"):
-        load_backbone(nn.Sequential(Odd()), weights=None)
+
+def swin():
+    # Tables of relative positions are bare, and so are its indices of them.
+    return models.SwinTransformer([4, 4], 8, [1, 1], [1, 2], [2, 2])
+
+
+def convnext():
+    setting = functools.partial(models.convnext.CNBlockConfig, 8)
+    return models.ConvNeXt([setting(8, 1), setting(None, 1)], layer_scale=0.5)
+
+
+@pytest.mark.parametrize("make", [vit, swin, convnext])
+def test_any_module_is_initialised_at_random(make):
+    given, model = make(), make()
+    with torch.no_grad():
+        for parameter in given.parameters():
+            parameter.add_(torch.rand(parameter.shape))
+    before, state = torch.get_rng_state(), module_digest(given)
+    one, again = (load_backbone(given, weights=None, random_state=0) for _ in "ab")
+    other = load_backbone(given, weights=None, random_state=1)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert module_digest(given) == state
+    assert one.digest == again.digest != other.digest
+    model.load_state_dict(given.state_dict())
+    assert load_backbone(model, weights=None, random_state=0).digest == one.digest
+    trained = dict(split_stages(given).named_parameters())
+    for name, parameter in one.stages.named_parameters():
+        assert not torch.isclose(parameter, trained[name]).all(), name
+    for name, buffer in split_stages(given).named_buffers():
+        assert torch.equal(one.stages.get_buffer(name), buffer)
 
 
 def test_names_can_be_registered():
@@ -165,3 +193,44 @@ def test_timm_models_are_one_stage():
     backbone = load_backbone("timm/resnet10t", weights=None, random_state=0)
     assert len(backbone.stages) == 1
     assert backbone.n_features == 512
+
+
+# Of a classifier as a layer, and of one deep in a part of the network.
+@pytest.fixture(params=["test_resnet", "test_convnext", "test_vit"])
+def timm_name(request):
+    timm = pytest.importorskip("timm")
+    if request.param not in timm.list_models():
+        pytest.skip("a version of timm without small models for tests")
+    return request.param
+
+
+def test_a_module_of_timm_is_what_its_name_is(timm_name, tmp_path):
+    timm = pytest.importorskip("timm")
+    model = timm.create_model(timm_name, pretrained=False)
+    # A whole checkpoint, with its classifier, and one that was saved without.
+    torch.save(model.state_dict(), tmp_path / "whole.pth")
+    bare = timm.create_model(timm_name, pretrained=False, num_classes=0)
+    bare.load_state_dict(model.state_dict(), strict=False)
+    torch.save(bare.state_dict(), tmp_path / "bare.pth")
+    state = module_digest(model)
+    with pytest.warns(UserWarning, match="one stage, 'all'.* classifier is left out"):
+        given = load_backbone(model)
+    assert module_digest(model) == state
+    x = torch.rand(2, 3, given.recipe.crop, given.recipe.crop)
+    with torch.no_grad():
+        assert torch.equal(given.stages(x), bare.eval()(x))
+    for file in ("whole.pth", "bare.pth"):
+        named = load_backbone(f"timm/{timm_name}", weights=tmp_path / file)
+        assert named.digest == given.digest
+        assert named.recipe == given.recipe
+    other = timm.create_model(timm_name, pretrained=False)
+    with pytest.warns(UserWarning, match="classifier is left out"):
+        again = load_backbone(other, weights=tmp_path / "whole.pth")
+    assert again.digest == given.digest
+
+
+def test_a_file_of_another_model_of_timm_is_refused(tmp_path):
+    timm = pytest.importorskip("timm")
+    torch.save(timm.create_model("resnet10t").state_dict(), tmp_path / "w.pth")
+    with pytest.raises(WeightsMismatchError, match="it lacks .*it has unknown"):
+        load_backbone("timm/mobilenetv3_small_050", weights=tmp_path / "w.pth")
