@@ -53,6 +53,10 @@ def split_stages(model: nn.Module) -> nn.Sequential:
         def split_my_net(model):
             return nn.Sequential(OrderedDict(stem=model.stem, ..., pool=model.pool))
 
+    The worker processes of ``n_jobs`` know what the modules that they import register,
+    and the function for a network that is the ``backbone`` of an estimator: it goes
+    with it.
+
     VGG and AlexNet leave out all fully connected layers and end in a global average.
 
     Examples
@@ -81,6 +85,8 @@ def split_stages(model: nn.Module) -> nn.Sequential:
 
 def registered_split(kind: type) -> Callable | None:
     """Function that a user registered for a type of network, if there is one."""
+    if not issubclass(kind, nn.Module):
+        return None
     split = split_stages.dispatch(kind)
     return None if getattr(split, "__module__", "") == __name__ else split
 
