@@ -23,6 +23,7 @@ LEAVES = {
     "_lanes",
     "_behaviour",
     "_networks",
+    "_skops",
     "_version",
 }
 # What a module may import, one row above the other.
