@@ -287,6 +287,14 @@ def test_what_skops_cannot_store_is_named_without_its_words(tmp_path):
     assert "Tensor" not in str(caught.value)
 
 
+def test_what_holds_itself_is_named(tmp_path):
+    pytest.importorskip("skops.io")
+    scaler = StandardScaler()
+    scaler.itself = [scaler]
+    with pytest.raises(ValueError, match=r"steps\[1\]\[1\] is StandardScaler"):
+        save(make_pipeline(embedder(), scaler), tmp_path / "model")
+
+
 @pytest.mark.parametrize(
     "part",
     [
