@@ -24,9 +24,8 @@ from sktransfer._report import TransferReport, transfer_report
 from sktransfer._scores import h_score, knn_score, logme_score
 from sktransfer._selector import BackboneSelector
 from sktransfer._stages import split_stages
+from sktransfer._version import __version__ as __version__
 from sktransfer._weights import WeightsMismatchError
-
-__version__ = "0.1.0"
 
 __all__ = [
     "AttributionDisplay",

@@ -189,6 +189,17 @@ class Backbone:
 
     @property
     def shapes(self):
+        try:
+            return self._shapes_or_error()
+        except (RuntimeError, AssertionError) as error:
+            side = self.recipe.crop
+            raise ValueError(
+                f"Backbone {self.name!r} cannot be run: {error}. Pictures are given to "
+                f"it as (n, 3, {side}, {side}), and nothing was computed. "
+                f"{_about_channels(self.stages) or 'Set image_size to one it takes.'}"
+            ) from error
+
+    def _shapes_or_error(self):
         side = self.recipe.crop
         if side not in self._shapes:
             x = torch.zeros(1, 3, side, side, dtype=torch.float32)
@@ -235,15 +246,15 @@ class Backbone:
             if stage in self.stage_names:
                 return self.stage_names.index(stage) + 1
         elif isinstance(stage, numbers.Integral) and not isinstance(stage, bool):
-            stage = int(stage) + (count if stage < 0 else 0)
-            if 0 <= stage <= count:
-                return stage
+            depth = int(stage) + (count if stage < 0 else 0)
+            if 0 <= depth <= count:
+                return depth
         close = get_close_matches(str(stage), self.stage_names, n=1)
         hint = f" Did you mean {close[0]!r}?" if close else ""
         raise ValueError(
             f"{parameter}={stage!r} is no stage of backbone {self.name!r}.{hint} "
             f"Accepted are the names {list(self.stage_names)}, a number of leading "
-            f"stages from {-count} to {count}, or 'all'."
+            f"stages from {-count} to {count}, or 'all'.{_why_one(self.stage_names)}"
         )
 
     def freeze_depth(self, freeze):
@@ -269,13 +280,16 @@ class Backbone:
                 "the weights' own recipe, or the side of the input in pixels."
             )
         resized = self._with(recipe=self.recipe.at_size(int(side)))
+        advice = (
+            f"Its own size is {self.recipe.crop}; leave image_size=None, or choose a "
+            "convolutional network, which takes any size that is not too small."
+        )
         try:
-            resized.shapes  # noqa: B018
+            resized._shapes_or_error()
         except Exception as error:
             raise ValueError(
-                f"Backbone {self.name!r} cannot take image_size={side}: {error}. Its "
-                f"own size is {self.recipe.crop}; leave image_size=None, or choose a "
-                "convolutional network, which takes any size that is not too small."
+                f"Backbone {self.name!r} cannot take image_size={side}: {error}. "
+                f"{_about_channels(self.stages) or advice}"
             ) from error
         return resized
 
@@ -377,6 +391,30 @@ def checked(backbone: Backbone, recipe: Recipe, digest: str) -> Backbone:
             "file, or the version of torchvision), or fit again."
         )
     return backbone._with(recipe=recipe)
+
+
+def _why_one(stage_names: tuple[str, ...]) -> str:
+    """Why a network that could not be split has one stage; empty for others."""
+    if stage_names != ("all",):
+        return ""
+    return (
+        " It is one stage because this process knows no way to split it. Register one "
+        "(split_stages.register), for n_jobs in a module that worker processes import, "
+        "or pass backbone=Backbone(split_stages(model))."
+    )
+
+
+def _about_channels(stages: nn.Sequential) -> str:
+    """What to do about a network that takes no colour pictures; empty for others."""
+    first = next((m for m in stages.modules() if hasattr(m, "in_channels")), None)
+    if first is None or first.in_channels == 3:
+        return ""
+    return (
+        f"Its first layer has in_channels={first.in_channels}, and pictures are read "
+        "in three channels, grey ones too. Put a module before it that converts "
+        "them: nn.Sequential(convert, *split_stages(model)), where convert may be "
+        "torchvision.transforms.v2.Grayscale() for a network of grey pictures."
+    )
 
 
 def _without_data(stages: nn.Sequential) -> nn.Sequential:

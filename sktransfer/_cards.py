@@ -7,11 +7,11 @@ import numpy as np
 from sklearn.base import BaseEstimator
 from sklearn.utils.validation import check_is_fitted
 
-import sktransfer
 from sktransfer._backbones import Backbone, Tuned
 from sktransfer._finetune import BaseFineTune
 from sktransfer._loading import Named, weights_licence, weights_path
 from sktransfer._tables import Table
+from sktransfer._version import __version__
 
 _PACKAGES = ("scikit-learn", "torch", "torchvision", "skorch", "numpy")
 _MOST_CLASSES = 50
@@ -75,7 +75,7 @@ def model_card(estimator, scores=None, *, title=None, description=None):
     if scores is not None:
         sections += ["## Scores", _scores_table(scores)]
     packages = {"Python": platform.python_version()}
-    packages["sktransfer"] = sktransfer.__version__
+    packages["sktransfer"] = __version__
     packages |= {name: version(name) for name in _PACKAGES}
     rows = [{"package": name, "version": text} for name, text in packages.items()]
     sections += ["## Versions", Table(rows).to_markdown()]

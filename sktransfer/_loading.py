@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 
 import torch
+from joblib import wrap_non_picklable_objects
 from sklearn.frozen import FrozenEstimator
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
@@ -19,22 +20,26 @@ from torch import nn
 from torchvision import models
 
 from sktransfer._backbones import Backbone, Recipe
-from sktransfer._stages import split_stages
+from sktransfer._stages import registered_split, split_stages
 from sktransfer._tiny import WEIGHTS, tiny
 from sktransfer._weights import (
     apply_weights,
     download_weights,
     find_entry,
+    initialise,
     is_weights_path,
     read_weights,
 )
 
+_SPLITS = "_splits"
+
 
 class SourceMixin:
-    """Cloning that keeps a fitted estimator given as ``backbone=`` fitted.
+    """Cloning and pickling of what is given as ``backbone=``.
 
-    There it is the source of the weights, as a file would be, and no part that is to
-    be fitted anew.
+    A fitted estimator is the source of the weights there, as a file would be, and no
+    part that is to be fitted anew: a clone keeps it fitted. With a module goes the
+    function that the user registered for its type, which worker processes do not know.
     """
 
     _sources = ("backbone",)
@@ -53,6 +58,25 @@ class SourceMixin:
             setattr(cloned, name, source)
         return cloned
 
+    def __getstate__(self):
+        given = [getattr(self, name) for name in self._sources]
+        kinds = dict.fromkeys(g if isinstance(g, type) else type(g) for g in given)
+        # By value where it is of a script or notebook, which is no module of a worker.
+        splits = [
+            (kind, wrap_non_picklable_objects(split, keep_wrapper=False))
+            for kind in kinds
+            if (split := registered_split(kind))
+        ]
+        state = super().__getstate__()
+        return {**state, _SPLITS: splits} if splits else state
+
+    def __setstate__(self, state):
+        state = dict(state)
+        for kind, split in state.pop(_SPLITS, ()):
+            if registered_split(kind) is None:
+                split_stages.register(kind, split)
+        super().__setstate__(state)
+
 
 def load_backbone(
     backbone="tiny", *, weights="default", image_size=None, random_state=None
@@ -64,15 +88,19 @@ def load_backbone(
     backbone : str, callable, torch.nn.Module, Backbone or fitted estimator
         A name from `list_backbones`, or ``"timm/<name>"`` with the ``timm`` extra. A
         callable is called without arguments for a module or backbone. A module is
-        deep-copied and split by `split_stages`. Of a fitted `FineTuneClassifier` or
-        `FineTuneRegressor`, the tuned backbone is taken.
+        deep-copied and split by `split_stages`; one of timm gets timm's own recipe. Of
+        a fitted `FineTuneClassifier` or `FineTuneRegressor`, the tuned backbone is
+        taken.
     weights : str, enum member, path, (path, "sha256:...") or None, default="default"
         "default" are the weights of "tiny" that come with the package, torchvision's
         ``DEFAULT`` entry of its builders, and the module's own where a module is given.
         Else an entry of torchvision's weights enum or its name ("IMAGENET1K_V1"), or a
         ``.safetensors`` or state-dict (``.pth``, ``.pt``) file, read without executing
         code. A file gets the recipe of the entry whose file name it bears, otherwise
-        that of the architecture's first entry. None initialises at random.
+        that of the architecture's first entry. None initialises at random: a module
+        by its parts' ``reset_parameters``; a parameter that none of them sets (a class
+        token, positions, layer scales) keeps its mean and standard deviation, and
+        nothing else; buffers that are no statistics stay as they are.
     image_size : int, optional
         Side of the square input in pixels; None is the recipe of the weights.
     random_state : int, RandomState instance or None, default=None
@@ -229,6 +257,8 @@ def _load_given(backbone, weights, seed):
         model = copy.deepcopy(backbone.stages)
     elif isinstance(backbone, nn.Module):
         model = copy.deepcopy(backbone)
+        if any(kind.__module__.startswith("timm.") for kind in type(model).__mro__):
+            recipe = _timm_recipe(model)
     else:
         raise ValueError(
             f"backbone={backbone!r} is no backbone. Accepted are a name from "
@@ -238,7 +268,7 @@ def _load_given(backbone, weights, seed):
     stages = model if isinstance(backbone, Backbone) else split_stages(model)
     if weights is None:
         with seeded(seed):
-            _reinitialise(stages)
+            initialise(stages.cpu())
     elif weights != "default":
         apply_weights(model, stages, *_read_file(weights, name))
     return Backbone(stages, recipe, name=name)
@@ -301,7 +331,6 @@ def _recipe_entry(entries, path):
 def _load_timm(name, weights):
     try:
         import timm
-        from timm.data import resolve_data_config
     except ImportError as error:
         raise ImportError(
             f"backbone='timm/{name}' needs the timm package: pip install "
@@ -310,16 +339,22 @@ def _load_timm(name, weights):
     if name not in timm.list_models():
         close = get_close_matches(name, timm.list_models(), n=3)
         raise ValueError(f"timm knows no model {name!r}. Close names: {close}.")
-    model = timm.create_model(name, pretrained=weights == "default", num_classes=0)
+    model = timm.create_model(name, pretrained=weights == "default")
     with warnings.catch_warnings():
         # timm's own split is not known to us: one stage is what there is to say.
         warnings.simplefilter("ignore", UserWarning)
         stages = split_stages(model)
     if weights not in ("default", None):
         apply_weights(model, stages, *_read_file(weights, f"timm/{name}"))
+    return stages, _timm_recipe(model)
+
+
+def _timm_recipe(model) -> Recipe:
+    from timm.data import resolve_data_config
+
     config = resolve_data_config({}, model=model)
     crop = config["input_size"][-1]
-    return stages, Recipe(
+    return Recipe(
         resize=round(crop / config["crop_pct"]),
         crop=crop,
         mean=tuple(config["mean"]),
@@ -353,18 +388,6 @@ def seeded(seed, device="cpu"):
     with _generators, torch.random.fork_rng(devices=devices):
         torch.manual_seed(seed)
         yield
-
-
-def _reinitialise(module):
-    for name, part in module.named_modules():
-        if hasattr(part, "reset_parameters"):
-            part.reset_parameters()
-        elif next(part.parameters(recurse=False), None) is not None:
-            raise ValueError(
-                f"weights=None: part {name!r} (a {type(part).__name__}) of the given "
-                "module has parameters but no reset_parameters method, so it cannot "
-                "be initialised at random. Add the method, or pass a name."
-            )
 
 
 def weights_path(weights) -> str | None:

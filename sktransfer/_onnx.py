@@ -9,12 +9,12 @@ import torch
 from sklearn.utils.validation import check_is_fitted
 from torch import nn
 
-import sktransfer
 from sktransfer._backbones import MAX_ASPECT, Recipe
 from sktransfer._extractor import PretrainedFeatureExtractor
 from sktransfer._files import whole_file
 from sktransfer._finetune import BaseFineTune
 from sktransfer._passes import Pass, pool
+from sktransfer._version import __version__
 
 _OLDEST_TORCH = "2.9"
 _OPSET = 18
@@ -71,7 +71,7 @@ def export_onnx(estimator, path):
     entry = graph.graph.input[0].name
     model = onnx.compose.merge_models(before, graph, io_map=[(_SQUARES, entry)])
     properties |= {"recipe": json.dumps(asdict(recipe))}
-    properties |= {"sktransfer": sktransfer.__version__}
+    properties |= {"sktransfer": __version__}
     onnx.helper.set_model_props(model, properties)
     onnx.checker.check_model(model)
     with whole_file(path) as partial:

@@ -26,6 +26,7 @@ from sktransfer._backbones import Backbone, Recipe, Tuned, checked
 from sktransfer._cache import EmbeddingCache
 from sktransfer._loading import Named, weights_path
 from sktransfer._networks import Standardise
+from sktransfer._skops import HARMLESS, import_skops
 from sktransfer._tables import Table
 
 _LAYERS = {kind.__name__: kind for kind in (nn.Linear, nn.ReLU, nn.Dropout)}
@@ -61,14 +62,23 @@ class Encoder:
         for kind, encode in _ENCODERS:
             if isinstance(value, kind):
                 return encode(self, value, where)
-        if isinstance(value, BaseEstimator) and _holds_ours(value):
-            if isinstance(value, BaseSearchCV):
-                raise ValueError(
-                    f"{where} is a {type(value).__name__}, whose scorers and folds are "
-                    "not kept. Save what it found, its best_estimator_."
-                )
+        ours = _ours_in(value)
+        if ours is None:
+            return self.other(value, where)
+        if isinstance(value, BaseSearchCV):
+            raise ValueError(
+                f"{where} is a {type(value).__name__}, whose scorers and folds are "
+                "not kept. Save what it found, its best_estimator_."
+            )
+        if isinstance(value, BaseEstimator):
             return self.estimator(value, where)
-        return self.other(value, where)
+        raise ValueError(
+            f"{where} is a {type(value).__name__} that holds a {ours}, and no "
+            "estimator: with parts of sktransfer inside, only estimators, lists and "
+            "dicts can be kept in a file without code. Save the estimator around it "
+            "before it is fitted, and fit it once loaded; or keep it with joblib.dump, "
+            "which runs code when it is loaded. Nothing was written."
+        )
 
     def array(self, value: np.ndarray, where: str):
         if value.dtype.kind in "OU":
@@ -165,11 +175,11 @@ class Encoder:
         skops = import_skops(where, type(value).__name__)
         try:
             content = skops.dumps(value)
-            unknown = _untrusted(skops, content)
+            unknown = set(skops.get_untrusted_types(data=content)) - HARMLESS
         except Exception as error:
-            raise _refusal(where, f"{value!r} ({error})") from error
+            raise _refusal(where, repr(value)) from error
         if unknown:
-            raise _refusal(where, f"{value!r}, made of {unknown}")
+            raise _refusal(where, f"{value!r}, made of {sorted(unknown)}")
         content = np.frombuffer(content, dtype=np.uint8)
         return {"skops": self.array(content, where)}
 
@@ -315,7 +325,7 @@ class Decoder:
         content = self.decode(content).tobytes()
         types = skops.get_untrusted_types(data=content)
         # What is not among the harmless types is refused by skops, by name.
-        return skops.loads(content, trusted=[t for t in types if _is_harmless(t)])
+        return skops.loads(content, trusted=sorted({*types} & HARMLESS))
 
     def _found(self, weights):
         """Weights, if they are a file, beside the saved one or at the path of then."""
@@ -360,33 +370,6 @@ _DECODERS = {
 _NUMBERED = {"path", "random_state", "cache", "named", "tuned", "estimator"}
 
 
-def import_skops(where: str, kind: str):
-    """Import skops.io, which stores what is scikit-learn's own."""
-    try:
-        import skops.io
-    except ImportError as error:
-        raise ImportError(
-            f"{where} holds {kind}, which is saved and loaded by the skops package: "
-            "pip install 'sktransfer[skops]'."
-        ) from error
-    return skops.io
-
-
-def _untrusted(skops, content: bytes) -> list[str]:
-    types = skops.get_untrusted_types(data=content)
-    return [name for name in types if not _is_harmless(name)]
-
-
-def _is_harmless(name: str) -> bool:
-    """Whether a type that skops may not know only splits, scores or routes rows."""
-    modules = (
-        "sklearn.model_selection._split.",
-        "sklearn.metrics._scorer.",
-        "sklearn.utils._metadata_requests.",
-    )
-    return name.startswith(modules)
-
-
 def _refusal(where: str, what: str) -> ValueError:
     return ValueError(
         f"{where} is {what}, which a file without code cannot hold. Accepted are the "
@@ -401,14 +384,19 @@ def _is_ours(kind: type) -> bool:
     return kind.__module__.split(".")[0] == "sktransfer"
 
 
-def _holds_ours(value) -> bool:
-    if _is_ours(type(value)):
-        return True
-    if isinstance(value, BaseEstimator):
-        value = vars(value)
-    if isinstance(value, dict):
-        value = list(value.values())
-    return isinstance(value, list | tuple) and any(map(_holds_ours, value))
+def _ours_in(value, seen: tuple = ()) -> str | None:
+    """Name of the type of the first object of this package within another one."""
+    kind = type(value)
+    if _is_ours(kind):
+        return kind.__name__
+    if isinstance(value, BaseEstimator) or kind.__module__.startswith("sklearn."):
+        value = getattr(value, "__dict__", {})
+    parts = value.values() if isinstance(value, dict) else value
+    # Requests for metadata hold the estimator that holds them.
+    if not isinstance(value, dict | list | tuple) or any(value is v for v in seen):
+        return None
+    found = (_ours_in(part, (*seen, value)) for part in parts)
+    return next(filter(None, found), None)
 
 
 def _class_name(kind: type, where: str) -> str:

@@ -1,5 +1,6 @@
 """A model -> an ordered ``nn.Sequential`` of named stages, without the classifier."""
 
+import copy
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
@@ -9,6 +10,9 @@ import torch
 from torch import Tensor, nn
 from torchvision import models
 from torchvision.ops import Permute
+
+# What the last layer is called in torchvision, timm and transformers.
+_CLASSIFIERS = {"fc", "classifier", "head", "heads", "logits"}
 
 
 @singledispatch
@@ -37,8 +41,9 @@ def split_stages(model: nn.Module) -> nn.Sequential:
     -----
     UserWarning
         If the type of the model is not known, or is a subclass with a ``forward`` of
-        its own: the result is one stage called "all", which computes what the model
-        does.
+        its own: the result is one stage called "all". It computes what the model does,
+        its classifier included; only a model of timm is taken without. Also if an
+        `nn.Sequential` ends in a linear layer that by its name is a classifier.
 
     Notes
     -----
@@ -47,6 +52,10 @@ def split_stages(model: nn.Module) -> nn.Sequential:
         @split_stages.register(MyNet)
         def split_my_net(model):
             return nn.Sequential(OrderedDict(stem=model.stem, ..., pool=model.pool))
+
+    The worker processes of ``n_jobs`` know what the modules that they import register,
+    and the function for a network that is the ``backbone`` of an estimator: it goes
+    with it.
 
     VGG and AlexNet leave out all fully connected layers and end in a global average.
 
@@ -61,15 +70,60 @@ def split_stages(model: nn.Module) -> nn.Sequential:
     if not isinstance(model, nn.Module):
         raise TypeError(f"split_stages takes a torch.nn.Module, got {model!r}.")
     name = type(model).__name__
+    body = _without_classifier(model)
     warnings.warn(
         f"How to split a {name} is not known, so it is one stage, 'all': only freeze=0 "
-        "and freeze='all' make sense. To cut it at more places, register a function "
+        f"and freeze='all' make sense. {_about_classifier(model, body)} To cut it at "
+        "more places, register a function "
         "that takes the model and returns an nn.Sequential of named stages, the last "
         f"of which gives (n, n_features): @split_stages.register({name})",
         UserWarning,
         stacklevel=3,
     )
-    return _stages(all=model)
+    return _stages(all=body)
+
+
+def registered_split(kind: type) -> Callable | None:
+    """Function that a user registered for a type of network, if there is one."""
+    if not issubclass(kind, nn.Module):
+        return None
+    split = split_stages.dispatch(kind)
+    return None if getattr(split, "__module__", "") == __name__ else split
+
+
+def _without_classifier(model: nn.Module) -> nn.Module:
+    """Leave out the classifier of a model of timm; others are as they are."""
+    ways = [getattr(model, f"{verb}_classifier", None) for verb in ("get", "reset")]
+    if not all(map(callable, ways)) or not getattr(model, "num_classes", 0):
+        return model
+    # Other modules, as the classifier may be deep in them, with the same tensors.
+    shared = {id(t): t for t in (*model.parameters(), *model.buffers())}
+    body = copy.deepcopy(model, shared)
+    body.reset_classifier(0)
+    return body
+
+
+def _about_classifier(model: nn.Module, body: nn.Module) -> str:
+    """What a model that could not be split does with its classifier."""
+    if body is not model:
+        return "Its classifier is left out."
+    path, layer = _last_layer(model)
+    if not (path and isinstance(layer, nn.Linear)):
+        return "It computes all that the model does, a classifier included."
+    return (
+        f"Its last layer, {path!r}, is an nn.Linear of {layer.out_features} outputs: "
+        "if that is its classifier, they are class scores and no embedding, and are "
+        f"left out by model.{path} = nn.Identity()."
+    )
+
+
+def _last_layer(model: nn.Module) -> tuple[str, nn.Module]:
+    """Path and layer of the last one that has parameters."""
+    layers = [("", model)]
+    for path, layer in model.named_modules():
+        if layer._parameters and not layer._modules:
+            layers.append((path, layer))
+    return layers[-1]
 
 
 def _register(family: type[nn.Module]) -> Callable:
@@ -92,6 +146,17 @@ def _register(family: type[nn.Module]) -> Callable:
 
 @_register(nn.Sequential)
 def _split_sequential(model):
+    path, layer = _last_layer(model)
+    if isinstance(layer, nn.Linear) and not _CLASSIFIERS.isdisjoint(path.split(".")):
+        warnings.warn(
+            f"The last layer of this nn.Sequential, {path!r}, is an nn.Linear of "
+            f"{layer.out_features} outputs, and by its name a classifier: what it "
+            "gives is kept, and is class scores and no embedding. Leave it out, in "
+            "nn.Sequential(..., *split_stages(network)) or by nn.Identity() in its "
+            "place; or give a layer that makes embeddings another name.",
+            UserWarning,
+            stacklevel=4,
+        )
     stages = OrderedDict()
     for name, child in model._modules.items():
         # Of a module that is used twice, named_children would list one use only.

@@ -1,5 +1,6 @@
 import copy
 import pickle
+from collections import OrderedDict
 
 import numpy as np
 import PIL.Image
@@ -8,6 +9,7 @@ import torch
 from conftest import make_picture
 from torch import nn
 from torchvision import models
+from torchvision.transforms.v2 import Grayscale
 
 from sktransfer import Backbone, WeightsMismatchError, load_backbone, split_stages
 from sktransfer._backbones import Recipe
@@ -55,10 +57,53 @@ def test_a_depth_is_a_number_a_name_or_all(stage, depth):
     assert Backbone(small_net()).depth(stage) == depth
 
 
-@pytest.mark.parametrize("stage", ["layer9", 4, -4, True, 1.5, ()])
-def test_a_stage_that_does_not_exist_is_refused(stage):
-    with pytest.raises(ValueError, match=r"freeze=.* is no stage .*\['0', '1', '2'\]"):
+@pytest.mark.parametrize("stage", ["layer9", 4, -4, -10, True, 1.5, ()])
+def test_a_stage_that_does_not_exist_is_refused_as_it_was_given(stage):
+    with pytest.raises(ValueError, match=r" is no stage .*\['0', '1', '2'\]") as caught:
         Backbone(small_net()).depth(stage, parameter="freeze")
+    assert str(caught.value).startswith(f"freeze={stage!r} is no stage")
+    assert "register" not in str(caught.value)
+
+
+def test_a_network_that_was_not_split_says_why_it_has_one_stage():
+    stages = nn.Sequential(OrderedDict(all=small_net()))
+    with pytest.raises(ValueError, match="this process knows no way to split it"):
+        Backbone(stages).depth(2, parameter="freeze")
+
+
+@pytest.mark.parametrize(
+    ("freeze", "depth"), [(0, 0), (1, 1), (2, 3), (3, 3), (-1, 3), ("1", 3), ("all", 3)]
+)
+def test_nothing_is_left_to_train_in_stages_without_parameters(freeze, depth):
+    assert Backbone(small_net()).freeze_depth(freeze) == depth
+
+
+def test_freeze_depth_names_its_parameter():
+    with pytest.raises(ValueError, match="^freeze=-10 is no stage"):
+        Backbone(small_net()).freeze_depth(-10)
+
+
+def grey_net():
+    return nn.Sequential(nn.Conv2d(1, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+
+
+@pytest.mark.parametrize("ask", ["shapes", "n_features", "size"])
+def test_a_network_for_grey_pictures_says_how_to_convert_them(ask):
+    backbone = Backbone(grey_net(), Recipe(resize=16, crop=16), name="grey")
+    with pytest.raises(ValueError, match=r"'grey' cannot .*in_channels=1, .*Grayscale"):
+        backbone.at_size(8) if ask == "size" else getattr(backbone, ask)
+
+
+def test_a_network_for_grey_pictures_runs_as_its_error_advises():
+    stages = nn.Sequential(Grayscale(), *split_stages(grey_net()))
+    backbone = Backbone(stages, Recipe(resize=16, crop=16))
+    assert backbone.shapes == [(1, 16, 16), (4, 14, 14), (4, 1, 1), (4,)]
+
+
+def test_a_network_that_cannot_be_run_says_what_it_was_given():
+    backbone = Backbone(nn.Sequential(nn.Conv2d(3, 3, 9)), Recipe(resize=8, crop=8))
+    with pytest.raises(ValueError, match=r"'custom' cannot be run: .*\(n, 3, 8, 8\)"):
+        backbone.shapes  # noqa: B018
 
 
 def test_inference_stages_equal_the_stages():

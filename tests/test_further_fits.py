@@ -110,7 +110,7 @@ def test_a_first_call_with_one_row_does_not_set_the_scale(freeze):
     for _ in range(30):
         one.partial_fit(X, LEVELS)
         all_along.partial_fit(X, LEVELS)
-    assert one.score(X, LEVELS) > 0.9 * all_along.score(X, LEVELS) > 0.6
+    assert one.score(X, LEVELS) > 0.85 * all_along.score(X, LEVELS) > 0.6
     mean = (LEVELS[0] + 30 * LEVELS.sum()) / (30 * 48 + 1)
     assert one.target_mean_ == pytest.approx([mean])
     everything = np.concatenate([LEVELS[:1], np.tile(LEVELS, 30)])

@@ -3,6 +3,8 @@ import importlib
 import sys
 from pathlib import Path
 
+import pytest
+
 import sktransfer
 
 FOLDER = Path(sktransfer.__file__).parent
@@ -23,6 +25,8 @@ LEAVES = {
     "_behaviour",
     "_networks",
     "_head",
+    "_skops",
+    "_version",
 }
 # What a module may import, one row above the other.
 LAYERS = [
@@ -42,20 +46,45 @@ LAYERS = [
 ]
 
 
-def imports_of(path):
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.ImportFrom) and node.module.startswith("sktransfer"):
-            if node.module == "sktransfer":
-                yield from (alias.name for alias in node.names)
-            else:
-                yield node.module.removeprefix("sktransfer.")
+LEVEL = {name: i for i, names in enumerate(LAYERS) for name in names}
+
+
+def imports_of(code):
+    """Modules of the package that code imports; the package itself is __init__."""
+    for node in ast.walk(ast.parse(code)):
+        names = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, "a relative import"
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        for package, module, *_ in (f"{name}..".split(".") for name in names):
+            if package == "sktransfer":
+                # A name of the package that is no module comes from __init__.
+                yield module if module in LEVEL else "__init__"
 
 
 def test_imports_go_down_only():
-    level = {name: i for i, names in enumerate(LAYERS) for name in names}
     for path in FOLDER.glob("*.py"):
-        for name in imports_of(path):
-            assert level[name] < level[path.stem], f"{path.stem} imports {name}"
+        for name in imports_of(path.read_text()):
+            assert LEVEL[name] < LEVEL[path.stem], f"{path.stem} imports {name}"
+
+
+@pytest.mark.parametrize(
+    ("code", "modules"),
+    [
+        ("import sktransfer", ["__init__"]),
+        ("import numpy, sktransfer as s", ["__init__"]),
+        ("def f():\n    import sktransfer._cache", ["_cache"]),
+        ("from sktransfer import load, _cache", ["__init__", "_cache"]),
+        ("from sktransfer import *", ["__init__"]),
+        ("from sktransfer._cache import a, b", ["_cache", "_cache"]),
+        ("from sktransfer._cache import load", ["_cache"]),
+        ("import sktransfers\nfrom os import path", []),
+    ],
+)
+def test_each_way_to_import_is_seen(code, modules):
+    assert list(imports_of(code)) == modules
 
 
 def test_all_public_names_are_there_sorted():

@@ -10,15 +10,22 @@ import torch
 from safetensors import safe_open
 from safetensors.numpy import save_file
 from safetensors.torch import save_file as save_tensors
-from sklearn import config_context
+from sklearn import config_context, model_selection
 from sklearn.base import BaseEstimator, clone
+from sklearn.calibration import CalibratedClassifierCV
 from sklearn.compose import ColumnTransformer
 from sklearn.frozen import FrozenEstimator
 from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import GridSearchCV
+from sklearn.metrics import _scorer, get_scorer
+from sklearn.model_selection import (
+    GridSearchCV,
+    StratifiedKFold,
+    TimeSeriesSplit,
+    check_cv,
+)
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import FunctionTransformer, StandardScaler
-from sklearn.utils import Bunch
+from sklearn.utils import Bunch, _metadata_requests
 
 from sktransfer import (
     BackboneSelector,
@@ -253,6 +260,69 @@ def test_what_cannot_be_saved_is_named(estimator, message, tmp_path):
     with pytest.raises(ValueError, match=message):
         save(estimator, tmp_path / "model")
     assert not list(tmp_path.iterdir())
+
+
+def test_what_holds_ours_and_is_no_estimator_is_named(task, tmp_path):
+    X, y = task
+    model = CalibratedClassifierCV(classifier(), cv=2)
+    loaded = there_and_back(model, tmp_path, "unfitted")
+    assert loaded.fit(X, y).predict(X).shape == (12,)
+    with pytest.raises(
+        ValueError, match="holds a FineTuneClassifier, and no"
+    ) as caught:
+        save(model.fit(X, y), tmp_path / "model")
+    assert "calibrated_classifiers_[0] is a _CalibratedClassifier" in str(caught.value)
+    assert "Tensor" not in str(caught.value)
+    assert not (tmp_path / "model").exists()
+
+
+def test_what_skops_cannot_store_is_named_without_its_words(tmp_path):
+    skops = pytest.importorskip("skops.io")
+    scaler = StandardScaler()
+    scaler.mean_ = torch.zeros(2)
+    with pytest.raises(Exception, match="Tensor"):
+        skops.dumps(scaler)
+    with pytest.raises(ValueError, match=r"steps\[1\]\[1\] is StandardSc") as caught:
+        save(make_pipeline(embedder(), scaler), tmp_path / "model")
+    assert "Tensor" not in str(caught.value)
+
+
+def test_what_holds_itself_is_named(tmp_path):
+    pytest.importorskip("skops.io")
+    scaler = StandardScaler()
+    scaler.itself = [scaler]
+    with pytest.raises(ValueError, match=r"steps\[1\]\[1\] is StandardScaler"):
+        save(make_pipeline(embedder(), scaler), tmp_path / "model")
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        LogisticRegression(n_jobs=StratifiedKFold(3)),
+        LogisticRegression(n_jobs=TimeSeriesSplit()),
+        LogisticRegression(n_jobs=check_cv([([0], [1])])),
+        LogisticRegression(n_jobs=get_scorer("positive_likelihood_ratio")),
+    ],
+    ids=repr,
+)
+def test_what_splits_and_scores_is_kept(part, tmp_path):
+    loaded = there_and_back(probe(embedder(), part), tmp_path)
+    assert type(loaded[1].n_jobs) is type(part.n_jobs)
+
+
+@pytest.mark.parametrize(
+    "harmful",
+    [
+        model_selection._split.train_test_split,
+        _scorer.get_scorer,
+        _scorer._cached_call,
+        _metadata_requests.process_routing,
+    ],
+)
+def test_what_stands_beside_the_harmless_is_not_loaded(harmful, tmp_path):
+    pytest.importorskip("skops.io")
+    with pytest.raises(ValueError, match=harmful.__name__):
+        save(FunctionTransformer(harmful), tmp_path / "model")
 
 
 def test_a_failed_write_leaves_the_old_file(task, tmp_path, monkeypatch):

@@ -5,6 +5,7 @@ import functools
 import math
 import os
 import pickle
+from collections import OrderedDict
 from types import SimpleNamespace
 
 import pytest
@@ -331,6 +332,72 @@ def test_a_type_that_is_not_known_is_one_stage(model):
     assert "only freeze=0 and freeze='all' make sense" in str(caught[0].message)
     assert f"@split_stages.register({name})" in str(caught[0].message)
     assert dict(stages.named_children()) == {"all": model}
+
+
+class Body(nn.Module):
+    def __init__(self, **layers):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 1)
+        for name, layer in layers.items():
+            self.add_module(name, layer)
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (Doubled(), r"'classifier\.6', is an nn\.Linear of 1000 outputs: .*\.6 = nn\."),
+        (Body(fc=nn.Linear(4, 9), drop=nn.Dropout()), "'fc', is an nn.Linear of 9 out"),
+        (Body(), "It computes all that the model does, a classifier included"),
+        (nn.Linear(3, 2), "It computes all that the model does"),
+    ],
+    ids=["Doubled", "fc", "none", "Linear"],
+)
+def test_logits_are_not_taken_for_embeddings_without_a_word(model, message):
+    with pytest.warns(UserWarning, match=message):
+        split_stages(model)
+
+
+def test_a_model_that_can_drop_its_classifier_does_so_in_a_copy():
+    class Resettable(Body):
+        num_classes = 9
+
+        def get_classifier(self):
+            return self.head.fc
+
+        def reset_classifier(self, num_classes):
+            self.head.fc = nn.Identity()
+
+        def forward(self, x):
+            return self.head(self.conv(x).mean((2, 3)))
+
+    head = nn.Sequential()
+    head.add_module("fc", nn.Linear(4, 9))
+    model = Resettable(head=head)
+    with pytest.warns(UserWarning, match="Its classifier is left out"):
+        stages = split_stages(model)
+    assert isinstance(model.head.fc, nn.Linear)
+    assert stages(torch.ones(2, 3, 1, 1)).shape == (2, 4)
+    assert [*stages.parameters()] == [*model.conv.parameters()]
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        nn.Sequential(nn.Identity(), Body(fc=nn.Linear(4, 9))),
+        nn.Sequential(nn.Identity(), models.resnet18()),
+        nn.Sequential(OrderedDict(body=Body(), head=nn.Linear(4, 9))),
+    ],
+    ids=["own", "resnet", "head"],
+)
+def test_a_sequence_that_ends_in_a_classifier_says_so(model):
+    with pytest.warns(UserWarning, match="nn.Linear of .* by its name a classifier"):
+        stages = split_stages(model)
+    assert [*stages] == [*model]
+
+
+def test_a_sequence_may_end_in_a_projection():
+    for last in (nn.Linear(4, 9), nn.Sequential(nn.Flatten(), nn.Linear(4, 9))):
+        assert len(split_stages(nn.Sequential(Body(), last))) == 2
 
 
 def test_a_forward_of_its_own_is_noticed_on_an_instance():

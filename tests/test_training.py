@@ -226,7 +226,7 @@ def test_rows_that_fill_up_a_batch_do_not_count_in_the_history():
     class Losses(Callback):
         def on_batch_end(self, net, batch, training=False, loss=None, **kwargs):
             if training:
-                losses.append((float(loss), int((batch[1][:, -1] > 0).sum())))
+                losses.append((loss.item(), int((batch[1][:, -1] > 0).sum())))
 
     fitted = model(head_epochs=0, net_params={"callbacks": [Losses()]})
     fitted.fit(IMAGES[:9], LABELS[:9])
@@ -239,6 +239,9 @@ def test_copies_are_taught_the_same_by_a_teacher_that_depends_on_the_batch():
     class Teacher(BaseEstimator):
         classes_ = np.arange(3)
         fitted_ = True
+
+        def fit(self, X, y):
+            return self
 
         def predict_proba(self, X):
             noise = 1e-15 * np.arange(3 * len(X)).reshape(-1, 3)
