@@ -12,7 +12,7 @@ PICTURES = torch.randn(4, 3, 12, 12, generator=torch.Generator().manual_seed(0))
 
 def make_network(*stages, precision="float32"):
     torch.manual_seed(0)
-    head = make_head(Standardise.nothing(8), (), 0.0, 2)
+    head = make_head(Standardise.nothing(8), (), 0.0, np.zeros(2))
     nn.init.normal_(head[-1].weight)
     stages = [*stages, nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())]
     return Network(nn.Sequential(*stages), head, precision=precision)
@@ -63,7 +63,7 @@ def test_tokens_have_no_layout():
     torch.manual_seed(0)
     network = Network(
         nn.Sequential(nn.Linear(5, 5), nn.Sequential(nn.Flatten(), nn.Linear(20, 8))),
-        make_head(Standardise.nothing(8), (), 0.0, 2),
+        make_head(Standardise.nothing(8), (), 0.0, np.zeros(2)),
     )
     x = torch.randn(3, 4, 5)
     assert torch.equal(network(x), network.head(network.suffix(x)))

@@ -238,10 +238,12 @@ def test_rows_that_fill_up_a_batch_do_not_count_in_the_history():
 def test_copies_are_taught_the_same_by_a_teacher_that_depends_on_the_batch():
     class Teacher(BaseEstimator):
         classes_ = np.arange(3)
-        fitted_ = True
 
         def fit(self, X, y):
             return self
+
+        def __sklearn_is_fitted__(self):
+            return True
 
         def predict_proba(self, X):
             noise = 1e-15 * np.arange(3 * len(X)).reshape(-1, 3)
