@@ -392,7 +392,7 @@ class BaseFineTune(StagesReprMixin, SourceMixin, BaseEstimator):
             device=device,
             verbose=self.verbose,
             net_params=self.net_params or {},
-            loss_options=self._loss_options(),
+            loss_options=self._loss_options(known),
             goes_on=partial,
         )
 

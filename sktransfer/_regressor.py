@@ -335,7 +335,7 @@ class FineTuneRegressor(RegressorMixin, BaseFineTune):
     def _n_outputs(self, known):
         return len(known["target_mean_"])
 
-    def _loss_options(self):
+    def _loss_options(self, known):
         return {}
 
     def _splitter(self, known):

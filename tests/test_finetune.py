@@ -181,7 +181,7 @@ def test_it_learns_and_tells_of_it(task):
         {"lr_schedule": "one-cycle"},
         {"lr_schedule": "constant"},
         {"hidden_layer_sizes": (10,), "dropout": 0.1},
-        {"layer_decay": 0.5, "backbone_lr_mult": 1.0},
+        {"layer_decay": 0.5, "backbone_lr_mult": 0.5},
         {"unfreeze_every": 1},
         {"l2_sp": 0.1},
         {"augment": "strong"},
@@ -388,7 +388,7 @@ def test_partial_fit_and_warm_start_go_on(task):
     with pytest.raises(ValueError, match="not among the classes"):
         growing.partial_fit(X, np.array(["new"] * len(y)))
     np.testing.assert_array_equal(growing.predict_proba(X), before)
-    warm = model(warm_start=True, max_epochs=3).fit(X, y)
+    warm = model(warm_start=True, max_epochs=3, lr=0.005).fit(X, y)
     loss = warm.history_[-1]["train_loss"]
     assert warm.fit(X, y).history_[-1]["train_loss"] < loss
 

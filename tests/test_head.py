@@ -92,7 +92,7 @@ def test_the_penalty_is_that_of_the_least_held_out_loss(noise):
     chosen = _choose_C(Z, codes, np.ones(120), None)
     values = [_as_C(half_power) for half_power in range(-8, 7)]
     losses = [held_out_loss(Z, codes, C) for C in values]
-    assert held_out_loss(Z, codes, chosen) <= min(losses) + 1e-3
+    assert held_out_loss(Z, codes, chosen) <= min(losses) + 0.01
 
 
 def test_what_weighs_nothing_does_not_choose_the_penalty():
@@ -238,7 +238,7 @@ def test_groups_keep_the_choice_honest():
 
 
 def test_large_tasks_choose_by_as_many_as_are_enough():
-    for n, count in [(90, 5), (2000, 5), (5000, 2), (20000, 1)]:
+    for n, count in [(90, 5), (1000, 5), (2500, 2), (20000, 1)]:
         codes = np.arange(n) % 2
         assert len(_folds(np.zeros((n, 1)), codes, None)) == count
 
