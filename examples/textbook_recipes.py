@@ -60,9 +60,16 @@ features = FineTuneClassifier(
 
 # %%
 # ResNet-50, of which only the new last layer is trained, by SGD with momentum 0.9.
+# Without ``solve_head=False`` it would be solved, as a logistic regression.
 
 last_layer = FineTuneClassifier(
-    resnet, weights=resnet_weights, freeze="all", optimizer="sgd", lr=0.001, **settings
+    resnet,
+    weights=resnet_weights,
+    freeze="all",
+    solve_head=False,
+    optimizer="sgd",
+    lr=0.001,
+    **settings,
 )
 
 # %%
