@@ -131,7 +131,8 @@ class FineTuneClassifier(ClassifierMixin, BaseFineTune):
     C : float or None, default=None
         Inverse of the regularisation strength of a solved head, as in
         `LogisticRegression`. None chooses it by the cross-validated log loss of the
-        training images: in five folds, or as many of them as hold 1,000 images.
+        training images: in five folds, made up to five times where there are fewer
+        than 500 images, and only as many as hold 1,000 images where there are more.
     label_smoothing : float, default=0.05
         Of a head that is trained, the share of each target that is spread over all
         classes [5]_, which keeps a network that has learnt its few images by heart

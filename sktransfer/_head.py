@@ -19,8 +19,9 @@ _ALPHAS = np.logspace(-2, 7, 19)
 # Where there is nothing to choose by: about what small tasks choose.
 _DEFAULT_ALPHA = 1000.0
 _N_FOLDS = 5
-# Of large tasks, so many held-out examples are enough to choose by.
-_ENOUGH = 1000
+# One run of five folds over fewer examples chooses by chance; of large tasks, so many
+# held-out examples are enough to choose by.
+_TOO_FEW, _MOST_REPEATS, _ENOUGH = 500, 5, 1000
 
 
 @dataclass
@@ -199,20 +200,20 @@ def _choose_C(Z, codes, weights, groups) -> float:
 
 
 def _folds(Z, codes, groups) -> list:
-    """Folds to choose C by; none where each would lack all classes but one.
-
-    Of examples in an order of their content, consecutive parts are random ones.
-    """
+    """Folds to choose C by; none where each would lack all classes but one."""
     if groups is None:
         splitter, most = StratifiedKFold, np.bincount(codes).max()
     else:
         splitter, most = StratifiedGroupKFold, len(np.unique(groups))
     if most < 2:
         return []
-    with warnings.catch_warnings():
-        # Of classes that are rarer than there are folds.
-        warnings.simplefilter("ignore", UserWarning)
-        folds = list(splitter(min(_N_FOLDS, most)).split(Z, codes, groups))
+    folds = []
+    for repeat in range(min(_MOST_REPEATS, -(-_TOO_FEW // len(codes)))):
+        split = splitter(min(_N_FOLDS, most), shuffle=True, random_state=repeat)
+        with warnings.catch_warnings():
+            # Of classes that are rarer than there are folds.
+            warnings.simplefilter("ignore", UserWarning)
+            folds += split.split(Z, codes, groups)
     folds = [rows for rows in folds if len(np.unique(codes[rows[0]])) > 1]
     return folds[: -(-_N_FOLDS * _ENOUGH // len(codes))]
 
@@ -223,13 +224,15 @@ class _Fold:
     def __init__(self, Z, codes, weights, train, test):
         self.train = Z[train], codes[train], weights[train]
         self.test = Z[test], codes[test], weights[test]
-        self.model = LogisticRegression(tol=2e-3, max_iter=300, warm_start=True)
+        self.model = LogisticRegression(max_iter=500, warm_start=True)
 
     def loss(self, C: float) -> float:
         """Weighted sum of the log loss of what is held out."""
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)
-            self.model.set_params(C=C).fit(*self.train)
+            # The weaker the penalty, the longer is the way that has a small gradient.
+            tol = 2e-3 * min(1, _as_C(_START) / C) ** 0.5
+            self.model.set_params(C=C, tol=tol).fit(*self.train)
         Z, codes, weights = self.test
         coef, intercept = _of_each_class(self.model.coef_, self.model.intercept_)
         log_proba = log_softmax((Z @ coef.T + intercept).astype(float), axis=1)
