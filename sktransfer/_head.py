@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from joblib import parallel_config
 from scipy.linalg import qr
 from scipy.special import log_softmax, logit, logsumexp
 from sklearn.exceptions import ConvergenceWarning
@@ -98,7 +99,10 @@ def solve_head(kind: str, head: nn.Sequential, embeddings, examples, penalty=Non
     with torch.inference_mode():
         Z = standardise(torch.from_numpy(embeddings).double()).numpy()
     rotated, back = _fewer_columns(Z)
-    found = _SOLVERS[kind](rotated, examples, output.out_features, penalty)
+    # Older versions of scikit-learn send each fit to the workers that a search around
+    # this one may have, and wait for them: on a cluster, for ever.
+    with parallel_config(backend="sequential"):
+        found = _SOLVERS[kind](rotated, examples, output.out_features, penalty)
     loss = _loss(kind, found.scores(rotated), examples)
     with torch.no_grad():
         output.weight.copy_(torch.from_numpy(back(found.coef)))

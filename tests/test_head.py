@@ -97,7 +97,7 @@ def test_the_penalty_is_that_of_the_least_held_out_loss(noise):
 
 def test_what_weighs_nothing_does_not_choose_the_penalty():
     codes = np.arange(120) % 2
-    Z = np.eye(2)[codes] @ RNG.normal(size=(2, 8)) + RNG.normal(size=(120, 8))
+    Z = np.eye(2)[codes] @ RNG.normal(size=(2, 8)) + 3 * RNG.normal(size=(120, 8))
     noisy = np.arange(120) % 4 < 2
     codes[noisy] = RNG.integers(0, 2, 60)
     weights = np.where(noisy, 1e-9, 2.0)
