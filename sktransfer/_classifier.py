@@ -133,11 +133,6 @@ class FineTuneClassifier(ClassifierMixin, BaseFineTune):
         `LogisticRegression`. None chooses it by the cross-validated log loss of the
         training images: in five folds, made up to five times where there are fewer
         than 500 images, and only as many as hold 1,000 images where there are more.
-    label_smoothing : float, default=0.05
-        Of a head that is trained, the share of each target that is spread over all
-        classes [5]_, which keeps a network that has learnt its few images by heart
-        from being too sure of others. Not for several labels, nor for a ``"criterion"``
-        of one's own.
 
     Attributes
     ----------
@@ -188,8 +183,6 @@ class FineTuneClassifier(ClassifierMixin, BaseFineTune):
        classification", ACL 2018.
     .. [4] Hinton, Vinyals and Dean, "Distilling the knowledge in a neural network",
        2015, arXiv:1503.02531.
-    .. [5] Szegedy, Vanhoucke, Ioffe, Shlens and Wojna, "Rethinking the Inception
-       architecture for computer vision", CVPR 2016.
 
     Examples
     --------
@@ -204,7 +197,6 @@ class FineTuneClassifier(ClassifierMixin, BaseFineTune):
     _parameter_constraints: dict = {
         **BaseFineTune._parameter_constraints,
         "C": [POSITIVE, None],
-        "label_smoothing": [Interval(Real, 0, 1, closed="left")],
         "class_weight": [dict, StrOptions({"balanced"}), None],
         "teacher": "no_validation",
         "temperature": [POSITIVE],
@@ -251,7 +243,6 @@ class FineTuneClassifier(ClassifierMixin, BaseFineTune):
         distill_weight=0.5,
         solve_head=True,
         C=None,
-        label_smoothing=0.05,
     ):
         super().__init__(
             backbone,
@@ -290,7 +281,6 @@ class FineTuneClassifier(ClassifierMixin, BaseFineTune):
         self.temperature = temperature
         self.distill_weight = distill_weight
         self.C = C
-        self.label_smoothing = label_smoothing
 
     @_fit_context(prefer_skip_nested_validation=True)
     def partial_fit(self, X, y, classes=None, sample_weight=None):
@@ -486,14 +476,10 @@ class FineTuneClassifier(ClassifierMixin, BaseFineTune):
     def _n_outputs(self, known):
         return len(known["classes_"])
 
-    def _loss_options(self, known):
-        options = {}
-        if not known["multilabel_"] and "criterion" not in (self.net_params or {}):
-            options["label_smoothing"] = self.label_smoothing
-        if self.teacher is not None:
-            options["temperature"] = self.temperature
-            options["distill_weight"] = self.distill_weight
-        return options
+    def _loss_options(self):
+        if self.teacher is None:
+            return {}
+        return {"temperature": self.temperature, "distill_weight": self.distill_weight}
 
     def _splitter(self, known):
         return ShuffleSplit if known["multilabel_"] else StratifiedShuffleSplit

@@ -10,7 +10,7 @@ import torch
 from scipy.sparse import issparse
 from sklearn.base import BaseEstimator, _fit_context
 from sklearn.model_selection import GroupShuffleSplit
-from sklearn.utils import check_consistent_length, check_random_state
+from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import (
     _check_sample_weight,
@@ -201,6 +201,8 @@ class BaseFineTune(StagesReprMixin, SourceMixin, BaseEstimator):
             for name in ("history_", "n_images_", "class_count_"):
                 if name in fitted:
                     fitted[name] = getattr(self, name) + fitted[name]
+            # The head that it was chosen for is another one now.
+            vars(self).pop(f"{self._penalty}_", None)
         vars(self).update(fitted)
         return self
 
@@ -392,7 +394,7 @@ class BaseFineTune(StagesReprMixin, SourceMixin, BaseEstimator):
             device=device,
             verbose=self.verbose,
             net_params=self.net_params or {},
-            loss_options=self._loss_options(known),
+            loss_options=self._loss_options(),
             goes_on=partial,
         )
 
@@ -484,8 +486,16 @@ def _codes(groups, y) -> np.ndarray | None:
     """Number the groups."""
     if groups is None:
         return None
-    check_consistent_length(groups, y)
-    return np.unique(column_or_1d(groups), return_inverse=True)[1]
+    groups = column_or_1d(groups)
+    missing = np.flatnonzero([g is None or g != g for g in groups.tolist()])
+    if len(groups) != len(y) or len(missing):
+        what = f"{len(groups)} values" if len(groups) != len(y) else "missing values"
+        where = f" in rows {missing[:5].tolist()}" if len(missing) else ""
+        raise ValueError(
+            f"groups has {what}{where}, and y has {len(y)} targets. Pass one group for "
+            "each image, such as the number of its patient."
+        )
+    return np.unique(groups, return_inverse=True)[1]
 
 
 def _column(y):

@@ -15,8 +15,8 @@ from torch import nn
 
 # Values of C, in half powers of ten. On embeddings of some hundred images most tasks
 # are best between 0.01 and 1, so the search starts in between and goes outwards.
-_FIRST, _LAST, _START = -8, 6, -3
-_ALPHAS = np.logspace(-2, 7, 19)
+_FIRST, _LAST, _START = -8, 6, -2
+_ALPHAS = np.logspace(-2, 7, 37)
 # Where there is nothing to choose by: about what small tasks choose.
 _DEFAULT_ALPHA = 1000.0
 _N_FOLDS = 5
@@ -95,6 +95,9 @@ def solve_head(kind: str, head: nn.Sequential, embeddings, examples, penalty=Non
     loss : float
         Weighted mean loss of the examples, without the penalty.
     """
+    # In an order of the embeddings, which are the same whatever an image came as.
+    order = sorted(range(len(embeddings)), key=lambda row: embeddings[row].tobytes())
+    embeddings, examples = embeddings[order], examples.take(order)
     standardise, output = head[0], head[-1]
     with torch.inference_mode():
         Z = standardise(torch.from_numpy(embeddings).double()).numpy()
@@ -189,11 +192,14 @@ def _choose_C(Z, codes, weights, groups) -> float:
     folds = [_Fold(Z, codes, weights, *rows) for rows in _folds(Z, codes, groups)]
     if not folds:
         return _as_C(_START)
-    losses = {}
+    losses, seen = {}, sum(fold.test[2].sum() for fold in folds)
 
     def loss(half_power):
         if half_power not in losses:
-            losses[half_power] = sum(fold.loss(_as_C(half_power)) for fold in folds)
+            found = sum(fold.loss(_as_C(half_power)) for fold in folds) / seen
+            # A prior, in powers of ten: few examples hardly tell, and at the ends of
+            # the range they would be overruled by chance.
+            losses[half_power] = len(Z) * found + ((half_power - _START) / 2) ** 2
         return losses[half_power]
 
     best = _START

@@ -335,7 +335,7 @@ class FineTuneRegressor(RegressorMixin, BaseFineTune):
     def _n_outputs(self, known):
         return len(known["target_mean_"])
 
-    def _loss_options(self, known):
+    def _loss_options(self):
         return {}
 
     def _splitter(self, known):

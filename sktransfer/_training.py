@@ -560,6 +560,6 @@ def epochs_table(net: NeuralNet, phase: str) -> list[dict]:
     }
     return [
         {"phase": phase, "epoch": epoch["epoch"]}
-        | {name: epoch[key] for key, name in names.items() if key in epoch}
+        | {name: float(epoch[key]) for key, name in names.items() if key in epoch}
         for epoch in net.history
     ]

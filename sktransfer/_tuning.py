@@ -64,6 +64,15 @@ class Examples:
     def __len__(self):
         return len(self.weights)
 
+    def take(self, rows) -> "Examples":
+        """Return the examples at these rows, in this order."""
+        taken = copy.copy(self)
+        taken.images = self.images.take(rows)
+        taken.digests = [self.digests[row] for row in rows]
+        taken.targets, taken.weights = self.targets[rows], self.weights[rows]
+        taken.groups = None if self.groups is None else self.groups[rows]
+        return taken
+
     def go_on_from(self, weight: float, count: int) -> None:
         """Weigh these examples against those of the calls before.
 

@@ -1,4 +1,5 @@
 import numpy as np
+import PIL.Image
 import pytest
 from sklearn.linear_model import LogisticRegression, RidgeCV
 from sklearn.metrics import balanced_accuracy_score, log_loss
@@ -64,7 +65,7 @@ def test_numbers_are_the_ridge_regression_of_scikit_learn(outputs):
     y = SCALED[:, :2] @ RNG.normal(size=(2, 2)) + RNG.normal(size=(150, 2))
     y = 1e3 * (y if outputs == 2 else y[:, 0])
     fitted = FineTuneRegressor(BACKBONE, freeze="all").fit(X[TRAIN], y[TRAIN])
-    alphas = np.logspace(-2, 7, 19)
+    alphas = np.logspace(-2, 7, 37)
     model = RidgeCV(alphas, alpha_per_target=outputs == 2).fit(SCALED[TRAIN], y[TRAIN])
     np.testing.assert_allclose(fitted.alpha_, model.alpha_)
     np.testing.assert_allclose(
@@ -233,8 +234,31 @@ def test_groups_keep_the_choice_honest():
     regressor = FineTuneRegressor(BACKBONE, freeze="all")
     honest = regressor.fit(many, numbers, groups=groups).alpha_
     assert honest > regressor.fit(many, numbers).alpha_
-    with pytest.raises(ValueError, match="inconsistent numbers of samples"):
-        probe().fit(many, y, groups=groups[:5])
+    for wrong, what in ((groups[:5], "5 values"), ([None] * 180, "missing values in")):
+        with pytest.raises(ValueError, match=f"groups has {what}.* one group for each"):
+            probe().fit(many, y, groups=wrong)
+
+
+def test_few_images_choose_no_extreme_penalty():
+    for count in (4, 6, 12):
+        values = [
+            probe().fit(X[i : i + count], Y[i : i + count]).C_ for i in (0, 30, 60)
+        ]
+        assert 0.003 < min(values) <= max(values) < 3
+
+
+def test_the_same_pictures_are_the_same_model_whatever_they_come_as():
+    y = SCALED[:, 0]
+    regressor = FineTuneRegressor(BACKBONE, freeze="all").fit(X, y)
+    fitted = probe().fit(X, Y)
+    pictures = [PIL.Image.fromarray(x) for x in X]
+    floats = X / np.float32(255)
+    for same in (pictures, floats):
+        other = probe().fit(same, Y)
+        assert other.C_ == fitted.C_
+        np.testing.assert_array_equal(other.predict_proba(X), fitted.predict_proba(X))
+        predicted = FineTuneRegressor(BACKBONE, freeze="all").fit(same, y).predict(X)
+        np.testing.assert_allclose(predicted, regressor.predict(X), rtol=1e-6)
 
 
 def test_small_tasks_choose_by_more_folds_and_large_ones_by_fewer():
@@ -271,6 +295,7 @@ def test_a_solved_head_goes_on():
     )
     before = cold.predict_proba(X)
     cold.set_params(lr=1e-4).partial_fit(X, Y)
+    assert not hasattr(cold, "C_")
     after = cold.predict_proba(X)
     assert 0 < np.abs(after - before).max() < 0.1
     assert [row["phase"] for row in cold.history_] == ["solve", "tune"]

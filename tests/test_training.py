@@ -283,17 +283,3 @@ def test_augments_crop_and_only_light_flips(augment):
     assert min(spans) < 0.95
     # Of the area, at least 0.7 stays, and at least 0.5.
     assert min(spans) > (0.7 if augment == "mild" else 0.5)
-
-
-def test_labels_are_smoothed_unless_told_otherwise():
-    def smoothing(y=LABELS, **parameters):
-        fitted = model(**parameters).fit(IMAGES, y)
-        return getattr(fitted.net_.criterion_.loss, "label_smoothing", None)
-
-    assert smoothing() == 0.05
-    assert smoothing(label_smoothing=0.2) == 0.2
-    assert smoothing(net_params={"criterion__label_smoothing": 0.3}) == 0.3
-    assert smoothing(net_params={"criterion": nn.MultiMarginLoss}) is None
-    assert smoothing(y=np.eye(3, dtype=int)[LABELS]) is None
-    with pytest.raises(ValueError, match="'label_smoothing' parameter"):
-        smoothing(label_smoothing=1.0)
