@@ -440,5 +440,5 @@ def _shapes(stages, x) -> list[tuple[int, ...]]:
             shapes.append(tuple(x.shape[1:]))
             # What has no data is computed without complaint by older versions of torch.
             if min(shapes[-1]) < 1:
-                raise ValueError(f"a stage's output would have shape {shapes[-1]}")
+                raise RuntimeError(f"a stage's output would have shape {shapes[-1]}")
     return shapes

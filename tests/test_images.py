@@ -117,8 +117,13 @@ def test_integers_that_do_not_say_what_white_is_are_refused(factor, picture):
 def test_sixteen_bits_are_scaled_alike_in_every_format(kind, factor, picture):
     array = picture[:, :, 0].astype(np.uint16) * factor
     options = {"irreversible": False} if kind == "JPEG2000" else {}
-    found = pixels(saved(PIL.Image.fromarray(array), kind, **options))
-    np.testing.assert_array_equal(found, pixels(array))
+    if kind == "PPM":
+        # Older versions of Pillow read these, and do not write them.
+        head = f"P5 {array.shape[1]} {array.shape[0]} 65535\n".encode()
+        encoded = head + array.astype(">u2").tobytes()
+    else:
+        encoded = saved(PIL.Image.fromarray(array), kind, **options)
+    np.testing.assert_array_equal(pixels(encoded), pixels(array))
 
 
 def test_a_sixteen_bit_png_may_be_opened_in_32_bits(picture):
