@@ -118,6 +118,34 @@ def test_the_scale_of_weights_does_not_matter():
         )
 
 
+def test_numbers_of_some_weight_are_the_ridge_regression_of_those_weights():
+    y, weights = SCALED[:, 0] + RNG.normal(size=150), 3.0 ** (np.arange(150) % 5)
+    fitted = FineTuneRegressor(BACKBONE, freeze="all").fit(X, y, weights)
+    Z = StandardScaler().fit_transform(FEATURES)
+    # In the units in which the weights have a mean of 1.
+    alphas = np.logspace(-2, 7, 19) * weights.mean()
+    model = RidgeCV(alphas).fit(Z, y, weights)
+    assert fitted.alpha_ == pytest.approx(model.alpha_)
+    np.testing.assert_allclose(
+        fitted.predict(X), model.predict(Z), rtol=1e-4, atol=1e-4
+    )
+
+
+def test_a_head_is_chosen_in_float32_and_solved_in_float64(monkeypatch):
+    fits = []
+
+    class Watched(LogisticRegression):
+        def fit(self, X, y, sample_weight=None):
+            fits.append(X.dtype.name)
+            return super().fit(X, y, sample_weight)
+
+    monkeypatch.setattr("sktransfer._head.LogisticRegression", Watched)
+    probe().fit(X[TRAIN], Y[TRAIN])
+    *chosen, solved = fits
+    assert set(chosen) == {"float32"}
+    assert solved == "float64"
+
+
 def test_weights_are_copies():
     weights = np.arange(150) % 3
     rows = RNG.permutation(np.repeat(np.arange(150), weights))

@@ -86,3 +86,15 @@ def test_depthwise_convolutions_compute_in_float32(precision):
     exact.precision = "float32"
     for ours, plain in zip(found, gradients(exact, PICTURES), strict=True):
         np.testing.assert_allclose(ours, plain, rtol=0.1, atol=0.05 * abs(plain).max())
+
+
+def test_a_feature_that_varies_by_rounding_alone_is_left_as_it_is():
+    rng = np.random.default_rng(0)
+    usual = rng.normal(size=20)
+    # One that is the same but for the last bits, and one that is next to nothing.
+    rounded = np.float32(1000) + np.float32(1e-4) * (np.arange(20) % 2)
+    nothing = 1e-9 * rng.normal(size=20)
+    embeddings = np.column_stack([usual, rounded, nothing]).astype(np.float32)
+    found = Standardise.of(embeddings)
+    assert found.scale[0] == pytest.approx(embeddings[:, 0].std(), rel=1e-5)
+    assert found.scale[1:].tolist() == [1.0, 1.0]

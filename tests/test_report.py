@@ -164,6 +164,14 @@ def test_interval_of_nadeau_and_bengio():
     assert corrected_interval([0.5, 0.5], 0.25) == (0.5, 0.5)
 
 
+def test_the_interval_is_of_the_test_images_for_each_training_image(monkeypatch):
+    given, scratch = np.array([0.9, 0.7, 0.8, 0.75]), np.array([0.5, 0.4, 0.6, 0.3])
+    row = report_of(monkeypatch, given, scratch)[1]
+    # Of four folds, each has a third of the images that it is trained on.
+    low, high = corrected_interval(given - scratch, 1 / 3)
+    assert (row["low"], row["high"]) == (pytest.approx(low), pytest.approx(high))
+
+
 def test_pipelines_searches_groups_and_scoring():
     X, y = make_task(24)
     pipe = make_pipeline(PretrainedFeatureExtractor(small_backbone()), SVC())

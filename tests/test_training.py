@@ -116,6 +116,31 @@ def test_a_schedule_counts_the_batches_that_there_are(schedule):
     model(lr_schedule=schedule, net_params=options).fit(IMAGES, LABELS)
 
 
+@pytest.mark.parametrize("schedule", ["cosine", "one-cycle", "constant"])
+def test_the_rate_follows_its_schedule_step_by_step_after_the_first_head(schedule):
+    rates = []
+
+    class Rates(Callback):
+        def on_batch_begin(self, net, training=False, **kwargs):
+            rates.append(max(group["lr"] for group in net.optimizer_.param_groups))
+
+    watched = {"net_params": {"callbacks": [Rates()]}}
+    model(lr_schedule=schedule, max_epochs=2, **watched).fit(IMAGES, LABELS)
+    head, tuned = rates[:3], np.divide(rates[3:], 0.01)
+    assert head == [0.01] * 3
+    steps = np.arange(6)
+    if schedule == "cosine":
+        np.testing.assert_allclose(tuned, 0.5 + 0.5 * np.cos(np.pi * steps / 6))
+    elif schedule == "one-cycle":
+        # Of torch: from a twenty-fifth up to all of it and down again.
+        assert tuned[0] == pytest.approx(1 / 25)
+        assert tuned.max() > 0.9
+        assert 0 < tuned[-1] < 0.2
+        assert len(set(tuned)) == 6
+    else:
+        assert set(tuned) == {1.0}
+
+
 @pytest.mark.parametrize("parameters", [{"freeze": "1"}, {"freeze": 0}])
 def test_rows_can_be_sent_to_workers(parameters, monkeypatch):
     sent = []
