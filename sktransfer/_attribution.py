@@ -88,7 +88,7 @@ class AttributionDisplay:
         >>> from sklearn.datasets import load_digits
         >>> from sktransfer import AttributionDisplay, FineTuneClassifier
         >>> X, y = load_digits(n_class=3, return_X_y=True)
-        >>> model = FineTuneClassifier(freeze="all", max_epochs=1, random_state=0)
+        >>> model = FineTuneClassifier(freeze="all", random_state=0)
         >>> model = model.fit(X[:60], y[:60])
         >>> display = AttributionDisplay.from_estimator(model, X[60:64], stage="layer3")
         >>> display.maps.shape

@@ -54,8 +54,7 @@ def model_card(estimator, scores=None, *, title=None, description=None):
     """
     if not isinstance(estimator, BaseEstimator):
         raise ValueError(
-            f"model_card takes a fitted estimator, and got a "
-            f"{type(estimator).__name__}."
+            f"model_card takes a fitted estimator, and got {estimator!r:.80}."
         )
     check_is_fitted(estimator)
     parts = _find_parts(estimator)
@@ -107,9 +106,20 @@ def _describe(part) -> list[str]:
     sections += [summary.stages().to_markdown()]
     if isinstance(part, BaseFineTune):
         sections += ["## Training", f"```\n{part!r}\n```"]
+        sections += _penalty(part)
         if part.history_:
             sections.append(_history(part.history_).to_markdown())
     return sections
+
+
+def _penalty(part) -> list[str]:
+    """Penalty that a solved head was given, or that was chosen for it."""
+    values = getattr(part, f"{part._penalty}_", None)
+    if values is None:
+        return []
+    low, high = np.min(values), np.max(values)
+    text = f"= {low:.3g}" if low == high else f"between {low:.3g} and {high:.3g}"
+    return [f"The head was solved, with {part._penalty} {text}."]
 
 
 def _data(part) -> list[str]:

@@ -361,8 +361,17 @@ class FineTuneClassifier(ClassifierMixin, BaseFineTune):
 
     def _encode(self, y, weights, classes, known):
         """Targets as numbers, and what is then known of them."""
-        check_classification_targets(y)
         kind = type_of_target(y)
+        if kind.startswith("unknown"):
+            kinds = sorted({type(value).__name__ for value in y.ravel()})
+            raise ValueError(
+                f"Unknown label type: y has objects of the types {kinds}. Accepted is "
+                "one label for each image, all of them str, int or bool. "
+                "Nothing was fitted. Pass numpy.array(list(y)) of labels of one type; "
+                "of several labels for an image, the indicator matrix of "
+                "sklearn.preprocessing.MultiLabelBinarizer."
+            )
+        check_classification_targets(y)
         if kind == "multiclass-multioutput":
             raise ValueError(
                 f"y of shape {y.shape} has several targets of several classes. "

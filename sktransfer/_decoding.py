@@ -255,10 +255,18 @@ def checked_array(array: np.ndarray) -> np.ndarray:
         if not np.isfinite(array).all():
             raise ValueError("it is a float array with NaN or infinite values")
         if array.min() < 0 or array.max() > 1:
+            way = "divide by the value of white"
+            if array.min() < 0:
+                way = "(x - black) / (white - black), with the values that mean these"
             raise ValueError(
                 f"it is a float array with values from {array.min():.4g} to "
-                f"{array.max():.4g}, outside [0, 1] (divide by the value of white)"
+                f"{array.max():.4g}, outside [0, 1] ({way})"
             )
+    elif array.dtype.kind == "c":
+        raise ValueError(
+            "it is an array of complex numbers, which are no pixels (pass their "
+            "absolute values, scaled to [0, 1])"
+        )
     elif array.dtype != bool and array.dtype not in (np.uint8, np.uint16):
         raise ValueError(
             f"it is an array of dtype {array.dtype} (convert with .astype(np.uint8) if "

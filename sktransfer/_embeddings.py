@@ -269,8 +269,8 @@ class Refusals:
                 return None
             raise UnreadableImageError(
                 f"Cannot read the image in {self.images.describe(row)}: {reason}. "
-                f"{ACCEPTED} Nothing was returned. Repair or remove that image (a "
-                "PretrainedFeatureExtractor with on_error='nan' gives a row of NaN)."
+                f"{ACCEPTED} Nothing was returned. Repair that image or leave it out; "
+                "PretrainedFeatureExtractor(on_error='nan') gives a row of NaN for it."
             ) from error
 
     def spread(self, equal: dict[int, list[int]]) -> None:

@@ -222,10 +222,7 @@ class BaseFineTune(StagesReprMixin, SourceMixin, BaseEstimator):
 
     def _fitted(self, X, y, sample_weight, start, job):
         """Fit; return what is to be known of it."""
-        numeric = self._kind(None) == "values"
-        samples, y = check_images(
-            self, X, y, reset=start is None, y_numeric=numeric, multi_output=True
-        )
+        samples, y = check_images(self, X, y, reset=start is None, multi_output=True)
         y = _column(y)
         weights = _check_sample_weight(
             sample_weight, y, dtype=np.float64, ensure_non_negative=True

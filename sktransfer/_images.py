@@ -82,7 +82,7 @@ class Images(Sequence):
             return f"row {self.rows[row]} (missing)"
         if isinstance(sample, str | os.PathLike):
             return f"row {self.rows[row]} ({shortened(os.fspath(sample))!r})"
-        return f"row {self.rows[row]} (a {type(sample).__name__})"
+        return f"row {self.rows[row]} ({type(sample).__name__})"
 
 
 def image_samples(X) -> Sequence | None:
@@ -108,7 +108,7 @@ def image_samples(X) -> Sequence | None:
     if not isinstance(X, np.ndarray | Sequence):
         if not hasattr(X, "__array__"):
             raise ValueError(
-                f"X is a {type(X).__name__}, which holds no sequence of images. "
+                f"X is of type {type(X).__name__}, which holds no sequence of images. "
                 "Pass a list, array, series or one-column frame of images."
             )
         X = np.asarray(X)
@@ -134,6 +134,7 @@ def check_images(estimator, X, y="no_validation", *, reset: bool, **checks):
     if with_y:
         _refuse_missing_targets(estimator, y)
     if samples is None:
+        _refuse_numbers(X)
         return validate_data(estimator, X, y, dtype="numeric", reset=reset, **checks)
     if len(getattr(X, "shape", ())) == 2 and (
         reset or hasattr(estimator, "n_features_in_")
@@ -153,6 +154,20 @@ def check_images(estimator, X, y="no_validation", *, reset: bool, **checks):
             "one target for each image."
         )
     return list(samples), y
+
+
+def _refuse_numbers(X) -> None:
+    if isinstance(X, Sequence):
+        single = isinstance(X[0], numbers.Number)
+    else:
+        single = len(getattr(X, "shape", ())) == 1
+    if single:
+        raise ValueError(
+            "X has single numbers where images are needed. Accepted are a list or a "
+            "stack of images, and a table of shape (n_images, n_pixels). "
+            "Nothing was read. Reshape your data so that it has a row for each image: "
+            "X.reshape(n_images, -1) of an array."
+        )
 
 
 def _refuse_missing_targets(estimator, y) -> None:
@@ -197,7 +212,7 @@ def _refuse_single(X) -> None:
     if single or (len(shape) == 3 and shape[-1] in (3, 4)):
         what = f"array of shape {tuple(shape)}" if shape else type(X).__name__
         raise ValueError(
-            f"X looks like a single image (a {what}), where a list or stack of images "
+            f"X looks like a single image ({what}), where a list or stack of images "
             "is needed. Wrap one image in a list: [image]."
         )
 
@@ -344,12 +359,14 @@ def read(sample) -> bytes | np.ndarray:
         return read(np.asarray(sample))
     if is_missing(sample):
         raise ValueError(f"{sample} stands where an image or its path should be")
-    raise ValueError(f"it is a {type(sample).__name__}")
+    raise ValueError(f"it is of type {type(sample).__name__}")
 
 
 @read.register(str)
 @read.register(os.PathLike)
 def _read_path(path) -> bytes:
+    if not os.fspath(path):
+        raise ValueError("the path is empty")
     # Opening a FIFO or a device would block for ever; O_NONBLOCK opens it at once,
     # and what was opened (not what the name means a moment later) is then judged.
     flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)

@@ -93,7 +93,7 @@ class TopLossesDisplay:
         >>> from sklearn.datasets import load_digits
         >>> from sktransfer import FineTuneClassifier, TopLossesDisplay
         >>> X, y = load_digits(n_class=3, return_X_y=True)
-        >>> model = FineTuneClassifier(freeze="all", max_epochs=1, random_state=0)
+        >>> model = FineTuneClassifier(freeze="all", random_state=0)
         >>> model = model.fit(X[:6], y[:6])
         >>> display = TopLossesDisplay.from_estimator(model, X[60:], y[60:])
         >>> len(display.pictures)

@@ -67,8 +67,9 @@ class Encoder:
             return self.other(value, where)
         if isinstance(value, BaseSearchCV):
             raise ValueError(
-                f"{where} is a {type(value).__name__}, whose scorers and folds are "
-                "not kept. Save what it found, its best_estimator_."
+                f"A search is not saved, since the scorers and folds of {where} can be "
+                "any code. Nothing was written. Save what it found, its "
+                "best_estimator_."
             )
         if isinstance(value, BaseEstimator):
             return self.estimator(value, where)

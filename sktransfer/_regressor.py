@@ -286,7 +286,13 @@ class FineTuneRegressor(RegressorMixin, BaseFineTune):
 
     def _encode(self, y, weights, classes, known):
         """Targets as columns, and what is then known of them."""
-        columns = y.astype(np.float64).reshape(len(y), -1)
+        try:
+            columns = y.astype(np.float64).reshape(len(y), -1)
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"y has what is no number ({error}). Accepted are numbers, one or more "
+                "for each image. Nothing was fitted. Labels are for FineTuneClassifier."
+            ) from error
         if known is None:
             known = {"multi_output_": y.ndim == 2, "target_mean_": columns[0]}
         if columns.shape[1] != len(known["target_mean_"]):

@@ -67,9 +67,9 @@ def _markup_kind(text: str) -> str:
 def text_kind(text: str) -> str:
     """Say what a text is that is no path; "" if it may be one."""
     if re.match("(?i)data:", text):
-        return f"it is a data: URI, and not a path ({_DECODE_URI})"
+        return f"it is a data: URI ({_DECODE_URI})"
     if re.match("(?i)file:", text):
-        return "it is a file: URI, and not a path (pass the path behind 'file://')"
+        return "it is a file: URI (pass the path behind 'file://')"
     # A Path of it has one stroke left, and C:/ is a drive.
     if re.match("[A-Za-z][A-Za-z0-9+.-]+:/", text):
         return (
@@ -77,7 +77,7 @@ def text_kind(text: str) -> str:
             "first, as urllib.request.urlretrieve(url, path) does, and pass its path)"
         )
     if _is_encoded_image(text):
-        return f"it seems to be an image as base64 text, and not a path ({_DECODE})"
+        return f"it seems to be an image as base64 text ({_DECODE})"
     return ""
 
 

@@ -1,4 +1,5 @@
 import importlib.metadata
+import re
 
 import numpy as np
 import pytest
@@ -80,6 +81,27 @@ def test_regression_and_many_classes(task):
 
 
 @pytest.mark.parametrize(
+    ("kind", "options", "n_targets", "expected"),
+    [
+        (FineTuneClassifier, {"C": 0.0316}, 1, "with C = 0.0316."),
+        (FineTuneRegressor, {"alpha": 20}, 2, "with alpha = 20."),
+        (FineTuneRegressor, {}, 2, r"with alpha between \S+ and \S+\."),
+    ],
+)
+def test_a_card_tells_the_penalty_of_a_solved_head(kind, options, n_targets, expected):
+    rng = np.random.default_rng(0)
+    X, y = rng.random((12, 256)), np.arange(12) % 2
+    if n_targets == 2:
+        # Of the second, the embeddings tell nothing.
+        y = np.column_stack([X.mean(axis=1), y])
+    model = kind(small_backbone(), freeze="all", **options).fit(X, y)
+    training = model_card(model).split("## Training")[1].split("## ")[0]
+    assert re.search("The head was solved, " + expected, training)
+    model.partial_fit(X, y)
+    assert "was solved" not in model_card(model)
+
+
+@pytest.mark.parametrize(
     ("backbone", "weights", "expected"),
     [
         (small_backbone(), "default", "Source: small, given by the user; licence not"),
@@ -113,7 +135,7 @@ def test_parts_of_other_estimators(task):
 @pytest.mark.parametrize(
     ("estimator", "message"),
     [
-        (3, "got a int"),
+        (3, "got 3"),
         (tuned(), "not fitted"),
         (LogisticRegression().fit([[0], [1]], [0, 1]), "holds no fitted estimator"),
     ],

@@ -184,7 +184,7 @@ def test_bad_images_raise_with_row_and_file_or_become_nan(pictures, counted, tmp
 def test_copies_of_a_bad_image_are_bad_too(window, pictures, counted, monkeypatch):
     monkeypatch.setattr("sktransfer._embeddings._WINDOW", window)
     X = [b"no picture", pictures[0], b"no picture", pictures[0], b"no picture"]
-    with pytest.warns(UserWarning, match=r"3 of 5 .*rows \[0, 2, 4\].*; row 2 \(a b"):
+    with pytest.warns(UserWarning, match=r"3 of 5 .*rows \[0, 2, 4\].*; row 2 \(by"):
         rows = embed(Images(X), way(counted), cache=EmbeddingCache(), on_error="nan")
     assert np.isnan(rows[::2]).all()
     np.testing.assert_array_equal(rows[1::2], embed(Images(X[1::2]), way(counted)))

@@ -492,10 +492,31 @@ def test_bad_data_is_refused_and_leaves_it_unfitted(change, message, task):
 
 
 @pytest.mark.parametrize(
+    ("y", "message"),
+    [
+        ([{1}, {2}] * 6, r"types \['set'\]. Accepted is one label .*MultiLabelBinar"),
+        (np.array([1, "a"] * 6, dtype=object), r"types \['int', 'str'\]. Accepted"),
+        (np.array([0, 1] * 6, dtype=object), r"types \['int'\]. Accepted"),
+    ],
+)
+def test_labels_of_no_one_type_are_refused(y, message, task):
+    with pytest.raises(ValueError, match=message):
+        model().fit(task[0][:12], y)
+
+
+@pytest.mark.parametrize("kind", [str, object])
+def test_a_regressor_refuses_labels(kind, task):
+    regressor = FineTuneRegressor(small_backbone())
+    with pytest.raises(ValueError, match="no number .*'a'.* for FineTuneClassifier"):
+        regressor.fit(task[0][:6], np.array(list("ababab"), dtype=kind))
+    regressor.set_params(max_epochs=0).fit(task[0][:4], np.array(list("1212"), kind))
+
+
+@pytest.mark.parametrize(
     ("parameters", "message"),
     [
         ({"freeze": "layer9"}, "freeze='layer9' is no stage"),
-        ({"freeze": 7}, "freeze=7 is no stage"),
+        ({"freeze": 7}, "freeze=7 is no number of stages"),
         ({"augment": "heavy"}, "Accepted are None, 'mild'"),
         ({"lr": -1.0}, "'lr' parameter"),
         ({"optimizer": "lion"}, "'optimizer' parameter"),

@@ -219,21 +219,24 @@ BAD = {
     "empty bytes": (lambda tmp: b"", "it is empty, of 0 bytes"),
     "zero-size": (lambda tmp: np.zeros((0, 5, 3), np.uint8), "empty array"),
     "NaN": (lambda tmp: np.full((4, 4), np.nan), "NaN"),
-    "range": (lambda tmp: np.full((4, 4), 9.0), r"outside \[0, 1\]"),
+    "range": (lambda tmp: np.full((4, 4), 9.0), r"outside \[0, 1\] \(divide by"),
     "channels": (lambda tmp: np.zeros((5, 5, 7), np.uint8), r"shape \(5, 5, 7\)"),
     "dtype": (lambda tmp: np.zeros((5, 5), np.int64), "int64"),
-    "object": (lambda tmp: {"a": 1}, "dict"),
+    "negative": (lambda tmp: np.full((4, 4), -1.0), r"\(x - black\) / \(white - bla"),
+    "complex": (lambda tmp: np.ones((4, 4), complex), "complex numbers, .*absolute"),
+    "object": (lambda tmp: {"a": 1}, "it is of type dict"),
+    "empty path": (lambda tmp: "", "the path is empty"),
     "None": (lambda tmp: None, "None stands where an image"),
     "NaN of a column": (lambda tmp: float("nan"), "nan stands where an image"),
     "NA": (lambda tmp: pd.NA, "<NA> stands where an image"),
     "relative": (lambda tmp: "no.jpg", "No such file.*working folder"),
     "URL": (lambda tmp: "https://x.org/a.jpg", "it is a URL, .*download"),
     "URL as path": (lambda tmp: pathlib.Path("https://x.org/a.jpg"), "it is a URL"),
-    "file URI": (lambda tmp: "file:///a.jpg", "it is a file: URI"),
+    "file URI": (lambda tmp: "file:///a.jpg", r"it is a file: URI \("),
     "data URI": (lambda tmp: "data:image/png;base64,iVBO", r"data: URI.*b64decode\("),
     "base64": (lambda tmp: in_base64(), r"base64 text.*pass base64.b64decode\(text\)"),
     "URL-safe base64": (lambda tmp: in_base64(b"-_"), "base64 text"),
-    "base64 as bytes": (lambda tmp: in_base64().encode(), "base64 text"),
+    "base64 as bytes": (lambda tmp: in_base64().encode(), r"base64 text \(pass"),
     "base64 in a file": (lambda tmp: write(tmp, in_base64().encode()), "base64 text"),
 }
 
@@ -330,16 +333,25 @@ def test_tables_are_left_to_scikit_learn(X):
 
 
 @pytest.mark.parametrize(
+    "X",
+    [np.zeros(64), [1, 2], pd.Series([1.0, 2.0]), torch.zeros(4), [3, np.eye(8)]],
+)
+def test_single_numbers_are_no_images(X):
+    with pytest.raises(ValueError, match="single numbers where images are needed"):
+        PretrainedFeatureExtractor(small_backbone()).transform(X)
+
+
+@pytest.mark.parametrize(
     ("X", "reason"),
     [
         ("a.png", "single image"),
         (pathlib.Path("a.png"), "single image"),
         (PIL.Image.new("L", (3, 3)), "single image"),
-        (np.zeros((8, 8, 3), np.uint8), "single image"),
+        (np.zeros((8, 8, 3), np.uint8), r"single image \(array of shape \(8, 8, 3\)\)"),
         (os.path.dirname(__file__), "X is the folder .*list_images"),
         ([], "0 images"),
         (np.array([], dtype=object), "0 images"),
-        ({"a.png"}, "a set"),
+        ({"a.png"}, "of type set, which"),
         (np.zeros((2, 2, 2, 2, 2)), "has shape"),
     ],
 )
@@ -397,7 +409,7 @@ def test_errors_name_row_and_file(tmp_path):
     images = Images(["x.png", b"", None]).take([2, 0, 1])
     assert images.describe(0) == "row 2 (missing)"
     assert images.describe(1) == "row 0 ('x.png')"
-    assert images.describe(2) == "row 1 (a bytes)"
+    assert images.describe(2) == "row 1 (bytes)"
     long = "/photos/" + 300 * "x" + "/the_end.png"
     assert images.take([0]).describe(0) == "row 2 (missing)"
     assert re.fullmatch(
