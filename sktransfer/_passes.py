@@ -56,7 +56,8 @@ def resolve_device(device) -> str:
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).split("\n")[0].rstrip(".")
+        # Of some devices, torch goes on with a list of all that it has code for.
+        reason = str(error).split("\n")[0].split(". ")[0].rstrip(".")
         raise ValueError(
             f"device={device!r} cannot be used on this machine: {reason}. {accepted}"
         ) from error

@@ -71,7 +71,7 @@ def test_a_stage_that_does_not_exist_is_refused_as_it_was_given(stage):
     [("ALL", "'all'"), ("layer-1", "'Layer1'"), ("x", None), (12, None)],
 )
 def test_a_name_close_to_one_is_proposed(stage, meant):
-    stages = nn.Sequential(OrderedDict(Layer1=small_net(), other=nn.Identity()))
+    stages = nn.Sequential(OrderedDict({"Layer1": small_net(), "1": nn.Identity()}))
     with pytest.raises(ValueError, match="Accepted are the names") as caught:
         Backbone(stages).depth(stage)
     assert ("Did you mean" in str(caught.value)) == (meant is not None)

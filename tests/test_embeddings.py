@@ -256,8 +256,7 @@ def test_parameters_are_resolved(tmp_path):
     [
         (3, "is no device that torch knows"),
         ("gpu", "is no device that torch knows"),
-        # What torch says of it ends without a full stop, or with one.
-        ("vulkan", r"cannot be used on this machine: [^\n]*[^.]"),
+        ("vulkan", "cannot be used on this machine: .{10,99}[^.]"),
     ],
 )
 def test_a_device_that_is_not_there_is_refused(device, got):
