@@ -260,14 +260,22 @@ def test_copies_are_taught_the_same_by_a_teacher_that_depends_on_the_batch():
 @pytest.mark.parametrize(
     ("returned", "what"),
     [
-        (None, "a NoneType"),
-        (np.ones((3, 8, 8)), "a ndarray of shape"),
-        (torch.ones(1, 8, 8), "a Tensor of shape"),
+        (None, "NoneType"),
+        (np.ones((3, 8, 8)), "ndarray and shape"),
+        (torch.ones(1, 8, 8), "Tensor and shape"),
     ],
 )
 def test_an_augment_has_to_return_a_picture(returned, what):
-    with pytest.raises(ValueError, match=f"returned {what}.* has to return it, too"):
+    with pytest.raises(
+        ValueError, match=f"=<lambda> returned .* {what}.* has to return it, too"
+    ):
         model(augment=lambda x: returned).fit(IMAGES, LABELS)
+
+
+@pytest.mark.parametrize("augment", [lambda: 1, lambda x, y: x])
+def test_an_augment_has_to_take_a_picture(augment):
+    with pytest.raises(ValueError, match=r"augment=<lambda> takes the arguments \("):
+        model(augment=augment).fit(IMAGES, LABELS)
 
 
 @pytest.mark.parametrize("augment", ["mild", "light"])
