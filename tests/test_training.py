@@ -210,6 +210,22 @@ def test_what_the_estimator_sets_is_no_part_of_net_params(name):
 
 
 @pytest.mark.parametrize(
+    ("name", "taker", "accepted"),
+    [
+        ("foo", r"skorch\.NeuralNet takes no 'foo'", "'compile', 'criterion'"),
+        ("optimizer__nope", "AdamW takes no 'nope'", "'betas', 'capturable'"),
+        ("optimizer__params", "AdamW takes no 'params'", "'betas', 'capturable'"),
+        ("iterator_train__nope", "DataLoader takes no 'nope'", "'batch_size', "),
+        ("criterion__nope", "CrossEntropyLoss takes no 'nope'", "'ignore_index', 'lab"),
+    ],
+)
+def test_what_no_part_of_a_net_takes_is_refused(name, taker, accepted):
+    message = f"net_params has '{name}', and {taker} here. Accepted are .*{accepted}"
+    with pytest.raises(ValueError, match=message):
+        model(net_params={name: 1}).fit(IMAGES, LABELS)
+
+
+@pytest.mark.parametrize(
     ("device", "fused"), [("cpu", True), ("cuda", True), ("mps", False), ("xla", False)]
 )
 def test_optimizers_are_fused_where_torch_has_them_so(device, fused):
