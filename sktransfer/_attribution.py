@@ -97,7 +97,7 @@ class AttributionDisplay:
         check_is_fitted(estimator)
         estimator = _tuned(estimator)
         backbone = estimator.backbone_
-        depth = _last_with_places(backbone) if stage is None else backbone.depth(stage)
+        depth = _depth(backbone, stage)
         images, outputs = find_images(estimator, X), _outputs_of(estimator, target)
         squares = read_images(images, range(len(images)), backbone.recipe.read)
         # Evaluated without dropout, as in predict.
@@ -202,6 +202,15 @@ def _of_pipeline(pipeline) -> tuple[str, str]:
     )
 
 
+def _depth(backbone: Backbone, stage) -> int:
+    last = _last_with_places(backbone)
+    try:
+        return last if stage is None else backbone.depth(stage)
+    except ValueError as error:
+        names = list(backbone.stage_names[:last])
+        raise ValueError(f"{error} Of these, {names} have places to show.") from error
+
+
 def _last_with_places(backbone: Backbone) -> int:
     depths = [i + 1 for i, shape in enumerate(backbone.shapes) if _grid_side(shape)]
     return depths[-1] if depths else len(backbone.stages)
@@ -251,11 +260,11 @@ def _place_of(target, accepted, usual) -> int:
     single = isinstance(target, str | Real | np.generic)
     if single and target in accepted:
         return accepted.index(target)
-    got = "is not known" if single else f"is a {type(target).__name__}"
+    got = "not known" if single else f"of type {type(target).__name__}"
     raise ValueError(
-        f"target={reprlib.repr(target)} {got}. Accepted are one of "
-        f"{reprlib.repr(accepted)}, and None for the {usual}. Nothing was drawn. Pass "
-        "a single one of them."
+        f"target={reprlib.repr(target)} is {got}. Accepted is one of "
+        f"{reprlib.repr(accepted)}, or None for the {usual}. Nothing was drawn. Pass "
+        f"{'one' if single else 'a single one'} of them."
     )
 
 

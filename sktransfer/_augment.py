@@ -1,5 +1,6 @@
 """Random changes of training pictures, the same ones for the same seed."""
 
+import inspect
 from collections.abc import Callable
 
 import torch
@@ -22,7 +23,10 @@ def resolve_augment(augment, side: int) -> Callable | None:
     callable or None
         Takes and returns a picture, a tensor of shape (3, H, W).
     """
-    if augment is None or callable(augment):
+    if augment is None:
+        return None
+    if callable(augment):
+        _check_takes_a_picture(augment)
         return augment
     if augment not in AUGMENTS:
         raise ValueError(
@@ -43,3 +47,24 @@ def resolve_augment(augment, side: int) -> Callable | None:
         steps.append(v2.ToDtype(torch.uint8, scale=True))
         steps.append(v2.TrivialAugmentWide(interpolation=v2.InterpolationMode.BILINEAR))
     return v2.Compose(steps)
+
+
+def _check_takes_a_picture(augment: Callable) -> None:
+    try:
+        signature = inspect.signature(augment)
+    except (TypeError, ValueError):
+        return  # what is written in C may not tell
+    try:
+        signature.bind(None)
+    except TypeError as error:
+        raise ValueError(
+            f"augment={name_of(augment)} takes the arguments {signature}, where it is "
+            "called with one. Accepted is what takes a picture, a tensor of shape "
+            "(3, H, W), and returns one. Nothing was trained. Bind what else it needs "
+            "with functools.partial."
+        ) from error
+
+
+def name_of(augment: Callable) -> str:
+    """What an error calls an augment."""
+    return getattr(augment, "__name__", repr(augment))

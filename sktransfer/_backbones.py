@@ -249,10 +249,14 @@ class Backbone:
             depth = int(stage) + (count if stage < 0 else 0)
             if 0 <= depth <= count:
                 return depth
-        close = get_close_matches(str(stage), self.stage_names, n=1)
-        hint = f" Did you mean {close[0]!r}?" if close else ""
+        what, hint = "no number of stages", ""
+        if isinstance(stage, str):
+            names = {name.lower(): name for name in (*self.stage_names, "all")}
+            close = get_close_matches(stage.lower(), names, n=1)
+            what = "no stage"
+            hint = f" Did you mean {names[close[0]]!r}?" if close else ""
         raise ValueError(
-            f"{parameter}={stage!r} is no stage of backbone {self.name!r}.{hint} "
+            f"{parameter}={stage!r} is {what} of backbone {self.name!r}.{hint} "
             f"Accepted are the names {list(self.stage_names)}, a number of leading "
             f"stages from {-count} to {count}, or 'all'.{_why_one(self.stage_names)}"
         )

@@ -365,10 +365,10 @@ class FineTuneClassifier(ClassifierMixin, BaseFineTune):
         if kind.startswith("unknown"):
             kinds = sorted({type(value).__name__ for value in y.ravel()})
             raise ValueError(
-                f"Unknown label type: y has objects of the types {kinds}. Accepted is "
-                "one label for each image, all of them str, int or bool. "
-                "Nothing was fitted. Pass numpy.array(list(y)) of labels of one type; "
-                "of several labels for an image, the indicator matrix of "
+                f"Unknown label type: y, of dtype {y.dtype}, has values of types "
+                f"{kinds}. Accepted is one label for each image, all of str, int or "
+                "bool. Nothing was fitted. Pass numpy.array(list(y)) of labels of one "
+                "type; of several labels for an image, the indicator matrix of "
                 "sklearn.preprocessing.MultiLabelBinarizer."
             )
         check_classification_targets(y)

@@ -257,7 +257,7 @@ def checked_array(array: np.ndarray) -> np.ndarray:
         if array.min() < 0 or array.max() > 1:
             way = "divide by the value of white"
             if array.min() < 0:
-                way = "(x - black) / (white - black), with the values that mean these"
+                way = "pass (x - low) / (high - low) of the values of black and white"
             raise ValueError(
                 f"it is a float array with values from {array.min():.4g} to "
                 f"{array.max():.4g}, outside [0, 1] ({way})"

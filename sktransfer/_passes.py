@@ -46,24 +46,29 @@ def resolve_cache(cache) -> EmbeddingCache | None:
 
 def resolve_device(device) -> str:
     """Turn a ``device=`` parameter into the name of a device that is there."""
-    if not isinstance(device, str | torch.device):
-        raise ValueError(
-            f"device={device!r} is no device. Accepted are 'auto', 'cpu', 'cuda', "
-            "'cuda:<number>' and 'mps'."
-        )
     if device == "auto":
         if torch.cuda.is_available():
             return "cuda"
         return "mps" if torch.backends.mps.is_available() else "cpu"
+    accepted = "Accepted are 'auto', 'cpu', 'cuda', 'cuda:<number>' and 'mps'."
+    if not _is_device(device):
+        raise ValueError(f"device={device!r} is no device that torch knows. {accepted}")
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).split("\n")[0]
+        # Of some devices, torch goes on with a list of all that it has code for.
+        reason = str(error).split("\n")[0].split(". ")[0].rstrip(".")
         raise ValueError(
-            f"device={device!r} cannot be used on this machine: {reason} Accepted are "
-            "'auto', 'cpu', 'cuda', 'cuda:<number>' and 'mps'."
+            f"device={device!r} cannot be used on this machine: {reason}. {accepted}"
         ) from error
     return str(device)
+
+
+def _is_device(device) -> bool:
+    try:
+        return isinstance(device, str | torch.device) and bool(torch.device(device))
+    except RuntimeError:
+        return False
 
 
 def resolve_precision(precision: str, device: str) -> str:

@@ -3,6 +3,7 @@
 import numpy as np
 import torch
 from sklearn.utils import check_consistent_length
+from sklearn.utils.validation import check_is_fitted
 
 from sktransfer._backbones import Recipe
 from sktransfer._drawing import grid
@@ -87,6 +88,8 @@ class TopLossesDisplay:
         ------
         ValueError
             If a label is none of the classifier's classes.
+        TypeError
+            If the estimator gives no probabilities of classes.
 
         Examples
         --------
@@ -99,6 +102,7 @@ class TopLossesDisplay:
         >>> len(display.pictures)
         9
         """
+        _refuse_no_classifier(estimator)
         y = np.asarray(y)
         check_consistent_length(X, y)
         if y.ndim != 1:
@@ -167,6 +171,19 @@ class TopLossesDisplay:
             f"predicted ({best:.2f}): {predicted}"
             for row, label, own, predicted, best in rows
         ]
+
+
+def _refuse_no_classifier(estimator) -> None:
+    needed = ("classes_", "predict_proba")
+    missing = [name for name in needed if not hasattr(estimator, name)]
+    if missing:
+        check_is_fitted(estimator)
+        raise TypeError(
+            f"{type(estimator).__name__} has no {missing[0]}, and the losses are those "
+            "of a label's probability. Accepted is a fitted classifier with "
+            "predict_proba. Nothing was drawn. For a regressor, use "
+            "sklearn.metrics.PredictionErrorDisplay."
+        )
 
 
 def find_images(estimator, X) -> Images:

@@ -16,6 +16,7 @@ from torch import nn
 from torch.optim import lr_scheduler
 
 from sktransfer._lanes import keep_freed_memory
+from sktransfer._net_params import check_net_params
 from sktransfer._networks import Network
 
 OPTIMIZERS = {
@@ -25,18 +26,6 @@ OPTIMIZERS = {
 LR_SCHEDULES = ("cosine", "one-cycle", "constant")
 # Devices for which torch has fused optimizers, for each of its versions.
 _FUSED = ("cpu", "cuda")
-# Of `net_params`, what is a parameter of the estimator, which does more with it.
-_NOT_HERE = {
-    "module": "backbone",
-    "optimizer": "optimizer",
-    "lr": "lr",
-    "optimizer__lr": "lr",
-    "optimizer__param_groups": "backbone_lr_mult and layer_decay",
-    "max_epochs": "max_epochs",
-    "device": "device",
-    "train_split": "early_stopping and validation_fraction",
-    "warm_start": "warm_start",
-}
 # Of `net_params`, what becomes a part of something of ours.
 _OURS = ("callbacks", "criterion")
 # Li et al. (2018) weigh the head's decay at a tenth of the pull to the source.
@@ -366,17 +355,9 @@ def _stopped_early(net) -> bool:
     )
 
 
-def _refuse_twofold(net_params: dict) -> None:
-    for name in net_params:
-        if name in _NOT_HERE:
-            raise ValueError(
-                f"net_params has {name!r}, which is set by the estimator. Use its own "
-                f"parameter, {_NOT_HERE[name]}, and leave it out of net_params."
-            )
-
-
 def _make_net(network, n_rows, valid, plan, epochs) -> NeuralNet:
-    _refuse_twofold(plan.net_params)
+    optimizer, _ = _optimizer(plan)
+    check_net_params(plan.net_params, optimizer, _LOSSES[plan.kind])
     settings = {
         **_optimizer_settings(network, plan),
         "lr": plan.lr,
@@ -411,8 +392,12 @@ def _make_net(network, n_rows, valid, plan, epochs) -> NeuralNet:
     return kind(_Factory(network), callbacks=callbacks, **settings)
 
 
+def _optimizer(plan) -> tuple:
+    return OPTIMIZERS.get(plan.optimizer, (plan.optimizer, {}))
+
+
 def _optimizer_settings(network, plan) -> dict:
-    optimizer, options = OPTIMIZERS.get(plan.optimizer, (plan.optimizer, {}))
+    optimizer, options = _optimizer(plan)
     if plan.optimizer in OPTIMIZERS and torch.device(plan.device).type in _FUSED:
         # One pass over each tensor, in place of ten with copies between them.
         options = {"fused": True, **options}

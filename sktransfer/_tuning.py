@@ -6,6 +6,7 @@ import functools
 import numpy as np
 import torch
 
+from sktransfer._augment import name_of
 from sktransfer._decoding import decode
 from sktransfer._embeddings import (
     embed,
@@ -177,11 +178,11 @@ class Inputs:
 def _checked_augmented(x, augment) -> torch.Tensor:
     if isinstance(x, torch.Tensor) and x.ndim == 3 and x.shape[0] == 3:
         return x
-    shape = f" of shape {tuple(x.shape)}" if hasattr(x, "shape") else ""
+    shape = f" and shape {tuple(x.shape)}" if hasattr(x, "shape") else ""
     raise ValueError(
-        f"augment={augment!r} returned a {type(x).__name__}{shape}, where a picture, a "
-        "tensor of shape (3, H, W), is needed. A function that changes its picture in "
-        "place has to return it, too."
+        f"augment={name_of(augment)} returned a value of type {type(x).__name__}"
+        f"{shape}. Accepted is a picture, a tensor of shape (3, H, W). Nothing was "
+        "fitted. A function that changes its picture in place has to return it, too."
     )
 
 

@@ -73,11 +73,14 @@ def load_image_folder(folder, *, return_X_y=False, as_names=False):
     classes = sorted(name for name, paths in found.items() if paths)
     _refuse_parts(root, {name: found[name] for name in classes})
     if not classes:
+        advice = "Move the images into one folder for each class"
+        if _images_below(root):
+            above = str(root.resolve().parent)
+            advice = f"If it is the folder of one class, pass the one above, {above!r}"
         raise ValueError(
             f"The folder {str(root)!r} has no class folder with images in it "
             f"({_kinds(root)}). Expected is folder/<class>/<image>; nothing was "
-            "listed. Move the images into one folder for each class, or use "
-            "list_images(folder) for images without a class."
+            f"listed. {advice}, or use list_images(folder) for images without a class."
         )
     _warn_of_empty(root, sorted(found.keys() - classes))
     data = np.array([path for name in classes for path in found[name]], dtype=object)

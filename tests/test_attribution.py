@@ -221,7 +221,7 @@ def test_attribution_of_a_regressor():
     assert one.titles == ["", ""]
     assert not np.array_equal(one.maps, two.maps)
     for target in (2, [0], np.array([0, 1]), "0"):
-        with pytest.raises(ValueError, match=r"Accepted are one of \[0, 1\], and None"):
+        with pytest.raises(ValueError, match=r"Accepted is one of \[0, 1\], or None"):
             AttributionDisplay.from_estimator(model, X[:1], target=target)
 
 
@@ -229,19 +229,23 @@ def test_attribution_refuses_what_cannot_be(fitted, tmp_path):
     X, _ = make_task()
     with pytest.raises(ValueError, match=r"no places .*Choose .*\['0', '1', '2'\]"):
         AttributionDisplay.from_estimator(fitted, X[:1], stage=4)
-    accepted = r"Accepted are one of \['dark', 'light'\], and None for the predicted"
+    accepted = r"Accepted is one of \['dark', 'light'\], or None for the predicted"
     for target, got in (
         ("bird", "='bird' is not known"),
         (0, "=0 is not known"),
         (np.nan, "=nan is not known"),
-        (["light"], r"=\['light'\] is a list"),
-        (np.array(["dark", "light"]), "is a ndarray"),
-        ([[1], [1, 2]], "is a list"),
-        (torch.tensor([0, 1]), "is a Tensor"),
-        (pd.Series(["dark"]), "is a Series"),
-        ({}, "is a dict"),
+        (["light"], r"=\['light'\] is of type list"),
+        (np.array(["dark", "light"]), "is of type ndarray"),
+        ([[1], [1, 2]], "is of type list"),
+        (torch.tensor([0, 1]), "is of type Tensor"),
+        (pd.Series(["dark"]), "is of type Series"),
+        ({}, "is of type dict"),
     ):
         with pytest.raises(ValueError, match=f"(?s){got}.*{accepted}"):
             AttributionDisplay.from_estimator(fitted, X[:1], target=target)
+    with pytest.raises(ValueError, match=r"Nothing was drawn. Pass one of them\.$"):
+        AttributionDisplay.from_estimator(fitted, X[:1], target="bird")
+    with pytest.raises(ValueError, match=r"Of these, \['0', '1', '2'\] have places"):
+        AttributionDisplay.from_estimator(fitted, X[:1], stage="nope")
     with pytest.raises(ValueError, match=r"row 1 .*no\.jpg"):
         AttributionDisplay.from_estimator(fitted, [X[0], tmp_path / "no.jpg"])

@@ -59,10 +59,23 @@ def test_a_depth_is_a_number_a_name_or_all(stage, depth):
 
 @pytest.mark.parametrize("stage", ["layer9", 4, -4, -10, True, 1.5, ()])
 def test_a_stage_that_does_not_exist_is_refused_as_it_was_given(stage):
-    with pytest.raises(ValueError, match=r" is no stage .*\['0', '1', '2'\]") as caught:
+    what = "stage" if isinstance(stage, str) else "number of stages"
+    with pytest.raises(ValueError, match=r"Accepted .*\['0', '1', '2'\]") as caught:
         Backbone(small_net()).depth(stage, parameter="freeze")
-    assert str(caught.value).startswith(f"freeze={stage!r} is no stage")
+    assert str(caught.value).startswith(f"freeze={stage!r} is no {what} of backbone")
     assert "register" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("stage", "meant"),
+    [("ALL", "'all'"), ("layer-1", "'Layer1'"), ("x", None), (12, None)],
+)
+def test_a_name_close_to_one_is_proposed(stage, meant):
+    stages = nn.Sequential(OrderedDict({"Layer1": small_net(), "1": nn.Identity()}))
+    with pytest.raises(ValueError, match="Accepted are the names") as caught:
+        Backbone(stages).depth(stage)
+    assert ("Did you mean" in str(caught.value)) == (meant is not None)
+    assert meant is None or f"Did you mean {meant}?" in str(caught.value)
 
 
 def test_a_network_that_was_not_split_says_why_it_has_one_stage():
@@ -79,7 +92,7 @@ def test_nothing_is_left_to_train_in_stages_without_parameters(freeze, depth):
 
 
 def test_freeze_depth_names_its_parameter():
-    with pytest.raises(ValueError, match="^freeze=-10 is no stage"):
+    with pytest.raises(ValueError, match="^freeze=-10 is no number of stages"):
         Backbone(small_net()).freeze_depth(-10)
 
 

@@ -28,7 +28,11 @@ def test_what_is_no_such_folder_is_refused(tmp_path):
     with pytest.raises(ValueError, match="There is no folder"):
         load_image_folder(tmp_path / "no")
     PIL.Image.new("L", (2, 2)).save(tmp_path / "a.png")
-    with pytest.raises(ValueError, match=r"no class folder.*\.png"):
+    with pytest.raises(ValueError, match=r"no class folder.*\.png") as caught:
+        load_image_folder(tmp_path)
+    assert f"pass the one above, {str(tmp_path.parent)!r}" in str(caught.value)
+    (tmp_path / "a.png").unlink()
+    with pytest.raises(ValueError, match=r"it is empty.*Move the images into one fold"):
         load_image_folder(tmp_path)
 
 

@@ -247,13 +247,22 @@ def test_parameters_are_resolved(tmp_path):
     assert resolve_cache(tmp_path).info().location == str(tmp_path)
     assert resolve_device("cpu") == "cpu"
     assert resolve_precision("float32", "cpu") == "float32"
-    for wrong, resolve in [
-        (3, resolve_cache),
-        (3, resolve_device),
-        ("abc", resolve_device),
-    ]:
-        with pytest.raises(ValueError, match="Accepted are"):
-            resolve(wrong)
+    with pytest.raises(ValueError, match="Accepted are"):
+        resolve_cache(3)
+
+
+@pytest.mark.parametrize(
+    ("device", "got"),
+    [
+        (3, "is no device that torch knows"),
+        ("gpu", "is no device that torch knows"),
+        ("vulkan", "cannot be used on this machine: .{10,99}[^.]"),
+    ],
+)
+def test_a_device_that_is_not_there_is_refused(device, got):
+    message = rf"^device={device!r} {got}\. Accepted are 'auto', .* and 'mps'\.$"
+    with pytest.raises(ValueError, match=message):
+        resolve_device(device)
 
 
 def test_bfloat16_is_refused_where_it_is_slower(monkeypatch):

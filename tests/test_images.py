@@ -222,7 +222,10 @@ BAD = {
     "range": (lambda tmp: np.full((4, 4), 9.0), r"outside \[0, 1\] \(divide by"),
     "channels": (lambda tmp: np.zeros((5, 5, 7), np.uint8), r"shape \(5, 5, 7\)"),
     "dtype": (lambda tmp: np.zeros((5, 5), np.int64), "int64"),
-    "negative": (lambda tmp: np.full((4, 4), -1.0), r"\(x - black\) / \(white - bla"),
+    "negative": (
+        lambda tmp: np.full((4, 4), -1.0),
+        r"\(pass \(x - low\) / \(high - low",
+    ),
     "complex": (lambda tmp: np.ones((4, 4), complex), "complex numbers, .*absolute"),
     "object": (lambda tmp: {"a": 1}, "it is of type dict"),
     "empty path": (lambda tmp: "", "the path is empty"),

@@ -24,6 +24,7 @@ LEAVES = {
     "_lanes",
     "_behaviour",
     "_networks",
+    "_net_params",
     "_head",
     "_skops",
     "_version",

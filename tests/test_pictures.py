@@ -1,9 +1,11 @@
 import numpy as np
 import pytest
-from sklearn.linear_model import LogisticRegression
+from sklearn.exceptions import NotFittedError
+from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer
+from sklearn.svm import LinearSVC
 from small_network import small_backbone
 from test_displays import texts_are_legible
 from test_ranking import make_task
@@ -128,3 +130,16 @@ def test_top_losses_refuse_what_cannot_be(fitted):
         TopLossesDisplay.from_estimator(fitted, X[:1], ["bird"])
     with pytest.raises(ValueError, match="one label for each image"):
         TopLossesDisplay.from_estimator(fitted, X[:1], [[0, 1]])
+    with pytest.raises(NotFittedError):
+        TopLossesDisplay.from_estimator(FineTuneClassifier(), X, y)
+
+
+@pytest.mark.parametrize(
+    ("last", "lacks"), [(Ridge(), "classes_"), (LinearSVC(), "predict_proba")]
+)
+def test_top_losses_are_of_a_classifier_with_probabilities(last, lacks):
+    X, y = make_task()
+    model = make_pipeline(PretrainedFeatureExtractor(small_backbone()), last)
+    y = (y == "dark").astype(int)
+    with pytest.raises(TypeError, match=f"Pipeline has no {lacks}, .*PredictionErrorD"):
+        TopLossesDisplay.from_estimator(model.fit(X, y), X, y)

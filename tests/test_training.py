@@ -235,6 +235,22 @@ def test_what_the_estimator_sets_is_no_part_of_net_params(name):
 
 
 @pytest.mark.parametrize(
+    ("name", "taker", "accepted"),
+    [
+        ("foo", r"skorch\.NeuralNet takes no 'foo'", "'compile', 'criterion'"),
+        ("optimizer__nope", "AdamW takes no 'nope'", "'betas', 'capturable'"),
+        ("optimizer__params", "AdamW takes no 'params'", "'betas', 'capturable'"),
+        ("iterator_train__nope", "DataLoader takes no 'nope'", "'batch_size', "),
+        ("criterion__nope", "CrossEntropyLoss takes no 'nope'", "'ignore_index', 'lab"),
+    ],
+)
+def test_what_no_part_of_a_net_takes_is_refused(name, taker, accepted):
+    message = f"net_params has '{name}', and {taker} here. Accepted are .*{accepted}"
+    with pytest.raises(ValueError, match=message):
+        model(net_params={name: 1}).fit(IMAGES, LABELS)
+
+
+@pytest.mark.parametrize(
     ("device", "fused"), [("cpu", True), ("cuda", True), ("mps", False), ("xla", False)]
 )
 def test_optimizers_are_fused_where_torch_has_them_so(device, fused):
@@ -285,14 +301,22 @@ def test_copies_are_taught_the_same_by_a_teacher_that_depends_on_the_batch():
 @pytest.mark.parametrize(
     ("returned", "what"),
     [
-        (None, "a NoneType"),
-        (np.ones((3, 8, 8)), "a ndarray of shape"),
-        (torch.ones(1, 8, 8), "a Tensor of shape"),
+        (None, "NoneType"),
+        (np.ones((3, 8, 8)), "ndarray and shape"),
+        (torch.ones(1, 8, 8), "Tensor and shape"),
     ],
 )
 def test_an_augment_has_to_return_a_picture(returned, what):
-    with pytest.raises(ValueError, match=f"returned {what}.* has to return it, too"):
+    with pytest.raises(
+        ValueError, match=f"=<lambda> returned .* {what}.* has to return it, too"
+    ):
         model(augment=lambda x: returned).fit(IMAGES, LABELS)
+
+
+@pytest.mark.parametrize("augment", [lambda: 1, lambda x, y: x])
+def test_an_augment_has_to_take_a_picture(augment):
+    with pytest.raises(ValueError, match=r"augment=<lambda> takes the arguments \("):
+        model(augment=augment).fit(IMAGES, LABELS)
 
 
 @pytest.mark.parametrize("augment", ["mild", "light"])
