@@ -28,9 +28,14 @@ search.fit(X, y)
 display = FreezeDepthDisplay.from_search(search)
 
 # %%
-# How the best model was trained, and what it is made of.
+# How a model is trained whose last stage is not frozen. (With all stages frozen, nothing
+# is: its linear head is solved.)
 
-display = TrainingHistoryDisplay.from_estimator(search.best_estimator_)
+tuned = model.set_params(freeze="layer3").fit(X, y)
+display = TrainingHistoryDisplay.from_estimator(tuned)
+
+# %%
+# What the best model is made of.
 
 # %%
 search.best_estimator_
