@@ -37,5 +37,4 @@ display = TrainingHistoryDisplay.from_estimator(tuned)
 # %%
 # What the best model is made of.
 
-# %%
 search.best_estimator_
