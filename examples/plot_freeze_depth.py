@@ -28,8 +28,8 @@ search.fit(X, y)
 display = FreezeDepthDisplay.from_search(search)
 
 # %%
-# How a model is trained whose last stage is not frozen. (With all stages frozen, nothing
-# is: its linear head is solved.)
+# How a model is trained whose last stage is not frozen. (With all stages frozen, there
+# is nothing to train: the linear head is solved.)
 
 tuned = model.set_params(freeze="layer3").fit(X, y)
 display = TrainingHistoryDisplay.from_estimator(tuned)

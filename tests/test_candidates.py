@@ -1,9 +1,11 @@
+import numpy as np
 import pytest
 from small_network import small_backbone
 from test_passes import greedy
 from test_ranking import make_task
 
 from sktransfer import EmbeddingCache, PretrainedFeatureExtractor, rank_backbones
+from sktransfer._candidates import _same_values
 
 
 @pytest.mark.filterwarnings("ignore:Batches of")
@@ -46,3 +48,10 @@ def test_an_unreadable_image_leaves_what_was_computed_before_it(tmp_path):
     with pytest.raises(ValueError, match="row 79"):
         rank_backbones(bad, y, [small_backbone()], cache=cache, cv=None)
     assert cache.info().rows == 64
+
+
+def test_embeddings_are_the_same_but_for_rounding():
+    one = np.random.default_rng(0).normal(size=(5, 8)).astype(np.float32)
+    assert _same_values(one, one * np.float32(1 + 2e-7))
+    assert not _same_values(one, one * np.float32(1.001))
+    assert not _same_values(one, one[:, :4])

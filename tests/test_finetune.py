@@ -22,6 +22,7 @@ from sktransfer import (
     FineTuneClassifier,
     FineTuneRegressor,
     PretrainedFeatureExtractor,
+    _finetune,
 )
 from sktransfer._weights import module_digest
 
@@ -703,3 +704,19 @@ def test_a_class_may_be_left_out_but_not_count_against(task):
 
 def test_what_the_optimizer_kept_is_let_go(task):
     assert not model(max_epochs=1).fit(*task).net_.optimizer_.state
+
+
+def test_the_source_of_further_fits_is_that_of_the_first(task, monkeypatch):
+    plans = []
+    train = _finetune.train
+
+    def recorded(network, rows, valid, plan, epochs):
+        plans.append(plan)
+        return train(network, rows, valid, plan, epochs)
+
+    monkeypatch.setattr(_finetune, "train", recorded)
+    fitted = model(freeze=1, head_epochs=0, l2_sp=0.1)
+    for _ in range(2):
+        fitted.partial_fit(*task, classes=np.unique(task[1]))
+    source = small_backbone().stages[1:]
+    assert [module_digest(plan.source) for plan in plans] == [module_digest(source)] * 2

@@ -125,7 +125,7 @@ def test_targets_may_come_in_another_unit(freeze):
     assert second > 0.9 * first > 0.4
 
 
-@pytest.mark.parametrize("value", [0.1, 1e6 + 0.1])
+@pytest.mark.parametrize("value", [0.1, 1e8 / 3, 1e15 / 3])
 def test_equal_targets_are_predicted(value):
     weights = RNG.random(48)
     for freeze in (2, "all"):
@@ -144,11 +144,14 @@ def test_embeddings_are_standardised_by_all_calls():
 
 
 def test_a_new_standardisation_changes_nothing_by_itself():
-    model = classifier(freeze="all", hidden_layer_sizes=(4,), lr=1e-12)
-    model.partial_fit(X[:5], LABELS[:5], classes=[0, 1, 2])
-    before = model.decision_function(X)
-    model.partial_fit(X, LABELS)
-    np.testing.assert_allclose(model.decision_function(X), before, atol=1e-4)
+    model = classifier(freeze="all", hidden_layer_sizes=(4,), lr=0.1)
+    for _ in range(5):
+        model.partial_fit(X[:5], LABELS[:5], classes=[0, 1, 2])
+    before, mean = model.decision_function(X), model.head_[0].mean.clone()
+    assert before.std(axis=0).min() > 0.1
+    model.set_params(lr=1e-12).partial_fit(X, LABELS)
+    assert not torch.allclose(model.head_[0].mean, mean, rtol=0.01)
+    np.testing.assert_allclose(model.decision_function(X), before, atol=1e-3)
 
 
 def test_nothing_to_train_is_refused():

@@ -9,7 +9,7 @@ from small_network import small_backbone
 from torch import nn
 
 from sktransfer import FineTuneClassifier, FineTuneRegressor, PretrainedFeatureExtractor
-from sktransfer._head import _as_C, _choose_C, _folds, prior_scores
+from sktransfer._head import _as_C, _choose_C, _Fold, _folds, prior_scores
 
 RNG = np.random.default_rng(0)
 # Noisy enough for the penalty to matter.
@@ -107,6 +107,18 @@ def test_what_weighs_nothing_does_not_choose_the_penalty():
     other = _choose_C(Z, codes, np.where(noisy, 2.0, 1e-9), None)
     assert abs(np.log10(chosen / clean)) <= 0.5 + 1e-9
     assert other < chosen
+
+
+def test_what_weighs_nothing_is_not_fitted_to():
+    codes, weights = np.arange(60) // 2 % 2, np.tile([2.0, 1e-9], 30)
+    Z, test = RNG.normal(size=(60, 4)) + codes[:, None], np.arange(40, 60)
+    codes[1:40:4] = 1 - codes[1:40:4]
+    train = np.arange(40)
+    whole = _Fold(Z, codes, weights, train, test).loss(0.1)
+    part = _Fold(Z, codes, weights, train[::2], test).loss(0.1)
+    alike = _Fold(Z, codes, np.ones(60), train, test).loss(0.1)
+    assert whole == pytest.approx(part, rel=0.01)
+    assert whole != pytest.approx(alike * 2, rel=0.1)
 
 
 def test_the_scale_of_weights_does_not_matter():
@@ -235,8 +247,11 @@ def test_a_class_may_be_rare_or_absent():
     rare = np.where(np.arange(40) == 7, "rare", Y[:40])
     assert probe().fit(X[:40], rare).predict_proba(X).shape == (150, 4)
     absent = probe(class_weight={"ant": 0, "bee": 1, "wasp": 1}).fit(X, Y)
-    proba = absent.predict_proba(X)
-    assert 0 < proba[:, 0].max() < 0.05
+    proba = absent.predict_proba(X)[Y != "ant"]
+    assert proba[:, 0].max() < 0.05
+    # As half an example would be, on average.
+    expected = np.log(0.5 / (Y != "ant").sum())
+    assert np.log(proba[:, 0]).mean() == pytest.approx(expected, abs=0.1)
     constant = np.column_stack([Y == "ant", np.ones(150)]).astype(int)
     assert probe().fit(X, constant).predict_proba(X)[:, 1].min() > 0.99
 

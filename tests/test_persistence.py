@@ -40,6 +40,7 @@ from sktransfer import (
     register_backbone,
     save,
 )
+from sktransfer._records import _find_class
 from tests.small_network import make_net, small_backbone
 
 NAME = "small-to-save"
@@ -468,3 +469,17 @@ def test_without_skops_it_says_what_to_install(tmp_path, monkeypatch):
     load(tmp_path / "model")
     with pytest.raises(ImportError, match=r"pip install 'sktransfer\[skops\]'"):
         save(LogisticRegression(), tmp_path / "model")
+
+
+@pytest.mark.parametrize(
+    ("name", "what"),
+    [
+        ("collections:OrderedDict", "a class of 'collections'"),
+        ("os:system", "a class of 'os'"),
+        ("sklearn.base:clone", "'clone', no estimator"),
+        ("sklearn.utils:Bunch", "'Bunch', no estimator"),
+    ],
+)
+def test_a_file_names_estimators_of_two_packages_alone(name, what):
+    with pytest.raises(ValueError, match=what):
+        _find_class(name)
