@@ -127,11 +127,17 @@ def test_targets_may_come_in_another_unit(freeze):
 
 @pytest.mark.parametrize("value", [0.1, 1e8 / 3, 1e15 / 3])
 def test_equal_targets_are_predicted(value):
-    weights = RNG.random(48)
+    rounded = 0.0
     for freeze in (2, "all"):
-        fitted = regressor(freeze=freeze).fit(X, np.full(48, value), weights)
-        assert fitted.target_scale_.tolist() == [1.0]
-        np.testing.assert_allclose(fitted.predict(X), value, rtol=1e-5)
+        for _ in range(4):
+            weights = RNG.random(48)
+            fitted = regressor(freeze=freeze, max_epochs=1)
+            fitted.fit(X, np.full(48, value), weights)
+            assert fitted.target_scale_.tolist() == [1.0]
+            np.testing.assert_allclose(fitted.predict(X), value, rtol=1e-5)
+            rounded = max(rounded, float(fitted.target_variance_[0]))
+    # Else there is nothing that the scale could be mistaken for.
+    assert rounded > 0 or value == 0.1
 
 
 def test_embeddings_are_standardised_by_all_calls():

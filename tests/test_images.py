@@ -179,6 +179,10 @@ def test_alpha_is_composed_on_white(picture):
     halved = 255 - (255 - picture.astype(float)) * 128 / 255
     np.testing.assert_allclose(pixels(rgba), np.moveaxis(halved, 2, 0), atol=0.51)
     np.testing.assert_allclose(pixels(rgba / 255), np.moveaxis(halved, 2, 0), atol=0.51)
+    # Of floats that are no 8 bits.
+    deep = np.broadcast_to(np.float32([0.1234, 0.3, 0.7, 0.5]), rgba.shape)
+    expected = np.float32([0.5617, 0.65, 0.85])
+    np.testing.assert_allclose(pixels(deep)[:, 0, 0], expected, atol=1e-4)
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "PA", "RGBA", "CMYK", "YCbCr"])
