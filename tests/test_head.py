@@ -302,6 +302,12 @@ def test_the_same_pictures_are_the_same_model_whatever_they_come_as():
         np.testing.assert_array_equal(other.predict_proba(X), fitted.predict_proba(X))
         predicted = FineTuneRegressor(BACKBONE, freeze="all").fit(same, y).predict(X)
         np.testing.assert_allclose(predicted, regressor.predict(X), rtol=1e-6)
+    # Of few images with wrong labels, other folds would choose another penalty.
+    for seed in range(6):
+        rng = np.random.default_rng(seed)
+        labels = np.where(rng.random(40) < 0.4, rng.choice(Y, 40), Y[:40])
+        chosen = [probe().fit(same[:40], labels).C_ for same in (X, floats)]
+        assert chosen[0] == chosen[1]
 
 
 def test_small_tasks_choose_by_more_folds_and_large_ones_by_fewer():
