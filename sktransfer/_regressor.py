@@ -310,8 +310,10 @@ class FineTuneRegressor(RegressorMixin, BaseFineTune):
             so_far = known["target_mean_"], known["target_variance_"], before.seen[0]
             mean, variance = _joined((mean, variance, weights.sum()), so_far)
         scale = np.sqrt(variance)
-        # The rounding of equal targets is no scale.
-        scale = np.where(scale > _ROUNDING * np.abs(mean), scale, 1.0)
+        # The rounding of equal targets is no scale, and nothing to train on either.
+        equal = ~(scale > _ROUNDING * np.abs(mean))
+        mean = np.where(equal, y[0], mean)
+        scale = np.where(equal, 1.0, scale)
         # A head that goes on speaks in these units: in others, of targets that are a
         # thousand times as large, it would have all of them to learn by its bias.
         examples.targets = (examples.targets - mean) / scale

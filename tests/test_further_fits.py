@@ -131,7 +131,7 @@ def test_equal_targets_are_predicted(value):
     for freeze in (2, "all"):
         for _ in range(4):
             weights = RNG.random(48)
-            fitted = regressor(freeze=freeze, max_epochs=1)
+            fitted = regressor(freeze=freeze)
             fitted.fit(X, np.full(48, value), weights)
             assert fitted.target_scale_.tolist() == [1.0]
             np.testing.assert_allclose(fitted.predict(X), value, rtol=1e-5)
