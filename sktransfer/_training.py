@@ -1,5 +1,6 @@
 """Training of a suffix and a head over skorch: rows, loss, schedule, callbacks."""
 
+import copy
 import functools
 import inspect
 import math
@@ -344,7 +345,9 @@ def _take_over_state(optimizer, before) -> None:
         [p.shape for p in one] == [p.shape for p in other] for one, other in pairs
     )
     if same and len(optimizer.param_groups) == len(before.param_groups):
-        optimizer.load_state_dict({**now, "state": before.state_dict()["state"]})
+        # Copies: a call that is interrupted leaves the estimator as it was.
+        state = copy.deepcopy(before.state_dict()["state"])
+        optimizer.load_state_dict({**now, "state": state})
 
 
 def _stopped_early(net) -> bool:

@@ -80,6 +80,24 @@ def test_calls_go_on_at_a_constant_rate_with_the_optimizer_of_the_last():
     assert watch.steps == [6, 12, 6, 6]
 
 
+class Interrupt(Callback):
+    def on_epoch_end(self, net, **kwargs):
+        raise KeyboardInterrupt
+
+
+def test_a_call_that_is_interrupted_leaves_the_optimizer_as_it_was():
+    one, other = classifier(), classifier()
+    for model in (one, other):
+        model.partial_fit(X, LABELS, classes=[0, 1, 2])
+    one.set_params(net_params={"callbacks": [Interrupt()]})
+    with pytest.raises(KeyboardInterrupt):
+        one.partial_fit(X, LABELS)
+    one.set_params(net_params=None)
+    for model in (one, other):
+        model.partial_fit(X, LABELS)
+    np.testing.assert_array_equal(one.predict_proba(X), other.predict_proba(X))
+
+
 def test_classes_of_further_calls_are_those_of_the_first():
     model = classifier().partial_fit(X, LABELS, classes=[2, 1, 0])
     model.partial_fit(X, LABELS, classes=[0, 1, 2])
