@@ -18,10 +18,10 @@ With SqueezeNet in the place of VGG16 and MobileNetV2 in that of ResNet-50, on 2
 ===========================================  =============  ============  =======
 recipe                                       test accuracy  from scratch  seconds
 ===========================================  =============  ============  =======
-squeezenet1_0, pooled, hidden layer of 1024  0.656          0.251         5
-mobilenet_v2, last layer by SGD              0.510          0.332         4
-squeezenet1_0, tuned whole                   0.705          0.251         71
-mobilenet_v2, own source task moved          0.364          0.200         2
+squeezenet1_0, pooled, hidden layer of 1024  0.657          0.250         3
+mobilenet_v2, last layer by SGD              0.510          0.351         2
+squeezenet1_0, tuned whole                   0.709          0.250         19
+mobilenet_v2, own source task moved          0.360          0.200         1
 ===========================================  =============  ============  =======
 """
 
