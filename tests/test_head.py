@@ -6,9 +6,15 @@ from sklearn.metrics import balanced_accuracy_score, log_loss
 from sklearn.model_selection import StratifiedKFold, cross_val_predict
 from sklearn.preprocessing import StandardScaler
 from small_network import small_backbone
+from threadpoolctl import threadpool_info, threadpool_limits
 from torch import nn
 
-from sktransfer import FineTuneClassifier, FineTuneRegressor, PretrainedFeatureExtractor
+from sktransfer import (
+    FineTuneClassifier,
+    FineTuneRegressor,
+    PretrainedFeatureExtractor,
+    _head,
+)
 from sktransfer._head import _as_C, _choose_C, _Fold, _folds, prior_scores
 
 RNG = np.random.default_rng(0)
@@ -280,6 +286,28 @@ def test_groups_keep_the_choice_honest():
     for wrong, what in ((groups[:5], "5 values"), ([None] * 180, "missing values in")):
         with pytest.raises(ValueError, match=f"groups has {what}.* one group for each"):
             probe().fit(many, y, groups=wrong)
+
+
+def test_one_thread_of_blas_solves_and_others_are_as_they_were(monkeypatch):
+    seen, solve = [], _head._SOLVERS["classes"]
+
+    def threads():
+        return [
+            library["num_threads"]
+            for library in threadpool_info()
+            if library["user_api"] == "blas"
+        ]
+
+    def recorded(*arguments):
+        seen.extend(threads())
+        return solve(*arguments)
+
+    monkeypatch.setitem(_head._SOLVERS, "classes", recorded)
+    with threadpool_limits(2, user_api="blas"):
+        before = threads()
+        probe().fit(X[:30], Y[:30])
+        assert threads() == before
+    assert set(seen) == {1}
 
 
 def test_few_images_choose_no_extreme_penalty():
