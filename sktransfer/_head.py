@@ -210,7 +210,7 @@ def _choose_C(Z, codes, weights, groups) -> float:
 
     best = _START
     for step in (1, -1):
-        while _FIRST <= best + step <= _LAST and loss(best + step) < loss(best):
+        while _FIRST <= best + step <= _LAST and loss(best) > loss(best + step):
             best += step
     return _as_C(best)
 
