@@ -2,8 +2,8 @@
 
     python benchmarks/searches.py FOLDER [--images N] [--one-core]
 
-FOLDER holds pictures in class folders. All weights are random, which changes no time but
-that of the solved head: what random features tell is harder to solve for.
+FOLDER holds pictures in class folders. All weights are random, which changes no time
+but that of the solved head: for random features it takes longer than for trained ones.
 """
 
 import argparse

@@ -132,7 +132,7 @@ class FineTuneClassifier(ClassifierMixin, BaseFineTune):
         Inverse of the regularisation strength of a solved head, as in
         `LogisticRegression`. None chooses it by the cross-validated log loss of the
         training images: in five folds, made up to five times where there are fewer
-        than 500 images, and only as many as hold 1,000 images where there are more.
+        than 300 images, and only as many as hold 1,000 images where there are more.
 
     Attributes
     ----------

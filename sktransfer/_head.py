@@ -23,7 +23,7 @@ _DEFAULT_ALPHA = 1000.0
 _N_FOLDS = 5
 # One run of five folds over fewer examples chooses by chance; of large tasks, so many
 # held-out examples are enough to choose by.
-_TOO_FEW, _MOST_REPEATS, _ENOUGH = 500, 5, 1000
+_TOO_FEW, _MOST_REPEATS, _ENOUGH = 300, 5, 1000
 
 
 @dataclass
