@@ -26,10 +26,10 @@ from side_by_side import (
 )
 
 from sktransfer import PretrainedFeatureExtractor, load_backbone
-from sktransfer._embeddings import read_images
-from sktransfer._images import Images
-from sktransfer._passes import Pass
 from sktransfer.datasets import load_image_folder
+from sktransfer.embedding._embed import read_images
+from sktransfer.embedding._prefix import Pass
+from sktransfer.inputs._images import Images
 
 NETWORKS = ("resnet50", "vit_b_16", "mobilenet_v3_small")
 ARRAY_SIDE = 256

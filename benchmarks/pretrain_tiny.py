@@ -36,8 +36,8 @@ from torch import nn
 from torch.nn import functional as F
 from torchvision.models import mobilenet_v2
 
-from sktransfer._fusion import fuse
-from sktransfer._tiny import N_FEATURES, tiny
+from sktransfer.backbones._fusion import fuse
+from sktransfer.backbones._tiny import N_FEATURES, tiny
 
 SIDE = 64
 N_TARGETS, N_SCORES = 256, 1000  # whitened embedding, teacher's classes

@@ -26,7 +26,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from sktransfer import FineTuneClassifier, PretrainedFeatureExtractor, load_backbone
-from sktransfer._fusion import fuse
+from sktransfer.backbones._fusion import fuse
 from sktransfer.datasets import load_image_folder
 
 PHOTOS = [

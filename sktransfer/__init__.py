@@ -1,31 +1,31 @@
 """Transfer learning on images as plain scikit-learn estimators."""
 
 from sktransfer import datasets
-from sktransfer._attribution import AttributionDisplay
-from sktransfer._backbones import Backbone
-from sktransfer._cache import EmbeddingCache
-from sktransfer._cards import model_card
-from sktransfer._classifier import FineTuneClassifier
-from sktransfer._costs import SearchCost, search_cost
-from sktransfer._displays import (
+from sktransfer._version import __version__ as __version__
+from sktransfer.backbones._backbone import Backbone
+from sktransfer.backbones._load import list_backbones, load_backbone, register_backbone
+from sktransfer.backbones._stages import split_stages
+from sktransfer.backbones._weights import WeightsMismatchError
+from sktransfer.choosing._ranking import rank_backbones
+from sktransfer.choosing._report import TransferReport, transfer_report
+from sktransfer.choosing._scores import h_score, knn_score, logme_score
+from sktransfer.choosing._search_cost import SearchCost, search_cost
+from sktransfer.choosing._selector import BackboneSelector
+from sktransfer.displays._attribution import AttributionDisplay
+from sktransfer.displays._charts import (
     BackboneRankingDisplay,
     FreezeDepthDisplay,
     TrainingHistoryDisplay,
     TransferReportDisplay,
 )
-from sktransfer._extractor import PretrainedFeatureExtractor
-from sktransfer._loading import list_backbones, load_backbone, register_backbone
-from sktransfer._onnx import export_onnx
-from sktransfer._persistence import load, save
-from sktransfer._pictures import TopLossesDisplay
-from sktransfer._ranking import rank_backbones
-from sktransfer._regressor import FineTuneRegressor
-from sktransfer._report import TransferReport, transfer_report
-from sktransfer._scores import h_score, knn_score, logme_score
-from sktransfer._selector import BackboneSelector
-from sktransfer._stages import split_stages
-from sktransfer._version import __version__ as __version__
-from sktransfer._weights import WeightsMismatchError
+from sktransfer.displays._pictures import TopLossesDisplay
+from sktransfer.embedding._cache import EmbeddingCache
+from sktransfer.embedding._extractor import PretrainedFeatureExtractor
+from sktransfer.finetuning._classifier import FineTuneClassifier
+from sktransfer.finetuning._regressor import FineTuneRegressor
+from sktransfer.saving._card import model_card
+from sktransfer.saving._file import load, save
+from sktransfer.saving._onnx import export_onnx
 
 __all__ = [
     "AttributionDisplay",

@@ -9,7 +9,7 @@ import numpy as np
 import PIL.Image
 from sklearn.utils import Bunch
 
-from sktransfer._decoding import readable_formats
+from sktransfer.inputs._decoding import readable_formats
 
 __all__ = ["list_images", "load_image_folder"]
 

@@ -2,22 +2,15 @@ import os
 import sys
 from pathlib import Path
 
-import numpy as np
-import PIL.Image
 import pytest
 import torch
 from threadpoolctl import threadpool_limits
 
+from tests.small_tasks import make_picture
+
 # Before scikit-learn is imported: else it skips its check of array API input.
 os.environ["SCIPY_ARRAY_API"] = "1"
 os.environ["MPLBACKEND"] = "agg"
-
-
-def make_picture(seed=0, height=48, width=64):
-    """A smooth, asymmetric colour picture, (height, width, 3) uint8."""
-    rng = np.random.default_rng(seed)
-    coarse = rng.integers(0, 256, size=(4, 5, 3), dtype=np.uint8)
-    return np.asarray(PIL.Image.fromarray(coarse).resize((width, height)))
 
 
 @pytest.fixture

@@ -1,10 +1,11 @@
 """A network that takes a millisecond, where what is tested is not the network."""
 
+import numpy as np
 import torch
 from torch import nn
 
 from sktransfer import Backbone
-from sktransfer._backbones import Recipe
+from sktransfer.backbones._backbone import Recipe
 
 counts = {}
 
@@ -36,3 +37,41 @@ def make_net(norm=True):
 
 def small_backbone(norm=True):
     return Backbone(make_net(norm), Recipe(resize=18, crop=16), name="small")
+
+
+def colour_backbone():
+    stages = nn.Sequential(nn.AdaptiveAvgPool2d(2), nn.Flatten())
+    return Backbone(stages, Recipe(resize=18, crop=16), name="colour")
+
+
+class Blind(nn.Module):
+    def forward(self, x):
+        return (x - x.mean((2, 3), keepdim=True))[:, :, 3, 3]
+
+
+def blind_backbone():
+    stages = nn.Sequential(nn.Identity(), Blind())
+    return Backbone(stages, Recipe(resize=18, crop=16), name="blind")
+
+
+def wide_only(features, y):
+    return 1.0 if features.shape[1] == 16 else np.nan
+
+
+class Greedy(Block):
+    """A stage that needs more memory than there is for more images than a few."""
+
+    most = 2
+
+    def forward(self, x):
+        if x.device.type != "meta" and len(x) > self.most:
+            raise torch.OutOfMemoryError("Tried to allocate 2.00 GiB")
+        return super().forward(x)
+
+
+def greedy(most):
+    torch.manual_seed(0)
+    stage = Greedy("greedy", 3, 8)
+    stage.most = most
+    pool = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    return Backbone(nn.Sequential(stage, pool), Recipe(resize=18, crop=16))

@@ -8,50 +8,23 @@ import pytest
 import sktransfer
 
 FOLDER = Path(sktransfer.__file__).parent
-LEAVES = {
-    "_decoding",
-    "_rows",
-    "_stages",
-    "_weights",
-    "_shards",
-    "_tiny",
-    "_fusion",
-    "_augment",
-    "_scores",
-    "_tables",
-    "_drawing",
-    "_files",
-    "_lanes",
-    "_behaviour",
-    "_networks",
-    "_net_params",
-    "_head",
-    "_skops",
-    "_version",
-}
-# What a module may import, one row above the other.
+# What a module may import, one row above the other; modules of one folder may import
+# each other, but not in circles.
 LAYERS = [
-    {"_signatures"},
-    LEAVES,
-    {"_images", "_backbones", "_cache", "_displays", "datasets"},
-    {"_loading", "_passes", "_reprs"},
-    {"_embeddings"},
-    {"_training"},
-    {"_tuning"},
-    {"_finetune", "_extractor"},
-    {"_classifier", "_regressor", "_candidates", "_pictures", "_sources"},
-    {"_ranking", "_attribution"},
-    {"_selector", "_report", "_records", "_cards", "_onnx", "_costs"},
-    {"_persistence"},
+    {"_tables", "_version"},
+    {"inputs"},
+    {"backbones"},
+    {"embedding"},
+    {"finetuning"},
+    {"choosing", "displays", "saving"},
+    {"datasets"},
     {"__init__"},
 ]
-
-
 LEVEL = {name: i for i, names in enumerate(LAYERS) for name in names}
 
 
 def imports_of(code):
-    """Modules of the package that code imports; the package itself is __init__."""
+    """Modules of the package that code imports, dotted; the package is __init__."""
     for node in ast.walk(ast.parse(code)):
         names = []
         if isinstance(node, ast.Import):
@@ -59,16 +32,42 @@ def imports_of(code):
         elif isinstance(node, ast.ImportFrom):
             assert not node.level, "a relative import"
             names = [f"{node.module}.{alias.name}" for alias in node.names]
-        for package, module, *_ in (f"{name}..".split(".") for name in names):
+        for package, *path in (name.split(".") for name in names):
             if package == "sktransfer":
                 # A name of the package that is no module comes from __init__.
-                yield module if module in LEVEL else "__init__"
+                known = path and path[0] in LEVEL
+                yield ".".join(path[:2]) if known else "__init__"
+
+
+def modules():
+    """Each module of the package, dotted, with its code."""
+    for path in sorted(FOLDER.rglob("*.py")):
+        *folders, name = path.relative_to(FOLDER).with_suffix("").parts
+        if folders and name == "__init__":
+            # Opening one folder would else import others.
+            assert len(ast.parse(path.read_text()).body) == 1
+        else:
+            yield ".".join([*folders, name]), path.read_text()
 
 
 def test_imports_go_down_only():
-    for path in FOLDER.glob("*.py"):
-        for name in imports_of(path.read_text()):
-            assert LEVEL[name] < LEVEL[path.stem], f"{path.stem} imports {name}"
+    for module, code in modules():
+        folder, *_ = module.split(".")
+        for name in imports_of(code):
+            below, *_ = name.split(".")
+            inside = folder == below and module != folder
+            assert inside or LEVEL[below] < LEVEL[folder], f"{module} imports {name}"
+
+
+def test_no_modules_import_each_other_in_circles():
+    imported = {module: {*imports_of(code)} for module, code in modules()}
+    while imported:
+        done = [
+            name for name, others in imported.items() if others.isdisjoint(imported)
+        ]
+        assert done, f"a circle among {sorted(imported)}"
+        for name in done:
+            del imported[name]
 
 
 @pytest.mark.parametrize(
@@ -76,11 +75,11 @@ def test_imports_go_down_only():
     [
         ("import sktransfer", ["__init__"]),
         ("import numpy, sktransfer as s", ["__init__"]),
-        ("def f():\n    import sktransfer._cache", ["_cache"]),
-        ("from sktransfer import load, _cache", ["__init__", "_cache"]),
+        ("def f():\n    import sktransfer.inputs._images", ["inputs._images"]),
+        ("from sktransfer import load, _tables", ["__init__", "_tables"]),
         ("from sktransfer import *", ["__init__"]),
-        ("from sktransfer._cache import a, b", ["_cache", "_cache"]),
-        ("from sktransfer._cache import load", ["_cache"]),
+        ("from sktransfer.inputs import _images", ["inputs._images"]),
+        ("from sktransfer.saving._file import load", ["saving._file"]),
         ("import sktransfers\nfrom os import path", []),
     ],
 )

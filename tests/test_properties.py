@@ -14,10 +14,10 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
 from sktransfer import EmbeddingCache, FineTuneClassifier, PretrainedFeatureExtractor
-from sktransfer._backbones import Recipe
-from sktransfer._decoding import as_pixels, decode
-from sktransfer._images import digest, read
-from sktransfer._records import Decoder, Encoder
+from sktransfer.backbones._backbone import Recipe
+from sktransfer.inputs._decoding import as_pixels, decode
+from sktransfer.inputs._images import digest, read
+from sktransfer.saving._codec import Decoder, Encoder
 from tests.small_network import small_backbone
 
 # The same examples in every run, however long one takes.

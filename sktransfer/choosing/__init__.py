@@ -1,0 +1,1 @@
+"""Which backbone suits a task, whether transfer helps, and what a search costs."""

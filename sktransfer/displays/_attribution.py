@@ -1,0 +1,302 @@
+"""Display of where on a picture the evidence for a class lies."""
+
+import copy
+import functools
+import reprlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from numbers import Real
+
+import numpy as np
+import torch
+from sklearn.base import is_regressor
+from sklearn.utils.validation import check_is_fitted
+
+from sktransfer.backbones._backbone import Backbone
+from sktransfer.displays._drawing import grid
+from sktransfer.displays._pictures import best_of, find_images, picture_of
+from sktransfer.embedding._embed import read_images
+from sktransfer.finetuning._base import BaseFineTune
+
+_LUMA = np.array([0.299, 0.587, 0.114])
+
+
+class AttributionDisplay:
+    """Where on a picture the evidence for a class lies, by Grad-CAM.
+
+    The output of a stage is summed over its channels, each weighted by the mean
+    gradient of the class score with respect to it, and what is negative is cut [1]_.
+    Of a transformer's stage, the tokens of the patches are arranged in their grid.
+
+    Each picture is drawn as it is and, beside it, in grey with its map in colours.
+    These are the more opaque the stronger the evidence, in proportion to the strongest
+    of the same picture. Above the two stands the class with its probability.
+
+    Parameters
+    ----------
+    pictures : list of ndarray of shape (crop, crop, 3), uint8
+        As the network sees them.
+    maps : ndarray of shape (n_pictures, height, width)
+        Between 0 and 1, the latter the place of the strongest evidence.
+    titles : list of str
+
+    Attributes
+    ----------
+    ax_ : ndarray of matplotlib Axes
+    figure_ : matplotlib Figure
+
+    References
+    ----------
+    .. [1] Selvaraju, Cogswell, Das, Vedantam, Parikh and Batra, "Grad-CAM: visual
+       explanations from deep networks via gradient-based localization", ICCV 2017.
+    """
+
+    def __init__(self, pictures, maps, titles):
+        self.pictures = pictures
+        self.maps = maps
+        self.titles = titles
+
+    @classmethod
+    def from_estimator(cls, estimator, X, *, stage=None, target=None):
+        """Compute the maps of some images, and plot them.
+
+        Parameters
+        ----------
+        estimator : fitted FineTuneClassifier, FineTuneRegressor or search
+            Of a search, the best estimator has to be one of these.
+        X : sequence of images, or array-like of shape (n_samples, n_pixels)
+            A few: all are drawn.
+        stage : int or str, optional
+            The stage whose output is looked at; None is the last that has places.
+        target : label, or int for a regressor, optional
+            The class, or number of the output, whose evidence is shown; None is the
+            predicted class, or the first output.
+
+        Returns
+        -------
+        AttributionDisplay
+
+        Raises
+        ------
+        ValueError
+            If the output of the stage has no places, or the target is not known.
+        TypeError
+            If the estimator is of another kind.
+
+        Examples
+        --------
+        >>> from sklearn.datasets import load_digits
+        >>> from sktransfer import AttributionDisplay, FineTuneClassifier
+        >>> X, y = load_digits(n_class=3, return_X_y=True)
+        >>> model = FineTuneClassifier(freeze="all", random_state=0)
+        >>> model = model.fit(X[:60], y[:60])
+        >>> display = AttributionDisplay.from_estimator(model, X[60:64], stage="layer3")
+        >>> display.maps.shape
+        (4, 4, 4)
+        """
+        check_is_fitted(estimator)
+        estimator = _tuned(estimator)
+        backbone = estimator.backbone_
+        depth = _depth(backbone, stage)
+        images, outputs = find_images(estimator, X), _outputs_of(estimator, target)
+        squares = read_images(images, range(len(images)), backbone.recipe.read)
+        # Evaluated without dropout, as in predict.
+        head = copy.deepcopy(estimator.head_).eval()
+        found = [
+            _attribution(backbone, head, depth, square[None], outputs)
+            for square in squares
+        ]
+        maps = np.stack([places for places, _ in found])
+        pictures = [picture_of(square) for square in squares]
+        return cls(pictures, maps, [title for _, title in found]).plot()
+
+    def plot(self, ax=None, *, cmap="viridis", alpha=0.7, colorbar=True):
+        """Draw each picture, and beside it a grey one with its map over it.
+
+        Parameters
+        ----------
+        ax : sequence of matplotlib Axes, optional
+            One for each picture.
+        cmap : str or matplotlib Colormap, default="viridis"
+        alpha : float, default=0.7
+            Opacity of the maps where the evidence is strongest; where there is none,
+            they are transparent.
+        colorbar : bool, default=True
+            Whether to explain the colours.
+
+        Returns
+        -------
+        AttributionDisplay
+        """
+        below = 0.6 if colorbar else 0.0
+        self.figure_, self.ax_ = grid(
+            self, ax, self.titles, width=3.3, height=1.6, below=below
+        )
+        colours = _fading(cmap, alpha)
+        drawn = zip(self.ax_, self.pictures, self.maps, strict=True)
+        overlays = [_pair(*each, colours) for each in drawn]
+        if colorbar:
+            _explain(self.figure_, overlays[-1], self.ax_)
+        return self
+
+
+def _pair(axes, picture, places, colours):
+    """Draw a picture and, beside it, its map over it."""
+    height, width = picture.shape[:2]
+    right = 1.03 * width
+    beside = {"extent": (right, right + width, height, 0)}
+    axes.imshow(picture, extent=(0, width, height, 0))
+    axes.imshow(picture @ _LUMA, cmap="gray", vmin=0, vmax=255, **beside)
+    overlay = axes.imshow(
+        places, cmap=colours, vmin=0, vmax=1, interpolation="bilinear", **beside
+    )
+    # Pairs are further from each other than the two of a pair.
+    axes.set(xlim=(0, 1.1 * width + right), ylim=(height, 0))
+    return overlay
+
+
+def _explain(figure, overlay, axes) -> None:
+    """Draw the colours of the maps below them, on grey as they are on the pictures."""
+    place = {"location": "bottom", "shrink": 0.6, "aspect": 30, "pad": 0.02}
+    bar = figure.colorbar(overlay, ax=list(axes), ticks=[0, 1], **place)
+    bar.ax.set_facecolor("grey")
+    bar.ax.set_xticklabels(["none", "strongest"], fontsize="small")
+    bar.set_label("evidence", fontsize="small", labelpad=-8)
+
+
+def _fading(cmap, alpha):
+    """Make the colours of a map the more opaque the higher they are."""
+    from matplotlib import colormaps
+    from matplotlib.colors import Colormap, ListedColormap
+
+    strength = np.linspace(0, 1, 256)
+    colours = (cmap if isinstance(cmap, Colormap) else colormaps[cmap])(strength)
+    colours[:, 3] = alpha * strength
+    return ListedColormap(colours)
+
+
+def _tuned(estimator) -> BaseFineTune:
+    best = best_of(estimator)
+    if isinstance(best, BaseFineTune):
+        return best
+    what, advice = type(best).__name__, ""
+    if hasattr(best, "steps"):
+        what, advice = _of_pipeline(best)
+    raise TypeError(
+        f"The places are not known for a {what}. Accepted are FineTuneClassifier, "
+        f"FineTuneRegressor, and searches of one. Nothing was drawn.{advice}"
+    )
+
+
+def _of_pipeline(pipeline) -> tuple[str, str]:
+    """What a pipeline is called, and what to do for maps."""
+    if isinstance(best_of(pipeline[-1]), BaseFineTune):
+        return "Pipeline", (
+            " Pass the last step of the pipeline, pipeline[-1], and the images as the "
+            "steps before it give them, pipeline[:-1].transform(X)."
+        )
+    ours = "FineTuneRegressor" if is_regressor(pipeline) else "FineTuneClassifier"
+    return f"Pipeline that ends in a {type(pipeline[-1]).__name__}", (
+        f' {ours}(freeze="all"), a linear probe too, has maps: fit it with the same '
+        "backbone and weights, and pass it."
+    )
+
+
+def _depth(backbone: Backbone, stage) -> int:
+    last = _last_with_places(backbone)
+    try:
+        return last if stage is None else backbone.depth(stage)
+    except ValueError as error:
+        names = list(backbone.stage_names[:last])
+        raise ValueError(f"{error} Of these, {names} have places to show.") from error
+
+
+def _last_with_places(backbone: Backbone) -> int:
+    depths = [i + 1 for i, shape in enumerate(backbone.shapes) if _grid_side(shape)]
+    return depths[-1] if depths else len(backbone.stages)
+
+
+def _grid_side(shape) -> tuple[int, int] | None:
+    """Height and width of the places of a stage's output, if it has any."""
+    if len(shape) == 3:
+        return shape[1:] if shape[1] * shape[2] > 1 else None
+    side = int(shape[0] ** 0.5) if len(shape) == 2 else 0
+    return (side, side) if side > 1 else None
+
+
+@dataclass
+class _Outputs:
+    """Which output of a network is explained, None for the strongest, and as what."""
+
+    number: int | None
+    names: np.ndarray | None = None
+    to_probabilities: Callable | None = None
+
+    def title(self, scores, number) -> str:
+        if self.names is None:
+            return ""
+        probability = self.to_probabilities(scores)[number].item()
+        return f"{self.names[number]} ({probability:.2f})"
+
+
+def _outputs_of(estimator, target) -> _Outputs:
+    classes = getattr(estimator, "classes_", None)
+    if classes is None:
+        count = estimator.head_[-1].out_features
+        number = 0 if target is None else _place_of(target, range(count), "first one")
+        return _Outputs(number)
+    usual = "predicted class"
+    number = None if target is None else _place_of(target, classes.tolist(), usual)
+    softmax = functools.partial(torch.softmax, dim=0)
+    return _Outputs(
+        number, classes, torch.sigmoid if estimator.multilabel_ else softmax
+    )
+
+
+def _place_of(target, accepted, usual) -> int:
+    """Find the output that a ``target=`` means."""
+    accepted = list(accepted)
+    # What has elements would be compared by them.
+    single = isinstance(target, str | Real | np.generic)
+    if single and target in accepted:
+        return accepted.index(target)
+    got = "not known" if single else f"of type {type(target).__name__}"
+    raise ValueError(
+        f"target={reprlib.repr(target)} is {got}. Accepted is one of "
+        f"{reprlib.repr(accepted)}, or None for the {usual}. Nothing was drawn. Pass "
+        f"{'one' if single else 'a single one'} of them."
+    )
+
+
+def _attribution(backbone: Backbone, head, depth: int, square, outputs: _Outputs):
+    """Map of one picture, (height, width) between 0 and 1, and its title."""
+    sides = _grid_side(backbone.shapes[depth - 1]) if depth else None
+    if sides is None:
+        shape = backbone.shapes[depth - 1] if depth else "none"
+        raise ValueError(
+            f"The output of stage {depth} of backbone {backbone.name!r} has no places "
+            f"(its shape is {shape}). Choose one of the stages before: "
+            f"{list(backbone.stage_names[: _last_with_places(backbone)])}."
+        )
+    with torch.no_grad():
+        x = backbone.stages[:depth](backbone.recipe.normalise(square))
+    # The clone is no inference tensor, and what an in-place stage may change.
+    x = x.clone().requires_grad_(True)
+    with torch.enable_grad():
+        scores = head(backbone.stages[depth:](x.clone()))[0]
+        number = int(scores.argmax()) if outputs.number is None else outputs.number
+        (gradient,) = torch.autograd.grad(scores[number], x)
+    places = _weighted(x.detach()[0], gradient[0], sides)
+    title = outputs.title(scores.detach(), number)
+    if not places.any():
+        title += "\nno evidence for it at any place"
+    return (places / places.max().clamp(min=1e-12)).numpy(), title.strip()
+
+
+def _weighted(x, gradient, sides) -> torch.Tensor:
+    if x.dim() == 2:
+        # Tokens: those of the patches are the last ones.
+        count = sides[0] * sides[1]
+        x, gradient = (t[-count:].T.reshape(-1, *sides) for t in (x, gradient))
+    weights = gradient.mean(dim=(1, 2), keepdim=True)
+    return (weights * x).sum(dim=0).clamp(min=0)

@@ -1,0 +1,1 @@
+"""Samples run through the leading stages of a backbone, each of them once."""

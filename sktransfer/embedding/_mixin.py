@@ -1,0 +1,84 @@
+"""What a fitted estimator shows of its network in a notebook."""
+
+import html
+from dataclasses import dataclass
+
+from sktransfer._tables import Table
+from sktransfer.backbones._backbone import Backbone
+
+
+@dataclass
+class Summary:
+    """A network inside a fitted estimator.
+
+    Parameters
+    ----------
+    backbone : Backbone
+    n_frozen : int
+        How many leading stages were not trained.
+    n_trained : int
+        Number of trained parameters.
+    n_used : int, optional
+        How many leading stages are run; None are all.
+    n_features : int, optional
+        Length of the embedding, if it is not the backbone's.
+    """
+
+    backbone: Backbone
+    n_frozen: int
+    n_trained: int
+    n_used: int | None = None
+    n_features: int | None = None
+
+    def stages(self) -> Table:
+        """Tell of each stage what it puts out, its parameters, and what befell it."""
+        backbone = self.backbone
+        parts = zip(backbone.stage_names, backbone.shapes, backbone.stages, strict=True)
+        return Table(
+            {
+                "stage": name,
+                "output": " x ".join(map(str, shape)),
+                "parameters": sum(p.numel() for p in stage.parameters()),
+                "state": self._state(i),
+            }
+            for i, (name, shape, stage) in enumerate(parts)
+        )
+
+    def _state(self, i: int) -> str:
+        if self.n_used is not None and i >= self.n_used:
+            return "not used"
+        return "frozen" if i < self.n_frozen else "trained"
+
+    def sentence(self) -> str:
+        total = self.backbone.n_parameters
+        n_features = self.n_features or self.backbone.n_features
+        return (
+            f"{self.backbone.name}, {self.backbone.recipe.crop} pixels: {total:,} "
+            f"parameters of the backbone, {self.n_trained:,} trained with the head, "
+            f"embedding of {n_features:,} features."
+        )
+
+
+class StagesReprMixin:
+    """Show the stages below scikit-learn's diagram of a fitted estimator.
+
+    The estimator gives a `Summary` by ``_summary()``, or None before it is fitted.
+    """
+
+    def _repr_html_inner(self):
+        return super()._repr_html_inner() + self._stages_html()
+
+    def _repr_mimebundle_(self, **kwargs):
+        bundle = super()._repr_mimebundle_(**kwargs)
+        if "text/html" in bundle:
+            bundle["text/html"] += self._stages_html()
+        return bundle
+
+    def _stages_html(self) -> str:
+        summary = self._summary()
+        if summary is None:
+            return ""
+        return (
+            f"<details><summary>{html.escape(summary.sentence())}</summary>"
+            f"{summary.stages()._repr_html_()}</details>"
+        )

@@ -1,0 +1,499 @@
+"""FineTuneClassifier: a pretrained network, tuned to tell classes."""
+
+from numbers import Real
+
+import numpy as np
+from scipy.special import expit, softmax
+from sklearn.base import ClassifierMixin, _fit_context
+from sklearn.model_selection import ShuffleSplit, StratifiedShuffleSplit
+from sklearn.utils import _safe_indexing, compute_class_weight
+from sklearn.utils._param_validation import Interval, StrOptions
+from sklearn.utils.multiclass import check_classification_targets, type_of_target
+from sklearn.utils.validation import check_is_fitted
+
+from sktransfer.finetuning._base import POSITIVE, BaseFineTune
+
+
+class FineTuneClassifier(ClassifierMixin, BaseFineTune):
+    """Classify images with a pretrained network, tuned end to end.
+
+    The last layer of the network gives way to a new head, and head and stages are
+    trained on the target task, as many of the stages as `freeze` leaves.
+
+    Parameters
+    ----------
+    backbone : str, callable, torch.nn.Module, Backbone or fitted estimator, \
+            default="tiny"
+        The network; see `load_backbone`. A fitted `FineTuneClassifier` or
+        `FineTuneRegressor` gives its tuned weights: one's own source task.
+    weights : str, enum member, path, (path, "sha256:...") or None, default="default"
+        The weights to start from; see `load_backbone`. None initialises at random:
+        training from scratch, the baseline that shows whether transfer helps. Only
+        then do batch norms learn new statistics; else they keep those of the source.
+    freeze : int or str, default=0
+        How many leading stages stay as they are, to the last bit, batch-norm
+        statistics included: a number (negative counts from the end), the name of the
+        last frozen stage, or "all", which fits the head alone (a linear probe). Where
+        only stages without parameters, such as pooling, would be left, it is "all".
+    hidden_layer_sizes : tuple of int, default=()
+        Widths of fully connected ReLU layers between embedding and output.
+    dropout : float, default=0.0
+        Probability of dropping a unit after each hidden layer; without hidden layers,
+        of dropping a feature of the embedding.
+    optimizer : {"adamw", "sgd"} or a torch optimizer class, default="adamw"
+        "sgd" has Nesterov momentum 0.9. Options go through `net_params`, as in
+        ``{"optimizer__momentum": 0.8}``.
+    lr : float, default=1e-3
+        Learning rate of the head.
+    backbone_lr_mult : float, default=0.1
+        Ratio of the backbone's learning rate to the head's.
+    layer_decay : float, default=1.0
+        Factor that multiplies the learning rate once more for each stage towards
+        the input. Stages without parameters do not count.
+    weight_decay : float, default=1e-4
+        Of all weights but biases and norms, as the optimizer understands it.
+    l2_sp : float, default=0.0
+        Strength of the pull of the tuned stages to their source weights, in place of
+        `weight_decay`: adds ``l2_sp / 2 * |w - w_source|^2 + l2_sp / 20 * |head|^2``
+        to the loss (L2-SP, [1]_).
+    head_epochs : int, default=1
+        Epochs in which the head alone is trained first (LP-FT, [2]_); none with
+        ``weights=None``, where there are no features to keep.
+    max_epochs : int, default=10
+        Epochs in which stages and head are trained.
+    unfreeze_every : int, default=0
+        Gradual unfreezing [3]_: at first only the last of the stages that `freeze`
+        leaves is trained, and one more every so many epochs. 0 trains all at once.
+    lr_schedule : {"cosine", "one-cycle", "constant"}, default="cosine"
+        How learning rates change from batch to batch.
+    batch_size : int, default=32
+        Images per training step.
+    augment : None, "mild", "light", "strong" or callable, default=None
+        Random changes of training images, inside `fit` only: "mild" crops a little,
+        and suits also pictures whose left and right differ in meaning (text, hands,
+        digits); "light" crops more and flips, for photographs; "strong" applies
+        TrivialAugmentWide as well. A callable takes and returns a picture, a tensor of
+        shape (3, H, W). Without augmentation, frozen stages compute each image once;
+        with it, in each epoch.
+    early_stopping : bool, default=False
+        Set part of the data aside, stop when its loss no longer falls, and return to
+        the epoch of its least loss.
+    validation_fraction : float, default=0.1
+        The part set aside if `early_stopping`.
+    n_iter_no_change : int, default=5
+        Epochs without a better validation loss before stopping.
+    class_weight : dict, "balanced" or None, default=None
+        Weight of each class; "balanced" makes all classes weigh the same.
+    image_shape : tuple of int or None, default=None
+        How to read the rows of a 2-D numeric `X`, as in `numpy.reshape`; None infers
+        a square grey or RGB image. Numbers other than uint8 and uint16 that leave
+        [0, 1] are scaled by the least and greatest value that `fit` saw.
+    image_size : int or None, default=None
+        Side in pixels of the square input of the network. None is the recipe of the
+        weights; smaller is cheaper.
+    device : str, default="auto"
+        "cpu", "cuda", "cuda:1", "mps"; "auto" takes what is there.
+    precision : {"float32", "bfloat16"}, default="float32"
+        Of the computation (weights stay float32).
+    cache : str, path, EmbeddingCache or None, default="auto"
+        Where outputs of frozen stages are kept by the content of the image: folds,
+        candidates and epochs of a search then share them. "auto" in memory, a folder
+        between processes and runs, None nowhere.
+    warm_start : bool, default=False
+        Start a further `fit` from the weights of the last one. (A solved head has one
+        optimum, whatever it starts from.)
+    random_state : int, RandomState instance or None, default=None
+        Seed of initialisation, order, augmentation and dropout.
+    verbose : int, default=0
+        1 prints a line for each epoch.
+    net_params : dict or None, default=None
+        Any arguments of `skorch.NeuralNet`: ``{"callbacks": [...],
+        "criterion__label_smoothing": 0.1, "iterator_train__num_workers": 2,
+        "compile": True}``. Callbacks are added to ours; a ``"criterion"`` is a class
+        that takes ``reduction="none"``, as torch's losses do. With
+        ``"accelerator"``, an ``accelerate.Accelerator``, the processes that it knows
+        train together. Parameters of this estimator, such as ``lr``, are refused here.
+    teacher : fitted classifier or None, default=None
+        A classifier whose scores are learned together with the labels: distillation
+        of a large model into a small one [4]_. It must know the same classes.
+    temperature : float, default=2.0
+        What the logits of teacher and student are divided by in distillation.
+    distill_weight : float, default=0.5
+        Weight of the teacher's term in the loss, from 0 to 1; that of the labels is
+        what is left.
+    solve_head : bool, default=True
+        Whether a linear head on stages that are all frozen is solved to its optimum,
+        by scikit-learn's `LogisticRegression` on the standardised embeddings (one for
+        each label if there are several). Then the parameters of the training, such as
+        `lr`, `max_epochs` and `early_stopping`, do not matter. False trains this last
+        layer by gradient descent, as do `hidden_layer_sizes`, `dropout`, `augment`,
+        `teacher`, `net_params` and an optimizer class.
+    C : float or None, default=None
+        Inverse of the regularisation strength of a solved head, as in
+        `LogisticRegression`. None chooses it by the cross-validated log loss of the
+        training images: in five folds, made up to five times where there are fewer
+        than 300 images, and only as many as hold 1,000 images where there are more.
+
+    Attributes
+    ----------
+    classes_ : ndarray of shape (n_classes,)
+        The labels; for multilabel targets, the numbers of the columns.
+    backbone_ : Backbone
+        The tuned network: the frozen stages and the trained ones.
+    head_ : torch.nn.Module
+        What stands on its embedding.
+    net_ : skorch.NeuralNet
+        The net that trained the stages that were not frozen, and the head.
+    history_ : list of dict
+        A row for each epoch: ``phase`` ("head", "tune" or "solve"), ``epoch``,
+        ``train_loss``, ``seconds``, with early stopping also ``valid_loss`` and
+        ``valid_score``. ``pandas.DataFrame(model.history_)`` makes it a table.
+    n_images_ : int
+        Number of images of positive weight that it learnt from.
+    class_count_ : ndarray of shape (n_classes,)
+        How many of these had each class.
+    C_ : float, or ndarray of shape (n_labels,)
+        The C that was given or chosen, for each label if there are several. Only of a
+        head that was solved.
+    n_iter_ : int
+        Epochs of tuning, with those of the fits that this one went on from.
+    source_ : Backbone
+        The network that the first fit started from.
+    freeze_depth_ : int
+        How many leading stages were frozen.
+    frozen_stages_ : tuple of str
+        Their names.
+    n_features_in_ : int
+        Number of columns of `X` seen in `fit`, where `X` was two-dimensional.
+    feature_names_in_ : ndarray of str
+        Names of the columns of `X` seen in `fit`, where it had any.
+
+    See Also
+    --------
+    FineTuneRegressor : The same for numbers.
+    PretrainedFeatureExtractor : Embeddings for any scikit-learn estimator.
+
+    References
+    ----------
+    .. [1] Li, Grandvalet and Davoine, "Explicit inductive bias for transfer learning
+       with convolutional networks", ICML 2018.
+    .. [2] Kumar, Raghunathan, Jones, Ma and Liang, "Fine-tuning can distort pretrained
+       features and underperform out-of-distribution", ICLR 2022.
+    .. [3] Howard and Ruder, "Universal language model fine-tuning for text
+       classification", ACL 2018.
+    .. [4] Hinton, Vinyals and Dean, "Distilling the knowledge in a neural network",
+       2015, arXiv:1503.02531.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_digits
+    >>> from sktransfer import FineTuneClassifier
+    >>> X, y = load_digits(n_class=3, return_X_y=True)
+    >>> model = FineTuneClassifier(freeze="all", random_state=0)
+    >>> model.fit(X[:200], y[:200]).score(X[200:300], y[200:300]) > 0.9
+    True
+    """
+
+    _parameter_constraints: dict = {
+        **BaseFineTune._parameter_constraints,
+        "C": [POSITIVE, None],
+        "class_weight": [dict, StrOptions({"balanced"}), None],
+        "teacher": "no_validation",
+        "temperature": [POSITIVE],
+        "distill_weight": [Interval(Real, 0, 1, closed="both")],
+    }
+    _sources = ("backbone", "teacher")
+    _penalty = "C"
+
+    def __init__(
+        self,
+        backbone="tiny",
+        *,
+        weights="default",
+        freeze=0,
+        hidden_layer_sizes=(),
+        dropout=0.0,
+        optimizer="adamw",
+        lr=1e-3,
+        backbone_lr_mult=0.1,
+        layer_decay=1.0,
+        weight_decay=1e-4,
+        l2_sp=0.0,
+        head_epochs=1,
+        max_epochs=10,
+        lr_schedule="cosine",
+        batch_size=32,
+        augment=None,
+        early_stopping=False,
+        validation_fraction=0.1,
+        n_iter_no_change=5,
+        class_weight=None,
+        image_shape=None,
+        image_size=None,
+        device="auto",
+        precision="float32",
+        cache="auto",
+        warm_start=False,
+        random_state=None,
+        verbose=0,
+        net_params=None,
+        unfreeze_every=0,
+        teacher=None,
+        temperature=2.0,
+        distill_weight=0.5,
+        solve_head=True,
+        C=None,
+    ):
+        super().__init__(
+            backbone,
+            weights=weights,
+            freeze=freeze,
+            hidden_layer_sizes=hidden_layer_sizes,
+            dropout=dropout,
+            optimizer=optimizer,
+            lr=lr,
+            backbone_lr_mult=backbone_lr_mult,
+            layer_decay=layer_decay,
+            weight_decay=weight_decay,
+            l2_sp=l2_sp,
+            head_epochs=head_epochs,
+            max_epochs=max_epochs,
+            lr_schedule=lr_schedule,
+            batch_size=batch_size,
+            augment=augment,
+            early_stopping=early_stopping,
+            validation_fraction=validation_fraction,
+            n_iter_no_change=n_iter_no_change,
+            image_shape=image_shape,
+            image_size=image_size,
+            device=device,
+            precision=precision,
+            cache=cache,
+            warm_start=warm_start,
+            random_state=random_state,
+            verbose=verbose,
+            net_params=net_params,
+            unfreeze_every=unfreeze_every,
+            solve_head=solve_head,
+        )
+        self.class_weight = class_weight
+        self.teacher = teacher
+        self.temperature = temperature
+        self.distill_weight = distill_weight
+        self.C = C
+
+    @_fit_context(prefer_skip_nested_validation=True)
+    def partial_fit(self, X, y, classes=None, sample_weight=None):
+        """Train one epoch more, or the first one.
+
+        At a constant learning rate, since nobody knows how many calls will come; what
+        the optimizer has learnt of its gradients is kept between calls, also in a
+        pickle, but not by `save`.
+
+        Parameters
+        ----------
+        X : sequence of images, or array-like of shape (n_samples, n_pixels)
+        y : array-like of shape (n_samples,) or (n_samples, n_labels)
+        classes : array-like of shape (n_classes,), optional
+            All labels that will ever come; needed in the first call, and the same in
+            any other.
+        sample_weight : array-like of shape (n_samples,), optional
+
+        Returns
+        -------
+        self
+            This estimator. If the call fails or is interrupted, it is as before.
+        """
+        if classes is None and not self._is_fitted():
+            raise ValueError(
+                "The first call of partial_fit needs classes, all the labels that will "
+                "ever come: pass classes=numpy.unique(y_all)."
+            )
+        return self._partial_fit(X, y, sample_weight, classes)
+
+    def predict(self, X):
+        """Predict labels.
+
+        Parameters
+        ----------
+        X : sequence of images, or array-like of shape (n_samples, n_pixels)
+
+        Returns
+        -------
+        ndarray of shape (n_samples,) or, for multilabel targets, (n_samples, n_labels)
+        """
+        scores = self._outputs(X)
+        if self.multilabel_:
+            return (scores > 0).astype(np.int64)
+        return self.classes_[scores.argmax(axis=1)]
+
+    def predict_proba(self, X):
+        """Predict probabilities.
+
+        Parameters
+        ----------
+        X : sequence of images, or array-like of shape (n_samples, n_pixels)
+
+        Returns
+        -------
+        ndarray of shape (n_samples, n_classes), float64
+            In the order of `classes_`; for multilabel targets, of each label.
+        """
+        scores = self._outputs(X)
+        return expit(scores) if self.multilabel_ else softmax(scores, axis=1)
+
+    def decision_function(self, X):
+        """Give the scores that predictions are made of.
+
+        Parameters
+        ----------
+        X : sequence of images, or array-like of shape (n_samples, n_pixels)
+
+        Returns
+        -------
+        ndarray of shape (n_samples, n_classes), or (n_samples,) for two classes
+            Logits; of two classes, the second one's minus the first one's.
+        """
+        scores = self._outputs(X)
+        if len(self.classes_) == 2 and not self.multilabel_:
+            return scores[:, 1] - scores[:, 0]
+        return scores
+
+    def _encode(self, y, weights, classes, known):
+        """Targets as numbers, and what is then known of them."""
+        kind = type_of_target(y)
+        if kind.startswith("unknown"):
+            kinds = sorted({type(value).__name__ for value in y.ravel()})
+            raise ValueError(
+                f"Unknown label type: y, of dtype {y.dtype}, has values of types "
+                f"{kinds}. Accepted is one label for each image, all of str, int or "
+                "bool. Nothing was fitted. Pass numpy.array(list(y)) of labels of one "
+                "type; of several labels for an image, the indicator matrix of "
+                "sklearn.preprocessing.MultiLabelBinarizer."
+            )
+        check_classification_targets(y)
+        if kind == "multiclass-multioutput":
+            raise ValueError(
+                f"y of shape {y.shape} has several targets of several classes. "
+                "Accepted are one label for each image, and an indicator matrix of 0 "
+                "and 1 (multilabel). Fit one classifier for each column, as "
+                "sklearn.multioutput.MultiOutputClassifier does."
+            )
+        multilabel = kind == "multilabel-indicator"
+        if known is not None:
+            self._check_known(known, y, multilabel, classes)
+            classes = known["classes_"]
+        if multilabel:
+            if not np.isin(y, (0, 1)).all():
+                raise ValueError(
+                    f"y is a matrix with the values {np.unique(y)[:5].tolist()}. "
+                    "Accepted for several labels is an indicator matrix of 0 and 1: "
+                    "pass y == <the value that means yes>."
+                )
+            known = {"classes_": np.arange(y.shape[1]), "multilabel_": True}
+            return y.astype(np.float64), known
+        classes = np.unique(y[weights > 0] if classes is None else classes)
+        unknown = np.setdiff1d(y[weights > 0], classes)
+        if len(unknown):
+            raise ValueError(
+                f"y has labels {unknown[:5].tolist()} that are not among the classes "
+                f"{classes[:10].tolist()}. Pass all of them as classes to the first "
+                "partial_fit, or fit anew with warm_start=False."
+            )
+        if len(classes) < 2:
+            raise ValueError(
+                f"y has only one class, {classes.tolist()[0]!r}, and a classifier "
+                "needs two. Pass examples of another class too (of positive sample "
+                "weight)."
+            )
+        codes = np.searchsorted(classes, y) % len(classes)
+        return codes[:, None], {"classes_": classes, "multilabel_": False}
+
+    def _check_known(self, known, y, multilabel, classes):
+        """Refuse targets of another kind than those that a fit goes on from."""
+        if classes is not None and not np.array_equal(
+            known["classes_"], np.unique(classes)
+        ):
+            raise ValueError(
+                f"classes={np.unique(classes)[:10].tolist()} is not the same as in "
+                f"the first fit, {known['classes_'][:10].tolist()}. Leave classes out "
+                "after the first call, or fit anew."
+            )
+        was, n_labels = known["multilabel_"], len(known["classes_"])
+        if multilabel != was or (multilabel and y.shape[1] != n_labels):
+            kind = f"an indicator matrix of {n_labels} columns" if was else "one label"
+            raise ValueError(
+                f"y has shape {y.shape}, and the model was fitted on {kind} for each "
+                "image. Pass targets of that kind, or fit anew with warm_start=False."
+            )
+
+    def _known(self):
+        return {"classes_": self.classes_, "multilabel_": self.multilabel_}
+
+    def _counts(self, targets, known):
+        if known["multilabel_"]:
+            return {"class_count_": targets.sum(axis=0).astype(np.int64)}
+        n_classes = len(known["classes_"])
+        return {"class_count_": np.bincount(targets[:, 0], minlength=n_classes)}
+
+    def _class_weights(self, targets, weights, known):
+        """Factor of each example's weight."""
+        if self.class_weight is None:
+            return 1.0
+        if known["multilabel_"]:
+            raise ValueError(
+                "class_weight does not apply to multilabel targets. Use "
+                "class_weight=None, and sample_weight to weigh images."
+            )
+        classes, codes = known["classes_"], targets[:, 0].astype(int)
+        if self.class_weight == "balanced":
+            # Weighted counts, so that a weight of k stays the same as k copies.
+            counts = np.bincount(codes, weights=weights, minlength=len(classes))
+            return (weights.sum() / (len(classes) * np.maximum(counts, 1e-12)))[codes]
+        factors = compute_class_weight(
+            self.class_weight, classes=classes, y=classes[codes]
+        )
+        if factors.min() < 0:
+            raise ValueError(
+                f"class_weight={self.class_weight!r} has a negative weight. Accepted "
+                "are weights from 0, which leaves a class out."
+            )
+        return factors[codes]
+
+    def _teacher_scores(self, X, rows, known):
+        if self.teacher is None:
+            return None
+        check_is_fitted(self.teacher)
+        taught = getattr(self.teacher, "classes_", None)
+        if known["multilabel_"] or not np.array_equal(taught, known["classes_"]):
+            raise ValueError(
+                f"The teacher knows the classes {taught}, and y has "
+                f"{known['classes_']}. Distillation needs a classifier fitted on the "
+                "same labels, one for each image."
+            )
+        # Of each image once: what a teacher says may depend on its neighbours, by a
+        # rounding, and copies of an image are to be taught the same.
+        X = X[rows] if hasattr(X, "detach") else _safe_indexing(X, rows)
+        proba = np.asarray(self.teacher.predict_proba(X), dtype=np.float64)
+        return np.log(np.maximum(proba, 1e-12))
+
+    def _kind(self, known):
+        if known is None or not known["multilabel_"]:
+            return "classes"
+        return "labels"
+
+    def _n_outputs(self, known):
+        return len(known["classes_"])
+
+    def _loss_options(self):
+        if self.teacher is None:
+            return {}
+        return {"temperature": self.temperature, "distill_weight": self.distill_weight}
+
+    def _splitter(self, known):
+        return ShuffleSplit if known["multilabel_"] else StratifiedShuffleSplit
+
+    def __sklearn_tags__(self):
+        tags = super().__sklearn_tags__()
+        tags.classifier_tags.multi_label = True
+        return tags

@@ -1,0 +1,363 @@
+"""FineTuneRegressor: a pretrained network, tuned to predict numbers."""
+
+import numpy as np
+from sklearn.base import RegressorMixin, _fit_context
+from sklearn.model_selection import ShuffleSplit
+
+from sktransfer.finetuning._base import POSITIVE, BaseFineTune
+
+# Of float64, with a margin: targets that vary less than this share are equal.
+_ROUNDING = 1e-12
+
+
+class FineTuneRegressor(RegressorMixin, BaseFineTune):
+    """Predict numbers from images with a pretrained network, tuned end to end.
+
+    The last layer of the network gives way to a new head, and head and stages are
+    trained on the target task, as many of the stages as `freeze` leaves. Targets are
+    standardised inside.
+
+    Parameters
+    ----------
+    backbone : str, callable, torch.nn.Module, Backbone or fitted estimator, \
+            default="tiny"
+        The network; see `load_backbone`. A fitted `FineTuneClassifier` or
+        `FineTuneRegressor` gives its tuned weights: one's own source task.
+    weights : str, enum member, path, (path, "sha256:...") or None, default="default"
+        The weights to start from; see `load_backbone`. None initialises at random:
+        training from scratch, the baseline that shows whether transfer helps. Only
+        then do batch norms learn new statistics; else they keep those of the source.
+    freeze : int or str, default=0
+        How many leading stages stay as they are, to the last bit, batch-norm
+        statistics included: a number (negative counts from the end), the name of the
+        last frozen stage, or "all", which fits the head alone (a linear probe). Where
+        only stages without parameters, such as pooling, would be left, it is "all".
+    hidden_layer_sizes : tuple of int, default=()
+        Widths of fully connected ReLU layers between embedding and output.
+    dropout : float, default=0.0
+        Probability of dropping a unit after each hidden layer; without hidden layers,
+        of dropping a feature of the embedding.
+    optimizer : {"adamw", "sgd"} or a torch optimizer class, default="adamw"
+        "sgd" has Nesterov momentum 0.9. Options go through `net_params`, as in
+        ``{"optimizer__momentum": 0.8}``.
+    lr : float, default=1e-3
+        Learning rate of the head.
+    backbone_lr_mult : float, default=0.1
+        Ratio of the backbone's learning rate to the head's.
+    layer_decay : float, default=1.0
+        Factor that multiplies the learning rate once more for each stage towards
+        the input. Stages without parameters do not count.
+    weight_decay : float, default=1e-4
+        Of all weights but biases and norms, as the optimizer understands it.
+    l2_sp : float, default=0.0
+        Strength of the pull of the tuned stages to their source weights, in place of
+        `weight_decay`: adds ``l2_sp / 2 * |w - w_source|^2 + l2_sp / 20 * |head|^2``
+        to the loss (L2-SP, [1]_).
+    head_epochs : int, default=1
+        Epochs in which the head alone is trained first (LP-FT, [2]_); none with
+        ``weights=None``, where there are no features to keep.
+    max_epochs : int, default=10
+        Epochs in which stages and head are trained.
+    unfreeze_every : int, default=0
+        Gradual unfreezing [3]_: at first only the last of the stages that `freeze`
+        leaves is trained, and one more every so many epochs. 0 trains all at once.
+    lr_schedule : {"cosine", "one-cycle", "constant"}, default="cosine"
+        How learning rates change from batch to batch.
+    batch_size : int, default=32
+        Images per training step.
+    augment : None, "mild", "light", "strong" or callable, default=None
+        Random changes of training images, inside `fit` only: "mild" crops a little,
+        and suits also pictures whose left and right differ in meaning (text, hands,
+        digits); "light" crops more and flips, for photographs; "strong" applies
+        TrivialAugmentWide as well. A callable takes and returns a picture, a tensor of
+        shape (3, H, W). Without augmentation, frozen stages compute each image once;
+        with it, in each epoch.
+    early_stopping : bool, default=False
+        Set part of the data aside, stop when its loss no longer falls, and return to
+        the epoch of its least loss.
+    validation_fraction : float, default=0.1
+        The part set aside if `early_stopping`.
+    n_iter_no_change : int, default=5
+        Epochs without a better validation loss before stopping.
+    image_shape : tuple of int or None, default=None
+        How to read the rows of a 2-D numeric `X`, as in `numpy.reshape`; None infers
+        a square grey or RGB image. Numbers other than uint8 and uint16 that leave
+        [0, 1] are scaled by the least and greatest value that `fit` saw.
+    image_size : int or None, default=None
+        Side in pixels of the square input of the network. None is the recipe of the
+        weights; smaller is cheaper.
+    device : str, default="auto"
+        "cpu", "cuda", "cuda:1", "mps"; "auto" takes what is there.
+    precision : {"float32", "bfloat16"}, default="float32"
+        Of the computation (weights stay float32).
+    cache : str, path, EmbeddingCache or None, default="auto"
+        Where outputs of frozen stages are kept by the content of the image: folds,
+        candidates and epochs of a search then share them. "auto" in memory, a folder
+        between processes and runs, None nowhere.
+    warm_start : bool, default=False
+        Start a further `fit` from the weights of the last one. (A solved head has one
+        optimum, whatever it starts from.)
+    random_state : int, RandomState instance or None, default=None
+        Seed of initialisation, order, augmentation and dropout.
+    verbose : int, default=0
+        1 prints a line for each epoch.
+    net_params : dict or None, default=None
+        Any arguments of `skorch.NeuralNet`: ``{"callbacks": [...], "criterion":
+        torch.nn.HuberLoss, "iterator_train__num_workers": 2, "compile": True}``.
+        Callbacks are added to ours; a ``"criterion"`` is a class that takes
+        ``reduction="none"``, as torch's losses do. With ``"accelerator"``, an
+        ``accelerate.Accelerator``, the processes that it knows train together.
+        Parameters of this estimator, such as ``lr``, are refused here.
+    solve_head : bool, default=True
+        Whether a linear head on stages that are all frozen is solved to its optimum,
+        by scikit-learn's `Ridge` on the standardised embeddings. Then the parameters
+        of the training, such as `lr`, `max_epochs` and `early_stopping`, do not
+        matter. False trains this last layer by gradient descent, as do
+        `hidden_layer_sizes`, `dropout`, `augment`, `net_params` and an optimizer class.
+    alpha : float or None, default=None
+        Regularisation strength of a solved head, as in `Ridge`. None chooses it, for
+        each target, by the squared error of leaving out each training image (of five
+        parts of the `groups`, if there are any).
+
+    Attributes
+    ----------
+    backbone_ : Backbone
+        The tuned network: the frozen stages and the trained ones.
+    head_ : torch.nn.Module
+        What stands on its embedding.
+    net_ : skorch.NeuralNet
+        The net that trained the stages that were not frozen, and the head.
+    history_ : list of dict
+        A row for each epoch: ``phase`` ("head", "tune" or "solve"), ``epoch``,
+        ``train_loss``, ``seconds``, with early stopping also ``valid_loss`` and
+        ``valid_score``. ``pandas.DataFrame(model.history_)`` makes it a table.
+    n_images_ : int
+        Number of images of positive weight that it learnt from.
+    alpha_ : float, or ndarray of shape (n_outputs,)
+        The alpha that was given or chosen, for each target if there are several. Only
+        of a head that was solved.
+    n_iter_ : int
+        Epochs of tuning, with those of the fits that this one went on from.
+    source_ : Backbone
+        The network that the first fit started from.
+    freeze_depth_ : int
+        How many leading stages were frozen.
+    frozen_stages_ : tuple of str
+        Their names.
+    n_features_in_ : int
+        Number of columns of `X` seen in `fit`, where `X` was two-dimensional.
+    feature_names_in_ : ndarray of str
+        Names of the columns of `X` seen in `fit`, where it had any.
+
+    See Also
+    --------
+    FineTuneClassifier : The same for classes.
+    PretrainedFeatureExtractor : Embeddings for any scikit-learn estimator.
+
+    References
+    ----------
+    .. [1] Li, Grandvalet and Davoine, "Explicit inductive bias for transfer learning
+       with convolutional networks", ICML 2018.
+    .. [2] Kumar, Raghunathan, Jones, Ma and Liang, "Fine-tuning can distort pretrained
+       features and underperform out-of-distribution", ICLR 2022.
+    .. [3] Howard and Ruder, "Universal language model fine-tuning for text
+       classification", ACL 2018.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sktransfer import FineTuneRegressor
+    >>> level = np.linspace(0, 1, 60)
+    >>> X = np.ones((60, 16, 16)) * level[:, None, None]
+    >>> model = FineTuneRegressor(freeze="all", random_state=0)
+    >>> model.fit(X, level).score(X, level) > 0.9
+    True
+    """
+
+    _parameter_constraints: dict = {
+        **BaseFineTune._parameter_constraints,
+        "alpha": [POSITIVE, None],
+    }
+    _penalty = "alpha"
+
+    def __init__(
+        self,
+        backbone="tiny",
+        *,
+        weights="default",
+        freeze=0,
+        hidden_layer_sizes=(),
+        dropout=0.0,
+        optimizer="adamw",
+        lr=1e-3,
+        backbone_lr_mult=0.1,
+        layer_decay=1.0,
+        weight_decay=1e-4,
+        l2_sp=0.0,
+        head_epochs=1,
+        max_epochs=10,
+        lr_schedule="cosine",
+        batch_size=32,
+        augment=None,
+        early_stopping=False,
+        validation_fraction=0.1,
+        n_iter_no_change=5,
+        image_shape=None,
+        image_size=None,
+        device="auto",
+        precision="float32",
+        cache="auto",
+        warm_start=False,
+        random_state=None,
+        verbose=0,
+        net_params=None,
+        unfreeze_every=0,
+        solve_head=True,
+        alpha=None,
+    ):
+        super().__init__(
+            backbone,
+            weights=weights,
+            freeze=freeze,
+            hidden_layer_sizes=hidden_layer_sizes,
+            dropout=dropout,
+            optimizer=optimizer,
+            lr=lr,
+            backbone_lr_mult=backbone_lr_mult,
+            layer_decay=layer_decay,
+            weight_decay=weight_decay,
+            l2_sp=l2_sp,
+            head_epochs=head_epochs,
+            max_epochs=max_epochs,
+            lr_schedule=lr_schedule,
+            batch_size=batch_size,
+            augment=augment,
+            early_stopping=early_stopping,
+            validation_fraction=validation_fraction,
+            n_iter_no_change=n_iter_no_change,
+            image_shape=image_shape,
+            image_size=image_size,
+            device=device,
+            precision=precision,
+            cache=cache,
+            warm_start=warm_start,
+            random_state=random_state,
+            verbose=verbose,
+            net_params=net_params,
+            unfreeze_every=unfreeze_every,
+            solve_head=solve_head,
+        )
+        self.alpha = alpha
+
+    @_fit_context(prefer_skip_nested_validation=True)
+    def partial_fit(self, X, y, sample_weight=None):
+        """Train one epoch more, or the first one.
+
+        At a constant learning rate, since nobody knows how many calls will come; what
+        the optimizer has learnt of its gradients is kept between calls, also in a
+        pickle, but not by `save`. Targets are standardised by all that have come.
+
+        Parameters
+        ----------
+        X : sequence of images, or array-like of shape (n_samples, n_pixels)
+        y : array-like of shape (n_samples,) or (n_samples, n_outputs)
+        sample_weight : array-like of shape (n_samples,), optional
+
+        Returns
+        -------
+        self
+            This estimator. If the call fails or is interrupted, it is as before.
+        """
+        return self._partial_fit(X, y, sample_weight)
+
+    def predict(self, X):
+        """Predict numbers.
+
+        Parameters
+        ----------
+        X : sequence of images, or array-like of shape (n_samples, n_pixels)
+
+        Returns
+        -------
+        ndarray of shape (n_samples,) or (n_samples, n_outputs), float64
+        """
+        y = self._outputs(X) * self.target_scale_ + self.target_mean_
+        return y if self.multi_output_ else y[:, 0]
+
+    def _encode(self, y, weights, classes, known):
+        """Targets as columns, and what is then known of them."""
+        try:
+            columns = y.astype(np.float64).reshape(len(y), -1)
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"y has what is no number ({error}). Accepted are numbers, one or more "
+                "for each image. Nothing was fitted. Labels are for FineTuneClassifier."
+            ) from error
+        if known is None:
+            known = {"multi_output_": y.ndim == 2, "target_mean_": columns[0]}
+        if columns.shape[1] != len(known["target_mean_"]):
+            raise ValueError(
+                f"y has {columns.shape[1]} targets, and the first fit had "
+                f"{len(known['target_mean_'])}. Pass as many, or fit anew."
+            )
+        return columns, known
+
+    def _standardised(self, examples, rows, known, before):
+        y, weights = examples.targets[rows], examples.weights[rows]
+        mean = np.average(y, axis=0, weights=weights)
+        variance = np.average((y - mean) ** 2, axis=0, weights=weights)
+        if before is not None:
+            so_far = known["target_mean_"], known["target_variance_"], before.seen[0]
+            mean, variance = _joined((mean, variance, weights.sum()), so_far)
+        scale = np.sqrt(variance)
+        # The rounding of equal targets is no scale, and nothing to train on either.
+        equal = ~(scale > _ROUNDING * np.abs(mean))
+        mean = np.where(equal, y[0], mean)
+        scale = np.where(equal, 1.0, scale)
+        # A head that goes on speaks in these units: in others, of targets that are a
+        # thousand times as large, it would have all of them to learn by its bias.
+        examples.targets = (examples.targets - mean) / scale
+        found = {"mean": mean, "variance": variance, "scale": scale}
+        return known | {f"target_{name}_": value for name, value in found.items()}
+
+    def _known(self):
+        return {
+            "target_mean_": self.target_mean_,
+            "target_scale_": self.target_scale_,
+            "target_variance_": self.target_variance_,
+            "multi_output_": self.multi_output_,
+        }
+
+    def _counts(self, targets, known):
+        return {}
+
+    def _class_weights(self, targets, weights, known):
+        return 1.0
+
+    def _teacher_scores(self, X, rows, known):
+        return None
+
+    def _kind(self, known):
+        return "values"
+
+    def _n_outputs(self, known):
+        return len(known["target_mean_"])
+
+    def _loss_options(self):
+        return {}
+
+    def _splitter(self, known):
+        return ShuffleSplit
+
+
+def _joined(one, other) -> tuple:
+    """Mean and variance of two parts, each given as (mean, variance, weight).
+
+    Chan, Golub and LeVeque, "Algorithms for computing the sample variance", The
+    American Statistician 37, 1983.
+    """
+    (mean, variance, weight), (before, variance_before, weight_before) = one, other
+    share = weight / (weight + weight_before)
+    away = mean - before
+    joined = share * variance + (1 - share) * variance_before
+    return before + share * away, joined + share * (1 - share) * away**2

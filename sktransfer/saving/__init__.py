@@ -1,0 +1,1 @@
+"""Fitted estimators as files, ONNX graphs and model cards."""

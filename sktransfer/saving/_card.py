@@ -1,0 +1,174 @@
+"""model_card: what is to be known of a fitted model, as Markdown."""
+
+import platform
+from importlib.metadata import version
+
+import numpy as np
+from sklearn.base import BaseEstimator
+from sklearn.utils.validation import check_is_fitted
+
+from sktransfer._tables import Table
+from sktransfer._version import __version__
+from sktransfer.backbones._backbone import Backbone, Tuned
+from sktransfer.backbones._load import Named, weights_licence, weights_path
+from sktransfer.finetuning._base import BaseFineTune
+
+_PACKAGES = ("scikit-learn", "torch", "torchvision", "skorch", "numpy")
+_MOST_CLASSES = 50
+
+
+def model_card(estimator, scores=None, *, title=None, description=None):
+    r"""Describe a fitted model for those who are to use or to judge it.
+
+    After Mitchell et al., "Model cards for model reporting", FAT* 2019, as far as the
+    model itself can tell: what it learnt from, its network and the licence of the
+    pretrained weights, what was frozen, how the training went, and the versions of
+    the packages. What it is for, and where it must not be used, is yours to add by
+    `description`.
+
+    Parameters
+    ----------
+    estimator : fitted estimator
+        Of this package, or one of scikit-learn's that holds fitted parts of it.
+    scores : dict of str to float, optional
+        What you measured, such as ``{"accuracy, 300 test images": 0.93}``.
+    title : str, optional
+        The class of the estimator if None.
+    description : str, optional
+        Markdown, put first.
+
+    Returns
+    -------
+    str
+        Markdown.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_digits
+    >>> from sktransfer import FineTuneClassifier, model_card
+    >>> X, y = load_digits(n_class=2, return_X_y=True)
+    >>> model = FineTuneClassifier(freeze="all", random_state=0).fit(X[:40], y[:40])
+    >>> card = model_card(model, {"accuracy": model.score(X[40:], y[40:])})
+    >>> print(card.split("\n\n")[2])
+    40 images, 2 classes.
+    """
+    if not isinstance(estimator, BaseEstimator):
+        raise ValueError(
+            f"model_card takes a fitted estimator, and got {estimator!r:.80}."
+        )
+    check_is_fitted(estimator)
+    parts = _find_parts(estimator)
+    if not parts:
+        raise ValueError(
+            f"{type(estimator).__name__} holds no fitted estimator of sktransfer, and "
+            "a card describes those. Accepted are FineTuneClassifier, "
+            "FineTuneRegressor, PretrainedFeatureExtractor, BackboneSelector, and "
+            "estimators of scikit-learn that hold one of them, fitted."
+        )
+    sections = [f"# {title or type(estimator).__name__}"]
+    sections += [description] if description else []
+    if parts[0] is not estimator:
+        sections += ["## Model", f"```\n{estimator!r}\n```"]
+    for part in parts:
+        sections += _describe(part)
+    if scores is not None:
+        sections += ["## Scores", _scores_table(scores)]
+    packages = {"Python": platform.python_version()}
+    packages["sktransfer"] = __version__
+    packages |= {name: version(name) for name in _PACKAGES}
+    rows = [{"package": name, "version": text} for name, text in packages.items()]
+    sections += ["## Versions", Table(rows).to_markdown()]
+    return "\n\n".join(sections) + "\n"
+
+
+def _find_parts(value) -> list:
+    """Fitted estimators of this package in an estimator, outermost first."""
+    if hasattr(value, "_summary") and value._summary() is not None:
+        return [value]
+    if hasattr(value, "extractor_"):
+        return _find_parts(value.extractor_)
+    if hasattr(value, "best_estimator_"):
+        return _find_parts(value.best_estimator_)
+    if isinstance(value, BaseEstimator):
+        fitted = getattr(value, "transformers_", None)
+        value = fitted or list(vars(value).values())
+    if isinstance(value, list | tuple):
+        return [part for item in value for part in _find_parts(item)]
+    return []
+
+
+def _describe(part) -> list[str]:
+    summary = part._summary()
+    sections = []
+    if isinstance(part, BaseFineTune):
+        sections += ["## Data", *_data(part)]
+    sections += ["## Network", summary.sentence(), _origin(summary.backbone)]
+    sections += [summary.stages().to_markdown()]
+    if isinstance(part, BaseFineTune):
+        sections += ["## Training", f"```\n{part!r}\n```"]
+        sections += _penalty(part)
+        if part.history_:
+            sections.append(_history(part.history_).to_markdown())
+    return sections
+
+
+def _penalty(part) -> list[str]:
+    """Penalty that a solved head was given, or that was chosen for it."""
+    values = getattr(part, f"{part._penalty}_", None)
+    if values is None:
+        return []
+    low, high = np.min(values), np.max(values)
+    text = f"= {low:.3g}" if low == high else f"between {low:.3g} and {high:.3g}"
+    return [f"The head was solved, with {part._penalty} {text}."]
+
+
+def _data(part) -> list[str]:
+    counts = getattr(part, "class_count_", None)
+    if counts is None:
+        means, scales = part.target_mean_, part.target_scale_
+        rows = [
+            {"target": i, "mean": float(mean), "standard deviation": float(scale)}
+            for i, (mean, scale) in enumerate(zip(means, scales, strict=True))
+        ]
+        return [f"{part.n_images_:,} images.", Table(rows).to_markdown()]
+    kind = "labels" if part.multilabel_ else "classes"
+    text = f"{part.n_images_:,} images, {len(counts)} {kind}."
+    if len(counts) > _MOST_CLASSES:
+        low, high = int(counts.min()), int(counts.max())
+        return [f"{text} Of each, between {low:,} and {high:,} images."]
+    rows = [
+        {"class": str(name), "images": int(count)}
+        for name, count in zip(part.classes_, counts, strict=True)
+    ]
+    return [text, Table(rows).to_markdown()]
+
+
+def _origin(backbone: Backbone) -> str:
+    """Where the weights come from, their digest and their licence."""
+    origin, source = backbone.origin, backbone
+    if isinstance(origin, Tuned):
+        source = origin.source
+        origin = source.origin
+    digest = f"SHA-256 of its tensors before tuning: `{source.digest[:16]}`."
+    if not isinstance(origin, Named):
+        return f"Source: {source.name}, given by the user; licence not known. {digest}"
+    weights = origin.weights
+    if weights is None:
+        return f"Source: {origin.name}, random weights (seed {origin.seed}). {digest}"
+    path = weights_path(weights)
+    licence = weights_licence(origin.name, weights)
+    said = f"licence: {licence}" if licence else "licence not known"
+    return f"Source: {origin.name}, weights {path or weights}; {said}. {digest}"
+
+
+def _history(history) -> Table:
+    names = list(dict.fromkeys(name for row in history for name in row))
+    return Table({name: row.get(name) for name in names} for row in history)
+
+
+def _scores_table(scores) -> str:
+    rows = [
+        {"score": name, "value": float(np.asarray(value).item())}
+        for name, value in scores.items()
+    ]
+    return Table(rows).to_markdown()

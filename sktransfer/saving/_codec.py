@@ -1,0 +1,435 @@
+"""Values <-> JSON and arrays, without pickle: what `save` and `load` are made of.
+
+A plain number, text, truth value or None is itself in JSON, a list is a list; all else
+is an object of one tag, such as ``{"tuple": [1, 2]}`` or ``{"array": "7"}``, the latter
+a name among the arrays.
+"""
+
+import copy
+import importlib
+import math
+import os
+from dataclasses import asdict, dataclass, field
+from enum import Enum
+from pathlib import Path
+
+import numpy as np
+import sklearn
+import torch
+from sklearn.base import BaseEstimator
+from sklearn.model_selection._search import BaseSearchCV
+from sklearn.utils import Bunch
+from torch import nn
+from torchvision.models import get_weight
+
+from sktransfer._tables import Table
+from sktransfer.backbones._backbone import Backbone, Recipe, Tuned, checked
+from sktransfer.backbones._load import Named, weights_path
+from sktransfer.embedding._cache import EmbeddingCache
+from sktransfer.finetuning._network import Standardise
+from sktransfer.saving._skops import HARMLESS, import_skops
+
+_LAYERS = {kind.__name__: kind for kind in (nn.Linear, nn.ReLU, nn.Dropout)}
+# The net that trained is not needed to predict or to go on.
+_LEFT_OUT = ("net_",)
+_ROUTED = "_metadata_request"
+
+
+@dataclass
+class Encoder:
+    """Turns values into JSON, and collects their arrays."""
+
+    arrays: dict[str, np.ndarray] = field(default_factory=dict)
+    _numbers: dict[int, int] = field(default_factory=dict)
+    # Their ids stay theirs as long as they live.
+    _held: list = field(default_factory=list)
+
+    def encode(self, value, where: str):
+        """Encode a value; `where` names it in an error."""
+        if value is None or isinstance(value, bool | str) or type(value) is int:
+            return value
+        if type(value) is float:
+            return value if math.isfinite(value) else {"float": str(value)}
+        if id(value) in self._numbers:
+            return {"same": self._numbers[id(value)]}
+        record = self._record(value, where)
+        if isinstance(record, dict) and not _NUMBERED.isdisjoint(record):
+            self._numbers[id(value)] = len(self._numbers)
+            self._held.append(value)
+        return record
+
+    def _record(self, value, where):
+        for kind, encode in _ENCODERS:
+            if isinstance(value, kind):
+                return encode(self, value, where)
+        ours = _ours_in(value)
+        if ours is None:
+            return self.other(value, where)
+        if isinstance(value, BaseSearchCV):
+            raise ValueError(
+                f"A search is not saved, since the scorers and folds of {where} can be "
+                "any code. Nothing was written. Save what it found, its "
+                "best_estimator_."
+            )
+        if isinstance(value, BaseEstimator):
+            return self.estimator(value, where)
+        raise ValueError(
+            f"{where} is a {type(value).__name__} that holds a {ours}, and no "
+            "estimator: with parts of sktransfer inside, only estimators, lists and "
+            "dicts can be kept in a file without code. Save the estimator around it "
+            "before it is fitted, and fit it once loaded; or keep it with joblib.dump, "
+            "which runs code when it is loaded. Nothing was written."
+        )
+
+    def array(self, value: np.ndarray, where: str):
+        if value.dtype.kind in "OU":
+            items = self.items(value.ravel().tolist(), where)
+            return {"objects": [items, value.dtype.str, list(value.shape)]}
+        if value.dtype.kind not in "biuf" or value.dtype.itemsize > 8:
+            raise _refusal(where, f"an array of {value.dtype}")
+        name = str(len(self.arrays))
+        native = value.dtype.newbyteorder("=")
+        self.arrays[name] = np.asarray(value, dtype=native, order="C")
+        return {"array": name}
+
+    def scalar(self, value, where):
+        return {"scalar": self.array(np.asarray(value), where)}
+
+    def items(self, values, where) -> list:
+        return [self.encode(v, f"{where}[{i}]") for i, v in enumerate(values)]
+
+    def tuple(self, value, where):
+        return {"tuple": self.items(value, where)}
+
+    def table(self, value, where):
+        return {"table": self.items(value, where)}
+
+    def mapping(self, value, where):
+        pairs = [
+            [self.encode(key, where), self.encode(v, f"{where}[{key!r}]")]
+            for key, v in value.items()
+        ]
+        return {"dict": pairs}
+
+    def bunch(self, value, where):
+        return {"bunch": self.encode(dict(value), where)}
+
+    def slice(self, value, where):
+        return {"slice": [value.start, value.stop, value.step]}
+
+    def path(self, value, where):
+        return {"path": str(value)}
+
+    def enum(self, value, where):
+        entry = str(value)
+        if type(value).__module__.startswith("torchvision.models"):
+            return {"weights": entry}
+        raise _refusal(where, f"{entry} of {type(value).__module__}")
+
+    def random_state(self, value, where):
+        return {"random_state": self.tuple(value.get_state(), where)}
+
+    def cache(self, value, where):
+        location = value.location and os.fspath(value.location)
+        return {"cache": [location, value.max_bytes]}
+
+    def tensors(self, module: nn.Module, where) -> dict:
+        state = module.state_dict()
+        return {name: self.array(v.cpu().numpy(), where) for name, v in state.items()}
+
+    def head(self, value, where):
+        layers = [type(layer).__name__ for layer in value]
+        if not {*layers} <= {*_LAYERS, Standardise.__name__}:
+            raise _refusal(where, f"a module of {sorted({*layers})}")
+        rates = [getattr(layer, "p", None) for layer in value]
+        return {"head": [layers, rates, self.tensors(value, where)]}
+
+    def backbone(self, value, where):
+        origin, recipe = value.origin, asdict(value.recipe)
+        if isinstance(origin, Named):
+            weights = self.encode(_with_whole_path(origin.weights), where)
+            spec = [origin.name, weights, origin.seed]
+            return {"named": [*spec, recipe, value.digest]}
+        if isinstance(origin, Tuned):
+            source = self.encode(origin.source, where)
+            spec = [source, origin.depth, self.tensors(origin.suffix, where)]
+            return {"tuned": [*spec, recipe, value.digest]}
+        raise ValueError(
+            f"{where}, the backbone {value.name!r}, was given as a module, and a file "
+            "without code cannot hold its architecture. Make it known by a name, "
+            "register_backbone('<name>', <function that makes it>), and fit with "
+            "backbone='<name>'; or keep the estimator with joblib.dump, which runs "
+            "code when it is loaded."
+        )
+
+    def estimator(self, value, where):
+        state = {k: v for k, v in vars(value).items() if k not in _LEFT_OUT}
+        routed = state.pop(_ROUTED, None)
+        requests = {} if routed is None else routed._serialize()
+        encoded = {name: self.encode(v, f"{where}.{name}") for name, v in state.items()}
+        return {"estimator": [_class_name(type(value), where), encoded, requests]}
+
+    def other(self, value, where):
+        """Encode what is scikit-learn's own, or nobody's, by skops."""
+        if isinstance(value, type) and getattr(torch.optim, value.__name__, 0) is value:
+            return {"optimizer": value.__name__}
+        skops = import_skops(where, type(value).__name__)
+        try:
+            content = skops.dumps(value)
+            unknown = set(skops.get_untrusted_types(data=content)) - HARMLESS
+        except Exception as error:
+            raise _refusal(where, repr(value)) from error
+        if unknown:
+            raise _refusal(where, f"{value!r}, made of {sorted(unknown)}")
+        content = np.frombuffer(content, dtype=np.uint8)
+        return {"skops": self.array(content, where)}
+
+
+_ENCODERS = [
+    (np.ndarray, Encoder.array),
+    (np.generic, Encoder.scalar),
+    (Table, Encoder.table),
+    (list, Encoder.items),
+    (tuple, Encoder.tuple),
+    (Bunch, Encoder.bunch),
+    (dict, Encoder.mapping),
+    (slice, Encoder.slice),
+    (Path, Encoder.path),
+    (Enum, Encoder.enum),
+    (np.random.RandomState, Encoder.random_state),
+    (EmbeddingCache, Encoder.cache),
+    (nn.Sequential, Encoder.head),
+    (Backbone, Encoder.backbone),
+]
+
+
+@dataclass
+class Decoder:
+    """Turns JSON and arrays into values again, executing nothing of them.
+
+    Parameters
+    ----------
+    arrays : dict of str to ndarray
+    folder : Path
+        Of the file, where weights that it refers to are looked for first.
+    """
+
+    arrays: dict[str, np.ndarray]
+    folder: Path
+    _numbered: list = field(default_factory=list)
+
+    def decode(self, record):
+        if isinstance(record, list):
+            return [self.decode(item) for item in record]
+        if not isinstance(record, dict):
+            return record
+        ((tag, content),) = record.items()
+        value = _DECODERS[tag](self, content)
+        if tag in _NUMBERED:
+            self._numbered.append(value)
+        return value
+
+    def array(self, name):
+        return self.arrays[name].copy()
+
+    def objects(self, content):
+        items, dtype, shape = content
+        if np.dtype(dtype).kind not in "OU":
+            raise ValueError(f"objects of dtype {dtype!r}")
+        flat = np.empty(len(items), dtype=dtype)
+        for i, item in enumerate(items):
+            flat[i] = self.decode(item)
+        return flat.reshape(shape)
+
+    def scalar(self, content):
+        return self.decode(content)[()]
+
+    def tuple(self, content):
+        return tuple(self.decode(content))
+
+    def table(self, content):
+        return Table(self.decode(content))
+
+    def mapping(self, content):
+        return {self.decode(key): self.decode(value) for key, value in content}
+
+    def bunch(self, content):
+        return Bunch(**self.decode(content))
+
+    def slice(self, content):
+        return slice(*content)
+
+    def same(self, number):
+        return self._numbered[number]
+
+    def random_state(self, content):
+        state = np.random.RandomState()
+        state.set_state(self.decode(content))
+        return state
+
+    def cache(self, content):
+        location, max_bytes = content
+        return EmbeddingCache(location, max_bytes=max_bytes)
+
+    def optimizer(self, name):
+        kind = getattr(torch.optim, name)
+        if not issubclass(kind, torch.optim.Optimizer):
+            raise ValueError(f"optimizer {name!r}")
+        return kind
+
+    def tensors(self, content) -> dict:
+        return {name: torch.from_numpy(self.decode(v)) for name, v in content.items()}
+
+    def head(self, content):
+        names, rates, content = content
+        state, layers = self.tensors(content), []
+        for i, (name, rate) in enumerate(zip(names, rates, strict=True)):
+            if name == "Standardise":
+                layers.append(Standardise.nothing(len(state[f"{i}.mean"])))
+            elif name == "Linear":
+                layers.append(nn.Linear(*state[f"{i}.weight"].shape[::-1]))
+            else:
+                layers.append(_LAYERS[name](**({} if rate is None else {"p": rate})))
+        head = nn.Sequential(*layers)
+        head.load_state_dict(state)
+        return head.eval()
+
+    def named(self, content):
+        name, weights, seed, recipe, digest = content
+        weights = self._found(self.decode(weights))
+        return _as_then(Named.of(name, weights, seed)(), recipe, digest)
+
+    def tuned(self, content):
+        source, depth, tensors, recipe, digest = content
+        source = self.decode(source)
+        depth = source.depth(depth)
+        suffix = copy.deepcopy(source.stages[depth:])
+        suffix.load_state_dict(self.tensors(tensors))
+        return _as_then(source.tuned(depth, suffix), recipe, digest)
+
+    def estimator(self, content):
+        kind, state, requests = content
+        kind = _find_class(kind)
+        state = {name: self.decode(value) for name, value in state.items()}
+        missing = set(kind._get_param_names()) - set(state)
+        if missing:
+            raise ValueError(f"{kind.__name__} without {sorted(missing)}")
+        estimator = kind.__new__(kind)
+        vars(estimator).update(state)
+        with sklearn.config_context(enable_metadata_routing=True):
+            for method, wanted in requests.items():
+                getattr(estimator, f"set_{method}_request")(**wanted)
+        return estimator
+
+    def skops(self, content):
+        skops = import_skops("The file", "an estimator of scikit-learn")
+        content = self.decode(content).tobytes()
+        types = skops.get_untrusted_types(data=content)
+        # What is not among the harmless types is refused by skops, by name.
+        return skops.loads(content, trusted=sorted({*types} & HARMLESS))
+
+    def _found(self, weights):
+        """Weights, if they are a file, beside the saved one or at the path of then."""
+        path = weights_path(weights)
+        if path is None:
+            return weights
+        beside = self.folder / Path(path).name
+        if beside.is_file():
+            path = str(beside)
+        elif not (Path(path).is_absolute() and Path(path).is_file()):
+            raise FileNotFoundError(
+                f"The saved estimator refers to weights in {path!r}, where no file is. "
+                f"Copy it to {str(beside)!r}, where it is looked for first."
+            )
+        return (path, weights[1]) if isinstance(weights, tuple) else path
+
+
+_DECODERS = {
+    "array": Decoder.array,
+    "objects": Decoder.objects,
+    "scalar": Decoder.scalar,
+    "float": lambda decoder, text: float(text),
+    "tuple": Decoder.tuple,
+    "table": Decoder.table,
+    "dict": Decoder.mapping,
+    "bunch": Decoder.bunch,
+    "slice": Decoder.slice,
+    "path": lambda decoder, text: Path(text),
+    "weights": lambda decoder, entry: get_weight(entry),
+    "same": Decoder.same,
+    "random_state": Decoder.random_state,
+    "cache": Decoder.cache,
+    "optimizer": Decoder.optimizer,
+    "head": Decoder.head,
+    "named": Decoder.named,
+    "tuned": Decoder.tuned,
+    "estimator": Decoder.estimator,
+    "skops": Decoder.skops,
+}
+
+# What is met twice is the same object again.
+_NUMBERED = {"path", "random_state", "cache", "named", "tuned", "estimator"}
+
+
+def _refusal(where: str, what: str) -> ValueError:
+    return ValueError(
+        f"{where} is {what}, which a file without code cannot hold. Accepted are the "
+        "estimators of sktransfer and of scikit-learn, whose parameters are numbers, "
+        "text, paths, lists, dicts and arrays of those, classes of torch.optim and "
+        "EmbeddingCache. Change that parameter, or keep the estimator with "
+        "joblib.dump, which runs code when it is loaded. Nothing was written."
+    )
+
+
+def _is_ours(kind: type) -> bool:
+    return kind.__module__.split(".")[0] == "sktransfer"
+
+
+def _ours_in(value, seen: tuple = ()) -> str | None:
+    """Name of the type of the first object of this package within another one."""
+    kind = type(value)
+    if _is_ours(kind):
+        return kind.__name__
+    if isinstance(value, BaseEstimator) or kind.__module__.startswith("sklearn."):
+        value = getattr(value, "__dict__", {})
+    parts = value.values() if isinstance(value, dict) else value
+    # Requests for metadata hold the estimator that holds them.
+    if not isinstance(value, dict | list | tuple) or any(value is v for v in seen):
+        return None
+    found = (_ours_in(part, (*seen, value)) for part in parts)
+    return next(filter(None, found), None)
+
+
+def _class_name(kind: type, where: str) -> str:
+    module = "sktransfer" if _is_ours(kind) else kind.__module__
+    name = f"{module}:{kind.__name__}"
+    try:
+        known = _find_class(name)
+    except (ValueError, AttributeError, ImportError):
+        known = None
+    if known is not kind:
+        raise _refusal(where, f"a {kind.__module__}.{kind.__qualname__}")
+    return name
+
+
+def _find_class(name: str) -> type:
+    module, _, name = name.partition(":")
+    if module.split(".")[0] not in ("sktransfer", "sklearn"):
+        raise ValueError(f"a class of {module!r}")
+    kind = getattr(importlib.import_module(module), name)
+    if not (isinstance(kind, type) and issubclass(kind, BaseEstimator)):
+        raise ValueError(f"{name!r}, no estimator")
+    return kind
+
+
+def _with_whole_path(weights):
+    path = weights_path(weights)
+    if path is None:
+        return weights
+    path = os.path.abspath(path)
+    return (path, weights[1]) if isinstance(weights, tuple) else path
+
+
+def _as_then(backbone: Backbone, recipe: dict, digest: str) -> Backbone:
+    tuples = {k: tuple(v) if isinstance(v, list) else v for k, v in recipe.items()}
+    return checked(backbone, Recipe(**tuples), digest)

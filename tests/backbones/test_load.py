@@ -1,0 +1,293 @@
+import copy
+import functools
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from joblib import wrap_non_picklable_objects
+from safetensors.torch import save_file
+from sklearn.base import clone
+from sklearn.model_selection import GridSearchCV
+from torch import nn
+from torchvision import models
+
+from sktransfer import (
+    Backbone,
+    FineTuneClassifier,
+    PretrainedFeatureExtractor,
+    WeightsMismatchError,
+    list_backbones,
+    load_backbone,
+    register_backbone,
+    split_stages,
+)
+from sktransfer.backbones import _load
+from sktransfer.backbones._load import _registered
+from sktransfer.backbones._weights import file_sha256, module_digest
+
+
+def test_all_of_torchvision_and_tiny_are_listed():
+    names = list_backbones()
+    assert names == sorted(names)
+    assert {"tiny", *models.list_models(module=models)} <= set(names)
+    assert list_backbones("resnet*") == sorted(
+        name for name in names if name.startswith("resnet")
+    )
+    assert list_backbones("nothing*") == []
+
+
+def test_random_weights_are_seeded_and_leave_the_global_seed_alone():
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    one = load_backbone("mobilenet_v3_small", weights=None, random_state=0)
+    other = load_backbone("mobilenet_v3_small", weights=None, random_state=1)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert one.digest != other.digest
+    again = load_backbone("mobilenet_v3_small", weights=None, random_state=0)
+    assert again.digest == one.digest
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
+def test_a_local_file_is_loaded(tmp_path, suffix):
+    model = models.mobilenet_v3_small(num_classes=7)
+    path = tmp_path / f"w{suffix}"
+    if suffix == ".pth":
+        torch.save(model.state_dict(), path)
+    else:
+        save_file(model.state_dict(), path)
+    backbone = load_backbone("mobilenet_v3_small", weights=path)
+    features = dict(backbone.stages.named_parameters())
+    kept = {p.shape for p in model.features.parameters()}
+    assert kept == {p.shape for p in features.values()}
+    x = torch.rand(1, 3, 64, 64)
+    with torch.no_grad():
+        expected = model.eval().avgpool(model.features(x)).flatten(1)
+        torch.testing.assert_close(backbone.stages(x), expected)
+    hashed = load_backbone(
+        "mobilenet_v3_small", weights=(path, f"sha256:{file_sha256(path)}")
+    )
+    assert hashed.digest == backbone.digest
+    with pytest.raises(WeightsMismatchError, match="was demanded"):
+        load_backbone("mobilenet_v3_small", weights=(path, "sha256:00000000"))
+
+
+def test_a_changed_file_is_read_again(tmp_path):
+    path = tmp_path / "w.pth"
+    digests = set()
+    for seed in range(2):
+        torch.manual_seed(seed)
+        torch.save(models.squeezenet1_1().state_dict(), path)
+        digests.add(load_backbone("squeezenet1_1", weights=path).digest)
+    assert len(digests) == 2
+
+
+def test_a_changed_file_of_the_home_folder_is_read_again(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    digests = []
+    for seed in range(2):
+        source = load_backbone("tiny", weights=None, random_state=seed)
+        torch.save(source.stages.state_dict(), tmp_path / "tiny.pth")
+        digests.append(load_backbone("tiny", weights="~/tiny.pth").digest)
+    assert digests[0] != digests[1]
+
+
+def test_weights_of_another_network_are_refused(tmp_path):
+    torch.save(models.squeezenet1_1().state_dict(), tmp_path / "w.pth")
+    with pytest.raises(
+        WeightsMismatchError, match=r"w\.pth.*it lacks .*it has unknown"
+    ):
+        load_backbone("resnet18", weights=tmp_path / "w.pth")
+
+
+def test_a_file_with_a_known_name_gets_its_entrys_recipe(tmp_path):
+    entry = models.MobileNet_V2_Weights.IMAGENET1K_V2
+    path = tmp_path / entry.url.rpartition("/")[2]
+    torch.save(models.mobilenet_v2().state_dict(), path)
+    assert load_backbone("mobilenet_v2", weights=path).recipe.resize == 232
+    other = path.rename(tmp_path / "mine.pth")
+    assert load_backbone("mobilenet_v2", weights=other).recipe.resize == 256
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"backbone": "resnet81"}, "Did you mean 'resnet18'"),
+        ({"backbone": "resnet18", "weights": "V9"}, "Accepted are"),
+        ({"backbone": 3}, "backbone=3 is no backbone"),
+        ({"backbone": "resnet18", "weights": None, "image_size": 0}, "is no size"),
+        ({"backbone": nn.Flatten, "weights": "IMAGENET1K_V1"}, "not known"),
+        ({"backbone": "timm/resnet_none"}, "timm"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:How to split")
+def test_what_is_not_known_is_refused(arguments, message):
+    with pytest.raises((ValueError, ImportError), match=message):
+        load_backbone(**arguments)
+
+
+def three_stages():
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+
+
+def test_modules_and_factories_are_taken(tmp_path):
+    torch.manual_seed(0)
+    net = three_stages()
+    backbone = load_backbone(net)
+    assert module_digest(backbone.stages) == module_digest(net.eval())
+    assert backbone.stages[0] is not net[0]
+    one = load_backbone(three_stages, weights=None, random_state=0)
+    assert one.digest == load_backbone(net, weights=None, random_state=0).digest
+    assert one.digest != backbone.digest
+    torch.save(net.state_dict(), tmp_path / "net.pth")
+    again = load_backbone(three_stages, weights=tmp_path / "net.pth")
+    assert again.digest == backbone.digest
+    given = functools.partial(Backbone, net)
+    assert load_backbone(given).digest == backbone.digest
+    assert load_backbone(backbone) is backbone
+
+
+class Own(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.body, self.fc = three_stages(), nn.Linear(4, 9)
+
+    def forward(self, x):
+        return self.fc(self.body(x))
+
+
+@pytest.fixture
+def own():
+    """A type of network that only this process knows how to split."""
+    kind = type("Own", (Own,), {"__module__": "__main__"})
+
+    @split_stages.register(kind)
+    def split(model):
+        return nn.Sequential(*model.body)
+
+    return kind
+
+
+@pytest.mark.slow
+def test_workers_split_as_it_was_registered(own):
+    X, y = np.random.default_rng(0).random((8, 64)), np.arange(8) % 2
+    scores = {}
+    for backbone in (own(), own):
+        model = FineTuneClassifier(backbone, image_size=8, max_epochs=1, random_state=0)
+        for n_jobs in (None, 2):
+            search = GridSearchCV(model, {"freeze": [0, 2]}, cv=2, n_jobs=n_jobs)
+            search.set_params(scoring="neg_log_loss", error_score="raise", refit=False)
+            scores[n_jobs] = search.fit(X, y).cv_results_["mean_test_score"]
+        assert scores[2].tolist() == scores[None].tolist()
+
+
+def test_what_is_registered_goes_with_an_estimator_that_needs_it(own, monkeypatch):
+    others = FineTuneClassifier(Own()).__getstate__()
+    assert others.keys() - {"_sklearn_version"} == vars(FineTuneClassifier()).keys()
+    model = FineTuneClassifier(own(), max_epochs=3)
+    for copied in (copy.copy(model), copy.deepcopy(model), clone(model)):
+        assert vars(copied).keys() == vars(model).keys()
+        assert copied.max_epochs == 3
+    by_value = wrap_non_picklable_objects(
+        PretrainedFeatureExtractor(own()), keep_wrapper=False
+    )
+    registered, dumped = {}, pickle.dumps(by_value)
+    monkeypatch.setattr(_load, "registered_split", registered.get)
+    monkeypatch.setattr(split_stages, "register", registered.__setitem__)
+    loaded = pickle.loads(dumped)
+    ((kind, split),) = registered.items()
+    assert kind is type(loaded.backbone)
+    assert len(split(loaded.backbone)) == 3
+
+
+def vit():
+    # Its class token and positions have no reset_parameters; those of attention is
+    # torch's own _reset_parameters.
+    return models.VisionTransformer(16, 8, 1, 2, 8, 16)
+
+
+def swin():
+    # Tables of relative positions are bare, and so are its indices of them.
+    return models.SwinTransformer([4, 4], 8, [1, 1], [1, 2], [2, 2])
+
+
+def convnext():
+    setting = functools.partial(models.convnext.CNBlockConfig, 8)
+    return models.ConvNeXt([setting(8, 1), setting(None, 1)], layer_scale=0.5)
+
+
+@pytest.mark.parametrize("make", [vit, swin, convnext])
+def test_any_module_is_initialised_at_random(make):
+    given, model = make(), make()
+    with torch.no_grad():
+        for parameter in given.parameters():
+            parameter.add_(torch.rand(parameter.shape))
+    before, state = torch.get_rng_state(), module_digest(given)
+    one, again = (load_backbone(given, weights=None, random_state=0) for _ in "ab")
+    other = load_backbone(given, weights=None, random_state=1)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert module_digest(given) == state
+    assert one.digest == again.digest != other.digest
+    model.load_state_dict(given.state_dict())
+    assert load_backbone(model, weights=None, random_state=0).digest == one.digest
+    trained = dict(split_stages(given).named_parameters())
+    for name, parameter in one.stages.named_parameters():
+        assert not torch.isclose(parameter, trained[name]).all(), name
+    for name, buffer in split_stages(given).named_buffers():
+        assert torch.equal(one.stages.get_buffer(name), buffer)
+
+
+def test_names_can_be_registered():
+    try:
+        register_backbone("mine", three_stages)
+        assert "mine" in list_backbones("m*")
+        assert load_backbone("mine").name == "mine"
+        assert load_backbone("mine", image_size=32).shapes[0] == (4, 30, 30)
+    finally:
+        del _registered["mine"]
+    with pytest.raises(ValueError, match="name and a callable"):
+        register_backbone("mine", 3)
+
+
+def test_timm_models_are_one_stage():
+    pytest.importorskip("timm")
+    backbone = load_backbone("timm/resnet10t", weights=None, random_state=0)
+    assert len(backbone.stages) == 1
+    assert backbone.n_features == 512
+
+
+# A classifier may be a layer of the network, or one of a part of it.
+@pytest.mark.parametrize(
+    "timm_name", ["resnet10t", "convnext_atto", "vit_tiny_patch16_224"]
+)
+def test_a_module_of_timm_is_what_its_name_is(timm_name, tmp_path):
+    timm = pytest.importorskip("timm")
+    model = timm.create_model(timm_name, pretrained=False)
+    # A whole checkpoint, with its classifier, and one that was saved without.
+    torch.save(model.state_dict(), tmp_path / "whole.pth")
+    bare = timm.create_model(timm_name, pretrained=False, num_classes=0)
+    bare.load_state_dict(model.state_dict(), strict=False)
+    torch.save(bare.state_dict(), tmp_path / "bare.pth")
+    state = module_digest(model)
+    with pytest.warns(UserWarning, match="one stage, 'all'.* classifier is left out"):
+        given = load_backbone(model)
+    assert module_digest(model) == state
+    x = torch.rand(2, 3, given.recipe.crop, given.recipe.crop)
+    with torch.no_grad():
+        assert torch.equal(given.stages(x), bare.eval()(x))
+    for file in ("whole.pth", "bare.pth"):
+        named = load_backbone(f"timm/{timm_name}", weights=tmp_path / file)
+        assert named.digest == given.digest
+        assert named.recipe == given.recipe
+    other = timm.create_model(timm_name, pretrained=False)
+    with pytest.warns(UserWarning, match="classifier is left out"):
+        again = load_backbone(other, weights=tmp_path / "whole.pth")
+    assert again.digest == given.digest
+
+
+def test_a_file_of_another_model_of_timm_is_refused(tmp_path):
+    timm = pytest.importorskip("timm")
+    torch.save(timm.create_model("resnet10t").state_dict(), tmp_path / "w.pth")
+    with pytest.raises(WeightsMismatchError, match="it lacks .*it has unknown"):
+        load_backbone("timm/mobilenetv3_small_050", weights=tmp_path / "w.pth")

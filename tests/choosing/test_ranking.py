@@ -1,0 +1,325 @@
+import numpy as np
+import pytest
+import torch
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import KFold, cross_val_score
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from torch import nn
+
+from sktransfer import (
+    Backbone,
+    EmbeddingCache,
+    PretrainedFeatureExtractor,
+    h_score,
+    load_backbone,
+    logme_score,
+    rank_backbones,
+)
+from sktransfer.backbones._backbone import Recipe
+from sktransfer.backbones._load import weights_licence
+from sktransfer.inputs._decoding import decode
+from tests.small_network import (
+    blind_backbone,
+    colour_backbone,
+    counts,
+    small_backbone,
+    wide_only,
+)
+from tests.small_tasks import make_table, make_task
+
+
+class Broken(nn.Module):
+    def forward(self, x):
+        if x.shape[0] > 1:
+            raise RuntimeError("no kernel for this")
+        return x.mean((2, 3))
+
+
+def test_best_backbone_comes_first_under_every_score():
+    X, y = make_task()
+    ranking = rank_backbones(X, y, [blind_backbone(), colour_backbone()], cv=3)
+    best, worst = ranking
+    assert (best["backbone"], worst["backbone"]) == ("colour", "blind")
+    for name in ("logme", "h_score", "knn"):
+        assert best[name] > worst[name]
+        assert (best[f"{name}_rank"], worst[f"{name}_rank"]) == (1, 2)
+    assert best["probe"] > worst["probe"]
+    assert best["chance"] == 0.5
+    assert best["error"] is None
+
+
+def test_scores_are_those_of_the_extractors_embeddings():
+    X, y = make_task()
+    source = small_backbone()
+    (row,) = rank_backbones(X, y, [source], scoring=["logme", h_score], cv=None)
+    features = PretrainedFeatureExtractor(source).fit_transform(X)
+    assert row["logme"] == logme_score(features, y)
+    assert row["h_score"] == h_score(features, y)
+    assert "probe" not in row
+    assert row["parameters"] == source.n_parameters
+    tensors = source.stages.state_dict().values()
+    assert row["megabytes"] == sum(t.numel() * t.element_size() for t in tensors) / 1e6
+    assert row["licence"] is None
+    assert row["seconds"] > 0
+
+
+def test_probe_is_scikit_learns_own():
+    X, y = make_task()
+    (row,) = rank_backbones(X, y, [colour_backbone()], scoring="knn", cv=4)
+    features = PretrainedFeatureExtractor(colour_backbone()).fit_transform(X)
+    probe = make_pipeline(StandardScaler(), LogisticRegression(C=0.01, max_iter=1000))
+    scores = cross_val_score(probe, features, y, cv=4)
+    assert row["probe"] == scores.mean()
+    assert row["probe_se"] == scores.std(ddof=1) / 2
+
+
+def test_licence_of_the_weights():
+    assert "BSD-3-Clause" in weights_licence("resnet18", "default")
+    assert weights_licence("resnet18", "my.pth") is None
+    assert weights_licence("resnet18", None) is None
+
+
+@pytest.mark.parametrize("cache", [None, "memory", "disk"])
+def test_every_stage_in_one_pass(cache, tmp_path):
+    X, y = make_task()
+    source = small_backbone()
+    store = {"memory": EmbeddingCache(), "disk": EmbeddingCache(tmp_path / "cache")}
+    settings = {"stages": "all", "scoring": "logme", "cv": None}
+    way = {"cache": store.get(cache)}
+    expected = {
+        stage: logme_score(
+            PretrainedFeatureExtractor(source, stage=stage, **way).fit_transform(X), y
+        )
+        for stage in ["0", "1", "3"]
+    }
+    for _ in range(2):
+        ranking = rank_backbones(X, y, [source], **settings, **way)
+        assert {row["stage"]: row["logme"] for row in ranking} == expected
+
+
+def test_each_stage_computes_each_image_once():
+    X, y = make_task(n=32)
+    source, cache = small_backbone(), EmbeddingCache()
+    rank_backbones(X, y, [source], stages="all", scoring="knn", cv=None, cache=None)
+    counts.clear()
+    settings = {"stages": ["0", "2"], "scoring": "knn", "cv": None}
+    ranking = rank_backbones(X, y, [source], **settings, cache=cache)
+    timing = {name: counts.get(name, 0) for name in "abc"}
+    counts.clear()
+    again = rank_backbones(X, y, [source], **settings, cache=cache)
+    # What is left the second time is the measurement of the seconds.
+    assert {name: timing[name] - counts[name] for name in "abc"} == dict.fromkeys(
+        "abc", 32
+    )
+    assert [row["knn"] for row in again] == [row["knn"] for row in ranking]
+
+
+@pytest.mark.parametrize(
+    ("stages", "kept"),
+    [
+        ("all", ["stem", "layer1", "layer2", "layer3", "pool"]),
+        (["layer4", "layer3", "pool"], ["layer3", "pool"]),
+        (["layer4", "stem"], ["stem", "layer4"]),
+    ],
+)
+def test_stages_that_give_the_same_are_one_row(stages, kept):
+    X, y = make_task()
+    ranking = rank_backbones(X, y, ["tiny"], scoring="logme", stages=stages, cv=None)
+    assert sorted(row["stage"] for row in ranking) == sorted(kept)
+    # What the row tells of the network is that of all of its stages.
+    tiny = load_backbone("tiny")
+    (last,) = (row for row in ranking if row["stage"] == kept[-1])
+    assert last["parameters"] == tiny.n_parameters
+    tensors = tiny.stages.state_dict().values()
+    assert last["megabytes"] == sum(t.nbytes for t in tensors) / 1e6
+    assert last["seconds"] > 0
+
+
+def test_stages_of_one_width_that_give_something_else_are_rows_of_their_own():
+    X, y = make_task()
+    # The largest value of a feature map is not its mean, which the last stage gives.
+    candidate = PretrainedFeatureExtractor(pooling="max")
+    settings = {"scoring": "logme", "stages": ["layer4", "pool"], "cv": None}
+    assert len(rank_backbones(X, y, [candidate], **settings)) == 2
+
+
+def test_the_global_generators_stay_as_they_are():
+    X, y = make_task()
+    random = PretrainedFeatureExtractor("tiny", weights=None, random_state=0)
+    backbones = [small_backbone(), random]
+    torch.manual_seed(3)
+    before = torch.get_rng_state(), np.random.get_state()  # noqa: NPY002
+    rank_backbones(X, y, backbones, cv=3, cache=None)
+    assert torch.equal(torch.get_rng_state(), before[0])
+    after = np.random.get_state()  # noqa: NPY002
+    np.testing.assert_equal(after, before[1])
+
+
+def test_candidates_of_one_recipe_share_decoding(monkeypatch):
+    X, y = make_task()
+    decoded = []
+
+    def counting(source):
+        decoded.append(1)
+        return decode(source)
+
+    monkeypatch.setattr("sktransfer.backbones._backbone.decode", counting)
+    backbones = [colour_backbone(), small_backbone(), blind_backbone()]
+    rank_backbones(X, y, backbones, scoring="knn", cv=None, cache=None)
+    assert len(decoded) == len(X)
+
+
+def test_a_candidate_that_fails_is_a_row():
+    X, y = make_task()
+    broken = Backbone(nn.Sequential(Broken()), Recipe(18, 16), name="broken")
+    extractor = PretrainedFeatureExtractor("resnet18", weights="nowhere.pth")
+    ranking = rank_backbones(
+        X, y, [broken, "resnet19", extractor, colour_backbone()], cv=None
+    )
+    assert [row["backbone"] for row in ranking] == [
+        "colour", "broken", "resnet19", "resnet18, nowhere.pth"
+    ]  # fmt: skip
+    errors = [row["error"] for row in ranking]
+    assert errors[0] is None
+    assert "no kernel for this" in errors[1]
+    assert "Did you mean 'resnet18'" in errors[2]
+    assert "nowhere.pth" in errors[3]
+    assert "nowhere.pth" in repr(ranking)
+    with pytest.raises(ValueError, match=r"All 1 candidates failed. resnet19: "):
+        rank_backbones(X, y, ["resnet19"])
+
+
+def constant(features, y):
+    return 1.0
+
+
+def unbounded(features, y):
+    return np.inf if features.shape[1] == 12 else 1.0
+
+
+@pytest.mark.parametrize(
+    ("score", "value", "bad"),
+    [
+        # The stages are 8, 12, 16 and 3, 12 wide.
+        (wide_only, "nan", ["small 0", "small 1", "colour 0", "colour 1"]),
+        (unbounded, "inf", ["small 1", "colour 1"]),
+    ],
+)
+def test_a_score_that_is_not_finite_is_a_failure_of_that_row(score, value, bad):
+    X, y = make_task()
+    sources, scoring = [small_backbone(), colour_backbone()], ["knn", score]
+    ranking = rank_backbones(X, y, sources, scoring=scoring, stages="all", cv=None)
+    good, failed = ranking[: -len(bad)], ranking[-len(bad) :]
+    assert [f"{row['backbone']} {row['stage']}" for row in failed] == bad
+    assert all(f"{score.__name__!r} is {value}" in row["error"] for row in failed)
+    assert len(good) == 5 - len(bad)
+    assert all(row["error"] is None for row in good)
+    assert good[0]["knn_rank"] == 1
+
+
+def test_where_no_score_is_finite_the_error_names_it():
+    X, y = make_task()
+    with pytest.raises(ValueError, match=r"All 1 .*colour, 1: .*'wide_only' is nan"):
+        rank_backbones(X, y, [colour_backbone()], scoring=wide_only, cv=None)
+
+
+def test_all_candidates_and_stages_share_the_folds():
+    X, y = make_task()
+    sources = [small_backbone(), colour_backbone()]
+    settings = {"stages": "all", "scoring": "knn"}
+    expected = rank_backbones(X, y, sources, cv=KFold(3), **settings)
+    once = rank_backbones(X, y, sources, cv=KFold(3).split(X), **settings)
+    assert [row["error"] for row in once] == [None] * 5
+    assert [row["probe"] for row in once] == [row["probe"] for row in expected]
+    # Without a seed each split is another one, and without a signal the probe shows it.
+    noise, same = np.random.default_rng(0).permutation(y), [small_backbone()] * 2
+    for _ in range(3):
+        splitter = KFold(3, shuffle=True)
+        one, other = rank_backbones(X, noise, same, scoring="knn", cv=splitter)
+        assert one["probe"] == other["probe"]
+        assert one["probe_se"] == other["probe_se"]
+
+
+def test_an_iterator_of_folds_that_is_used_up():
+    X, y = make_task()
+    folds = KFold(3).split(X)
+    list(folds)
+    with pytest.raises(ValueError, match="has no folds.*pass its splitter or a list"):
+        rank_backbones(X, y, [colour_backbone()], cv=folds)
+
+
+def test_the_image_shape_of_a_candidate_is_that_of_all():
+    X, y = make_table()
+    candidate = PretrainedFeatureExtractor(colour_backbone(), image_shape=(16, 4))
+    for common in (None, (8, 8)):
+        with pytest.raises(ValueError, match=r"image_shape=\(16, 4\).*read once"):
+            rank_backbones(X, y, ["tiny", candidate], cv=None, image_shape=common)
+    # As lists and as tuples they are the same; None is what all have.
+    other = PretrainedFeatureExtractor(colour_backbone())
+    ranking = rank_backbones(
+        X, y, [candidate, other], scoring="logme", cv=None, image_shape=[16, 4]
+    )
+    expected = logme_score(candidate.transform(X), y)
+    assert [row["logme"] for row in ranking] == [expected] * 2
+
+
+def test_parameters_of_a_candidate_are_checked():
+    X, y = make_task()
+    candidate = PretrainedFeatureExtractor(small_backbone(), pooling="median")
+    ranking = rank_backbones(X, y, [candidate, colour_backbone()], cv=None)
+    assert [row["backbone"] for row in ranking] == ["colour", "small"]
+    assert "'pooling' parameter" in ranking[1]["error"]
+
+
+def test_an_unreadable_image_is_no_failure_of_the_candidate(tmp_path):
+    X, y = make_task()
+    bad = tmp_path / "bad.jpg"
+    bad.write_bytes(b"no picture")
+    with pytest.raises(ValueError, match=r"row 2 .*bad\.jpg"):
+        rank_backbones([*X[:2], bad, *X[3:]], y, [colour_backbone()])
+
+
+def test_regression():
+    X, _ = make_task()
+    y = np.array([picture.mean() for picture in X])
+    best, worst = rank_backbones(X, y, [blind_backbone(), colour_backbone()], cv=3)
+    assert best["backbone"] == "colour"
+    assert "h_score" not in best
+    assert best["probe"] > worst["probe"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"scoring": "leep"}, "scoring=.*leep.* is not known. Accepted are"),
+        ({"scoring": []}, "is not known"),
+        ({"scoring": [lambda F, y: 1.0, lambda F, y: 2.0]}, "several .*'<lambda>'"),
+        ({"scoring": ["knn", "logme", "knn"]}, "several scores of the name 'knn'"),
+        ({"backbones": []}, "no backbone to rank"),
+        ({"backbones": "tiny"}, r"backbones is 'tiny', .* Pass a list.*\['tiny'\]"),
+        ({"backbones": nn.Sequential(nn.Flatten())}, "a Sequential.* Pass a list"),
+        ({"backbones": PretrainedFeatureExtractor()}, "Pass a list.*: .backbone."),
+        ({"y": ["a"]}, "24 images and y has 1 targets"),
+        ({"stages": ["layer9"]}, "layer9"),
+    ],
+)
+def test_bad_arguments(arguments, message):
+    X, y = make_task()
+    arguments = {"y": y, "backbones": [colour_backbone()], **arguments}
+    with pytest.raises(ValueError, match=message):
+        rank_backbones(X, **arguments)
+
+
+def test_a_function_of_the_name_of_a_score():
+    X, y = make_task()
+
+    def knn(features, y):
+        return 7.0
+
+    with pytest.raises(ValueError, match="several scores of the name 'knn'"):
+        rank_backbones(X, y, [colour_backbone()], scoring=["knn", knn], cv=None)
+    (row,) = rank_backbones(
+        X, y, [colour_backbone()], scoring=iter([knn, constant]), cv=None
+    )
+    assert (row["knn"], row["constant"]) == (7.0, 1.0)

@@ -1,0 +1,120 @@
+import joblib
+import numpy as np
+import PIL
+import pytest
+import torch
+from torch import nn
+
+from sktransfer import (
+    Backbone,
+    EmbeddingCache,
+    FineTuneClassifier,
+    PretrainedFeatureExtractor,
+)
+from sktransfer.backbones._backbone import Recipe
+from sktransfer.embedding._embed import image_digests, run_on
+from sktransfer.embedding._prefix import Pass
+from sktransfer.inputs._images import Images
+from tests.small_network import greedy
+
+IMAGES = np.random.default_rng(0).integers(0, 256, (5, 16, 16, 3), dtype=np.uint8)
+
+
+def embed(backbone, batch_size):
+    settings = {"batch_size": batch_size, "cache": None, "device": "cpu"}
+    return PretrainedFeatureExtractor(backbone, **settings).transform(IMAGES)
+
+
+@pytest.mark.parametrize("most", [1, 2, 3, 4])
+def test_a_batch_that_does_not_fit_is_halved_and_the_work_goes_on(most):
+    fits = {1: 1, 2: 2, 3: 2, 4: 4}[most]
+    with pytest.warns(UserWarning, match=f"8 images .*; {fits} do. Set batch_size"):
+        found = embed(greedy(most), 8)
+    np.testing.assert_array_equal(found, embed(greedy(8), fits))
+
+
+@pytest.mark.filterwarnings("ignore:Batches of")
+@pytest.mark.parametrize("n_jobs", [None, 2])
+def test_what_halved_batches_gave_is_not_kept_for_whole_ones(n_jobs):
+    cache = EmbeddingCache()
+    settings = {"batch_size": 4, "cache": cache, "device": "cpu", "n_jobs": n_jobs}
+    extractor = PretrainedFeatureExtractor(greedy(2), **settings)
+    with joblib.parallel_config(backend="threading"):
+        extractor.transform(IMAGES)
+    assert cache.info().rows == 0
+    extractor.set_params(batch_size=2).transform(IMAGES)
+    assert cache.info().rows == len(IMAGES)
+
+
+@pytest.mark.filterwarnings("ignore:Batches of")
+@pytest.mark.parametrize(("size", "kept"), [(4, 0), (2, len(IMAGES))])
+def test_nor_is_it_kept_of_rows_that_come_from_another_stage(size, kept):
+    cache, way = EmbeddingCache(), Pass(greedy(2), 2, batch_size=size)
+    squares = torch.stack([way.read(picture) for picture in IMAGES])
+    known = image_digests(Images(list(IMAGES)))
+    run_on(squares, way, cache=cache, digests=known)
+    assert cache.info().rows == kept
+
+
+@pytest.mark.parametrize(
+    ("side", "kernel", "size"),
+    [(32, 3, 32), (224, 3, 8), (384, 3, 2), (900, 3, 1), (288, 1, 16), (384, 1, 2)],
+)
+def test_batches_on_a_cpu_are_smaller_for_larger_images(side, kernel, size):
+    stages = nn.Sequential(nn.Conv2d(3, 4, kernel), nn.AdaptiveAvgPool2d(1))
+    backbone = Backbone(stages, Recipe(resize=side, crop=side))
+    assert Pass(backbone, 1).size == size
+    assert Pass(backbone, 1, batch_size=5).size == 5
+    assert Pass(backbone, 1, device="cuda").size == 128
+
+
+def test_a_stage_that_computes_in_place_does_not_change_the_one_before():
+    stages = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(inplace=True), nn.Flatten())
+    backbone = Backbone(stages, Recipe(resize=8, crop=8))
+    way = Pass(backbone, 2)
+    _, found = way.run_fitting(torch.rand(2, 3, 8, 8), keep={1: "none"})
+    assert found[1].min() < 0 <= found[2].min()
+
+
+@pytest.mark.parametrize("module", [torch, PIL], ids=["torch", "Pillow"])
+def test_keys_tell_the_versions_that_compute_and_decode(module, monkeypatch):
+    way = Pass(greedy(8), 1)
+    before = way.keys([b"image"])
+    monkeypatch.setattr(module, "__version__", "0.1")
+    assert way.keys([b"image"]) != before
+
+
+def test_keys_tell_the_type_of_the_device_but_not_its_number():
+    # None of them is used, and of the last two torch has no switches of its own.
+    keys = {
+        device: Pass(greedy(8), 1, batch_size=4, device=device).keys([b"image"])[0]
+        for device in ["cpu", "cuda", "mps", "xpu", "cuda:1"]
+    }
+    assert keys.pop("cuda:1") == keys["cuda"]
+    assert len(set(keys.values())) == len(keys)
+
+
+def test_keys_tell_what_torch_may_compute_float32_in():
+    way = Pass(greedy(8), 1)
+    before = way.keys([b"image"])
+    try:
+        torch.set_float32_matmul_precision("medium")
+        assert way.keys([b"image"]) != before
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    assert way.keys([b"image"]) == before
+
+
+@pytest.mark.filterwarnings("ignore:Batches of")
+def test_an_image_that_does_not_fit_is_an_error_that_says_what_to_do():
+    with pytest.raises(RuntimeError, match="One image of 16 pixels .* image_size"):
+        embed(greedy(0), 4)
+
+
+@pytest.mark.filterwarnings("ignore:Batches of")
+def test_a_fit_that_does_not_fit_names_the_batch_size():
+    model = FineTuneClassifier(greedy(2), batch_size=4, random_state=0, device="cpu")
+    with pytest.raises(RuntimeError, match=r"'cpu' at batch_size=4 \(Tried to alloc"):
+        model.fit(IMAGES, np.arange(5) % 2)
+    assert not hasattr(model, "backbone_")
+    model.set_params(batch_size=2, max_epochs=1).fit(IMAGES, np.arange(5) % 2)

@@ -1,0 +1,20 @@
+import os
+
+import pytest
+from sklearn.utils.estimator_checks import parametrize_with_checks
+
+from sktransfer import FineTuneRegressor
+from tests.small_network import small_backbone
+
+# Of tables whose rows are hardly pictures, as those of most checks are.
+ONE_ROW = "ignore:Rows of .* values? are:UserWarning"
+ESTIMATORS = [FineTuneRegressor(small_backbone(), lr=0.01)]
+if os.environ.get("SKTRANSFER_TEST_GIANTS"):
+    ESTIMATORS.append(FineTuneRegressor())
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings(ONE_ROW)
+@parametrize_with_checks(ESTIMATORS)
+def test_scikit_learns_estimator_checks(estimator, check):
+    check(estimator)

@@ -1,0 +1,156 @@
+import json
+
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+from sklearn.base import clone
+from sklearn.linear_model import LogisticRegression
+
+from sktransfer import (
+    FineTuneClassifier,
+    FineTuneRegressor,
+    PretrainedFeatureExtractor,
+    export_onnx,
+)
+from sktransfer.backbones._backbone import Recipe
+from sktransfer.inputs._decoding import decode
+from sktransfer.saving import _onnx
+from sktransfer.saving._onnx import _import_onnx, _parts_of, _preprocessing
+from tests.small_network import small_backbone
+
+onnx = pytest.importorskip("onnx")
+runtime = pytest.importorskip("onnxruntime")
+pytest.importorskip("onnxscript")
+
+
+def photos(*sizes):
+    """Smooth pictures (height, width, 3) uint8, of any size."""
+    rng = np.random.default_rng(0)
+    small = [rng.integers(0, 256, (5, 4, 3), dtype=np.uint8) for _ in sizes]
+    return [
+        np.asarray(PIL.Image.fromarray(x).resize(size[::-1], PIL.Image.BICUBIC))
+        for x, size in zip(small, sizes, strict=True)
+    ]
+
+
+def run(path, images):
+    session = runtime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    (output,) = session.get_outputs()
+    return (
+        output.name,
+        session.run(None, {"images": images})[0],
+        session.get_modelmeta().custom_metadata_map,
+    )
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+@pytest.mark.parametrize(
+    "size", [(40, 40), (41, 64), (100, 33), (7, 9), (18, 18), (19, 300), (1, 40)]
+)
+@pytest.mark.parametrize("crop", [15, 18])
+@pytest.mark.parametrize("noise", [False, True])
+def test_pixels_are_those_of_the_recipe_up_to_rounding(
+    size, interpolation, crop, noise, tmp_path
+):
+    recipe = Recipe(resize=18, crop=crop, interpolation=interpolation)
+    like = onnx.helper.make_model(
+        onnx.GraphProto(), opset_imports=[onnx.helper.make_opsetid("", 18)]
+    )
+    like.ir_version = 8
+    path = str(tmp_path / "before.onnx")
+    onnx.save_model(_preprocessing(_import_onnx(), recipe, like), path)
+    (photo,) = photos(size)
+    if noise:
+        black_or_white = np.random.default_rng(0).integers(0, 2, photo.shape)
+        photo = (255 * black_or_white).astype(np.uint8)
+    _, found, _ = run(path, np.stack([photo, photo[::-1]]))
+    for one, picture in zip(found, (photo, photo[::-1]), strict=True):
+        expected = recipe.square(torch.tensor(picture.copy()).permute(2, 0, 1))
+        mean, std = (np.reshape(v, (3, 1, 1)) for v in (recipe.mean, recipe.std))
+        levels = (one * std + mean) * 255
+        away = np.abs(levels - expected.numpy())
+        # Pillow 13 resizes the height of slender pictures first.
+        if noise and size[0] > 2 * size[1]:
+            assert away.mean() < 4
+            continue
+        assert away.max() < (2.01 if noise else 1.01)
+        assert (away < 0.01).mean() > 0.7
+
+
+@pytest.fixture(scope="module")
+def task():
+    return photos(*[(20 + i, 30 - i) for i in range(12)])
+
+
+LABELS = np.eye(3, dtype=int)[np.arange(12) % 3]
+INSECTS = np.array(["ants", "bees", "wasps"])[np.arange(12) % 3]
+
+
+MODELS = {
+    "probabilities": (
+        FineTuneClassifier(hidden_layer_sizes=(4,), dropout=0.5),
+        INSECTS,
+    ),
+    "labels": (
+        FineTuneClassifier(dropout=0.5),
+        np.eye(3, dtype=int)[np.arange(12) % 3],
+    ),
+    "values": (FineTuneRegressor(freeze=2), np.arange(24.0).reshape(12, 2)),
+    "embeddings": (PretrainedFeatureExtractor(stage=2, pooling="avgmax"), None),
+}
+
+
+def fitted(kind, task):
+    """A model of a kind, and its method that the graph is to compute."""
+    model, y = MODELS[kind]
+    model = clone(model).set_params(backbone=small_backbone(), device="cpu")
+    if y is not None:
+        model.set_params(max_epochs=2, lr=0.01, random_state=0)
+    model.fit(task, y)
+    names = ("predict_proba", "predict", "transform")
+    return model, next(getattr(model, name) for name in names if hasattr(model, name))
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_the_network_computes_what_the_estimator_does(kind, task):
+    model, method = fitted(kind, task)
+    network, recipe, output, _ = _parts_of(model)
+    squares = torch.stack([recipe.square(decode(picture)) for picture in task])
+    with torch.inference_mode():
+        found = network.eval()(recipe.normalise(squares)).numpy()
+    assert output == kind.replace("labels", "probabilities")
+    np.testing.assert_allclose(found, method(task), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(torch.__version__ < "2.9", reason="its exporter is not enough")
+@pytest.mark.parametrize("kind", ["probabilities", "embeddings"])
+def test_the_graph_computes_what_the_estimator_does(kind, task, tmp_path):
+    model, method = fitted(kind, task)
+    path = str(tmp_path / "model.onnx")
+    export_onnx(model, path)
+    for photo in task[:3]:
+        pictures = [photo, photo[:, ::-1], photo[::-1]]
+        output, found, properties = run(path, np.stack(pictures))
+        assert output == kind
+        np.testing.assert_allclose(found, method(pictures), atol=0.02, rtol=0.01)
+    assert json.loads(properties["recipe"])["crop"] == 16
+    if kind == "probabilities":
+        assert json.loads(properties["classes"]) == ["ants", "bees", "wasps"]
+
+
+def test_what_cannot_be_exported(task, tmp_path, monkeypatch):
+    path = tmp_path / "model.onnx"
+    with pytest.raises(ValueError, match="got a LogisticRegression"):
+        export_onnx(LogisticRegression(), path)
+    with pytest.raises(ValueError, match="not fitted"):
+        export_onnx(FineTuneClassifier(), path)
+    monkeypatch.setitem(__import__("sys").modules, "onnxscript", None)
+    with pytest.raises(ImportError, match=r"pip install 'sktransfer\[onnx\]'"):
+        export_onnx(PretrainedFeatureExtractor(small_backbone()), path)
+    monkeypatch.undo()
+    monkeypatch.setattr(_onnx, "_OLDEST_TORCH", "99.0")
+    with pytest.raises(ImportError, match=r"needs torch 99.0 or later"):
+        export_onnx(PretrainedFeatureExtractor(small_backbone()), path)
+    assert not path.exists()
