@@ -23,6 +23,7 @@ from sktransfer.embedding._cache import EmbeddingCache
 from sktransfer.embedding._extractor import PretrainedFeatureExtractor
 from sktransfer.finetuning._classifier import FineTuneClassifier
 from sktransfer.finetuning._regressor import FineTuneRegressor
+from sktransfer.inputs._images import ImageReader
 from sktransfer.saving._card import model_card
 from sktransfer.saving._file import load, save
 from sktransfer.saving._onnx import export_onnx
@@ -36,6 +37,7 @@ __all__ = [
     "FineTuneClassifier",
     "FineTuneRegressor",
     "FreezeDepthDisplay",
+    "ImageReader",
     "PretrainedFeatureExtractor",
     "SearchCost",
     "TopLossesDisplay",

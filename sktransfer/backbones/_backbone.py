@@ -1,109 +1,21 @@
-"""Backbone: a network as named stages, with the recipe of its input."""
+"""Backbone: a network as named stages, with the reader of its samples."""
 
 import copy
 import functools
 import hashlib
 import numbers
 from collections import OrderedDict
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from difflib import get_close_matches
 
-import PIL.Image
 import torch
 from torch import nn
-from torchvision.transforms import InterpolationMode
-from torchvision.transforms.v2 import functional as F
 
 from sktransfer.backbones._fingerprint import behaviour_digest
 from sktransfer.backbones._fusion import fuse
 from sktransfer.backbones._weights import WeightsMismatchError, module_digest
-from sktransfer.inputs._decoding import as_pixels, decode
-
-# Beyond this aspect ratio the ends of a picture, which the centre crop would cut
-# anyway, are cut before the resize: 1 x 60,000 pixels would else become 224 x 13.4 M.
-MAX_ASPECT = 16
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How a picture becomes the input of a network, as in torchvision's presets.
-
-    Parameters
-    ----------
-    resize : int
-        Length in pixels that the shorter side is resized to, antialiased.
-    crop : int
-        Side of the square that is cut from the centre.
-    mean, std : tuple of float
-        Of the three channels, on the scale [0, 1].
-    interpolation : str
-        "bilinear" or "bicubic".
-    """
-
-    resize: int = 256
-    crop: int = 224
-    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
-    std: tuple[float, ...] = (0.229, 0.224, 0.225)
-    interpolation: str = "bilinear"
-
-    @classmethod
-    def of(cls, transforms) -> "Recipe":
-        """Read the recipe off a torchvision preset."""
-        return cls(
-            resize=transforms.resize_size[0],
-            crop=transforms.crop_size[0],
-            mean=tuple(transforms.mean),
-            std=tuple(transforms.std),
-            interpolation=transforms.interpolation.value,
-        )
-
-    def at_size(self, side: int) -> "Recipe":
-        """Return the recipe at another size, its proportions kept."""
-        return replace(self, crop=side, resize=round(self.resize * side / self.crop))
-
-    def read(self, source) -> torch.Tensor:
-        """Decode a source; give its square of pixels, (3, crop, crop)."""
-        return self.square(decode(source))
-
-    def square(self, picture) -> torch.Tensor:
-        """Resize and cut a picture; give its square of pixels, dtype kept."""
-        return as_pixels(self.cut(self._resized(picture)))
-
-    def resized(self, picture) -> torch.Tensor:
-        """Resize a picture, so that its shorter side is `resize`; give its pixels.
-
-        Parameters
-        ----------
-        picture : PIL.Image.Image, or Tensor of shape (3, H, W)
-            RGB; a tensor of uint8, or of float32 in [0, 1].
-        """
-        return as_pixels(self._resized(picture))
-
-    def _resized(self, picture):
-        # 8 bits by Pillow, as in the preset. Tensors are resized in half the time, but
-        # with other roundings: they move embeddings of MobileNetV2 by 3e-5 (cosine).
-        if isinstance(picture, torch.Tensor) and picture.dtype == torch.uint8:
-            picture = PIL.Image.fromarray(picture.permute(1, 2, 0).numpy())
-        height, width = F.get_size(picture)
-        most = MAX_ASPECT * min(height, width)
-        if max(height, width) > most:
-            picture = F.center_crop(picture, [min(height, most), min(width, most)])
-        mode = InterpolationMode(self.interpolation)
-        return F.resize(picture, [self.resize], interpolation=mode, antialias=True)
-
-    def cut(self, picture):
-        """Cut the square from the centre of a resized picture, or of its pixels."""
-        return F.center_crop(picture, [self.crop, self.crop])
-
-    def normalise(self, batch: torch.Tensor) -> torch.Tensor:
-        """Scale a batch of squares to [0, 1] if it is uint8, then by mean and std."""
-        if batch.dtype == torch.uint8:
-            batch = batch.float().div_(255)
-        shape = (1, 3, 1, 1)
-        options = {"dtype": torch.float32, "device": batch.device}
-        mean = torch.tensor(self.mean, **options).view(shape)
-        std = torch.tensor(self.std, **options).view(shape)
-        return (batch - mean) / std
+from sktransfer.inputs._images import ImageReader
+from sktransfer.inputs._reader import Reader
 
 
 class Backbone:
@@ -118,8 +30,9 @@ class Backbone:
     stages : torch.nn.Sequential
         Named stages, the last of which gives embeddings of shape (n, n_features), as
         `split_stages` makes them. They are deep-copied.
-    recipe : Recipe, optional
-        How pictures are resized, cropped and normalised; ImageNet's by default.
+    reader : Reader, optional
+        How samples become the inputs of the first stage; None is an `ImageReader`
+        with ImageNet's sizes, mean and standard deviation.
     name : str, default="custom"
         For messages and reprs.
     rebuild : callable, optional
@@ -131,7 +44,7 @@ class Backbone:
     stage_names : tuple of str
         Of all stages, first to last.
     shapes : list of tuple of int
-        Of one image's output of each stage.
+        Of the output of each stage for one sample.
     n_features : int
         Length of an embedding.
     n_parameters : int
@@ -149,11 +62,11 @@ class Backbone:
     (('0', '1'), 12)
     """
 
-    def __init__(self, stages, recipe=None, *, name="custom", rebuild=None):
+    def __init__(self, stages, reader=None, *, name="custom", rebuild=None):
         self._assemble(_frozen(stages), rebuild)
-        self.recipe = Recipe() if recipe is None else recipe
+        self.reader = ImageReader() if reader is None else reader
         self.name = name
-        # By the side of the input.
+        # By reader, since copies with other readers share it.
         self._shapes = {}
 
     def _assemble(self, stages: dict[str, "_Stage"], origin) -> None:
@@ -167,7 +80,7 @@ class Backbone:
     def __repr__(self):
         return (
             f"<Backbone {self.name!r}: {len(self.stages)} stages, "
-            f"{self.n_parameters:,} parameters, {self.recipe.crop} px>"
+            f"{self.n_parameters:,} parameters, {self.reader}>"
         )
 
     def __deepcopy__(self, memo):
@@ -175,8 +88,8 @@ class Backbone:
 
     def __reduce__(self):
         if self.origin is None:
-            return _restore, (self.stages, self.recipe, self.name)
-        return _rebuild_checked, (self.origin, self.recipe, self.digest)
+            return _restore, (self.stages, self.reader, self.name)
+        return _rebuild_checked, (self.origin, self.reader, self.digest)
 
     @property
     def n_parameters(self):
@@ -192,24 +105,25 @@ class Backbone:
         try:
             return self._shapes_or_error()
         except (RuntimeError, AssertionError) as error:
-            side = self.recipe.crop
+            sides = ", ".join(map(str, self.reader.example(1).shape[1:]))
+            advice = f"Set {self.reader.size_parameter} to one it takes."
             raise ValueError(
-                f"Backbone {self.name!r} cannot be run: {error}. Pictures are given to "
-                f"it as (n, 3, {side}, {side}), and nothing was computed. "
-                f"{_about_channels(self.stages) or 'Set image_size to one it takes.'}"
+                f"Backbone {self.name!r} cannot be run: {error}. Its inputs have shape "
+                f"(n, {sides}), and nothing was computed. "
+                f"{_about_channels(self.stages) or advice}"
             ) from error
 
     def _shapes_or_error(self):
-        side = self.recipe.crop
-        if side not in self._shapes:
-            x = torch.zeros(1, 3, side, side, dtype=torch.float32)
+        known, reader = self._shapes, self.reader
+        if reader not in known:
+            x = reader.normalise(reader.example(1))
             # Of copies: a forward pass may leave something in a module.
             try:
-                self._shapes[side] = _shapes(_without_data(self.stages), x.to("meta"))
+                known[reader] = _shapes(_without_data(self.stages), x.to("meta"))
             except (RuntimeError, NotImplementedError):
                 # A stage that looks at its data, or is too small; that fails again.
-                self._shapes[side] = _shapes(copy.deepcopy(self.stages), x)
-        return self._shapes[side]
+                known[reader] = _shapes(copy.deepcopy(self.stages), x)
+        return known[reader]
 
     @functools.cached_property
     def has_pointwise(self):
@@ -271,28 +185,29 @@ class Backbone:
         return depth if trained else len(self.stages)
 
     def at_size(self, side):
-        """Return the same network for inputs of another size, in pixels.
+        """Return the same network for inputs of another size.
 
         Raises
         ------
         ValueError
             If the architecture cannot take that size.
         """
+        parameter = self.reader.size_parameter
         if not isinstance(side, numbers.Integral) or isinstance(side, bool) or side < 1:
             raise ValueError(
-                f"image_size={side!r} is no size. Accepted are None, for the size of "
-                "the weights' own recipe, or the side of the input in pixels."
+                f"Invalid {parameter}={side!r}: expected None, for the size that the "
+                "weights were made for, or a positive integer."
             )
-        resized = self._with(recipe=self.recipe.at_size(int(side)))
+        resized = self._with(reader=self.reader.resized_to(int(side)))
         advice = (
-            f"Its own size is {self.recipe.crop}; leave image_size=None, or choose a "
+            f"Its own size is {self.reader}; leave {parameter}=None, or choose a "
             "convolutional network, which takes any size that is not too small."
         )
         try:
             resized._shapes_or_error()
         except Exception as error:
             raise ValueError(
-                f"Backbone {self.name!r} cannot take image_size={side}: {error}. "
+                f"Backbone {self.name!r} cannot take {parameter}={side}: {error}. "
                 f"{_about_channels(self.stages) or advice}"
             ) from error
         return resized
@@ -377,16 +292,16 @@ class Tuned:
         return self.source.tuned(self.depth, self.suffix)
 
 
-def _restore(stages, recipe, name):
-    return Backbone(stages, recipe, name=name)
+def _restore(stages, reader, name):
+    return Backbone(stages, reader, name=name)
 
 
-def _rebuild_checked(rebuild, recipe, digest):
-    return checked(rebuild(), recipe, digest)
+def _rebuild_checked(rebuild, reader, digest):
+    return checked(rebuild(), reader, digest)
 
 
-def checked(backbone: Backbone, recipe: Recipe, digest: str) -> Backbone:
-    """Give a backbone that was made again its recipe, if it is the one of then."""
+def checked(backbone: Backbone, reader: Reader, digest: str) -> Backbone:
+    """Give a backbone that was made again its reader, if it is the one of then."""
     if backbone.digest != digest:
         raise WeightsMismatchError(
             f"The weights of backbone {backbone.name!r} are not those that the saved "
@@ -394,7 +309,7 @@ def checked(backbone: Backbone, recipe: Recipe, digest: str) -> Backbone:
             f"{digest[:12]}. Nothing was loaded. Install the weights of then (the "
             "file, or the version of torchvision), or fit again."
         )
-    return backbone._with(recipe=recipe)
+    return backbone._with(reader=reader)
 
 
 def _why_one(stage_names: tuple[str, ...]) -> str:

@@ -19,7 +19,7 @@ from sklearn.utils.validation import check_is_fitted
 from torch import nn
 from torchvision import models
 
-from sktransfer.backbones._backbone import Backbone, Recipe
+from sktransfer.backbones._backbone import Backbone
 from sktransfer.backbones._stages import registered_split, split_stages
 from sktransfer.backbones._tiny import WEIGHTS, tiny
 from sktransfer.backbones._weights import (
@@ -30,6 +30,7 @@ from sktransfer.backbones._weights import (
     is_weights_path,
     read_weights,
 )
+from sktransfer.inputs._images import ImageReader
 
 _SPLITS = "_splits"
 
@@ -230,7 +231,7 @@ def _load_named(origin: Named) -> Backbone:
     name, weights, seed = origin.name, origin.weights, origin.seed
     if name in _registered:
         given = _load_given(_registered[name], weights, seed)
-        return Backbone(given.stages, given.recipe, name=name, rebuild=origin)
+        return Backbone(given.stages, given.reader, name=name, rebuild=origin)
     with seeded(seed):
         if name == "tiny":
             stages, recipe = _load_tiny(weights)
@@ -253,7 +254,7 @@ def _load_given(backbone, weights, seed):
     if isinstance(backbone, Backbone):
         if weights == "default":
             return backbone
-        recipe, name = backbone.recipe, backbone.name
+        recipe, name = backbone.reader, backbone.name
         model = copy.deepcopy(backbone.stages)
     elif isinstance(backbone, nn.Module):
         model = copy.deepcopy(backbone)
@@ -279,7 +280,7 @@ def _load_tiny(weights):
     if weights is not None:
         given = WEIGHTS if weights == "default" else weights
         apply_weights(stages, stages, *_read_file(given, "tiny"))
-    return stages, Recipe(resize=64, crop=64)
+    return stages, ImageReader(resize=64, crop=64)
 
 
 def _load_torchvision(name, weights):
@@ -297,7 +298,7 @@ def _load_torchvision(name, weights):
     entry = _recipe_entry(entries, path)
     if weights is not None and path is None:
         entry = find_entry(entries, weights)
-    recipe = Recipe.of(entry.transforms())
+    recipe = ImageReader.of(entry.transforms())
     model = _build_torchvision(name, recipe)
     # Networks that came from another framework normalise their input once more.
     if hasattr(model, "transform_input"):
@@ -349,12 +350,12 @@ def _load_timm(name, weights):
     return stages, _timm_recipe(model)
 
 
-def _timm_recipe(model) -> Recipe:
+def _timm_recipe(model) -> ImageReader:
     from timm.data import resolve_data_config
 
     config = resolve_data_config({}, model=model)
     crop = config["input_size"][-1]
-    return Recipe(
+    return ImageReader(
         resize=round(crop / config["crop_pct"]),
         crop=crop,
         mean=tuple(config["mean"]),

@@ -1,24 +1,17 @@
 """The backbones to choose from, and the embeddings of all their stages."""
 
-import functools
 import itertools
 import os
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 from torch import nn
-from tqdm.auto import tqdm
 
-from sktransfer.embedding._embed import (
-    Refusals,
-    UnreadableImageError,
-    Writer,
-    image_digests,
-    stack_squares,
-)
+from sktransfer.embedding._embed import embed
 from sktransfer.embedding._extractor import PretrainedFeatureExtractor
-from sktransfer.embedding._prefix import Pass
-from sktransfer.embedding._threads import readers, run_lanes
+from sktransfer.embedding._prefix import Prefix
+from sktransfer.inputs._images import ImageReader
+from sktransfer.inputs._reader import Reader
 
 # Of the largest value: what ways of summing in float32 differ by.
 _ROUNDING = 1e-5
@@ -26,25 +19,27 @@ _ROUNDING = 1e-5
 
 @dataclass
 class Candidate:
-    """A backbone to rank: the ways to its stages, and what came of them."""
+    """A backbone to rank: the prefixes up to its stages, and what came of them."""
 
     label: str
     extractor: PretrainedFeatureExtractor
-    ways: list[Pass] = field(default_factory=list)
+    prefixes: list[Prefix] = field(default_factory=list)
     features: list[np.ndarray] = field(default_factory=list)
     error: str | None = None
 
     def load(self, stages) -> None:
-        """Load the backbone and find the ways, or note why that fails."""
+        """Load the backbone and make the prefixes, or note why that fails."""
         try:
             self.extractor._validate_params()
-            way = self.extractor._pass()
-            names = way.backbone.stage_names
+            prefix = self.extractor._prefix()
+            names = prefix.backbone.stage_names
             if stages is None:
-                self.ways = [way]
+                self.prefixes = [prefix]
                 return
-            depths = map(way.backbone.depth, names if stages == "all" else stages)
-            self.ways = [replace(way, depth=depth) for depth in sorted(set(depths))]
+            depths = map(prefix.backbone.depth, names if stages == "all" else stages)
+            self.prefixes = [
+                replace(prefix, depth=depth) for depth in sorted(set(depths))
+            ]
         except Exception as error:
             self.fail(error)
 
@@ -56,13 +51,13 @@ class Candidate:
 
         A last stage that averages gives what the pooled stage before it gives.
         """
-        both = list(zip(self.ways, self.features, strict=True))
+        both = list(zip(self.prefixes, self.features, strict=True))
         kept = [
             one
             for one, following in itertools.zip_longest(both, both[1:])
             if following is None or not _same_values(one[1], following[1])
         ]
-        self.ways, self.features = map(list, zip(*kept, strict=True))
+        self.prefixes, self.features = map(list, zip(*kept, strict=True))
 
 
 def _same_values(one: np.ndarray, other: np.ndarray) -> bool:
@@ -97,6 +92,13 @@ def make_candidates(backbones: list, shared: dict, stages) -> list[Candidate]:
     return candidates
 
 
+def reader_of(candidates: list[Candidate]) -> Reader:
+    """Return the reader that tells what the samples are, of any candidate."""
+    prefixes = (prefix for candidate in candidates for prefix in candidate.prefixes)
+    first = next(prefixes, None)
+    return ImageReader() if first is None else first.backbone.reader
+
+
 def _candidate(given, shared: dict) -> Candidate:
     extractor = given
     if not isinstance(given, PretrainedFeatureExtractor):
@@ -128,107 +130,21 @@ def _label(extractor) -> str:
     return name if path == "default" else f"{name}, {os.path.basename(str(path))}"
 
 
-def embed_all(images, candidates: list[Candidate], cache, verbose=0) -> None:
-    """Embed images with all stages of all candidates, batch after batch.
+def embed_all(samples, candidates: list[Candidate], cache, verbose=0) -> None:
+    """Embed samples with all stages of all candidates, in one pass.
 
-    A batch is decoded once for all candidates of the same recipe, and each stage runs
-    once. A candidate that fails is left out from then on. Of stages that give the
-    same, the last is left.
+    A candidate that fails is left out. Of stages that give the same, the last is left.
     """
-    refusals = Refusals(images, strict=True)
-    digests = image_digests(images, refusals) if cache is not None else None
-    writer = Writer(cache)
-    jobs = [
-        _Embedding(c, cache, digests, len(images)) for c in candidates if not c.error
-    ]
-    size = max((job.ways[-1].size for job in jobs), default=1)
-    batches = [
-        range(i, min(i + size, len(images))) for i in range(0, len(images), size)
-    ]
-
-    def work(each, batch):
-        square = functools.cache(lambda recipe, row: refusals.read(row, recipe.read))
-
-        def squares(recipe, rows):
-            return each(functools.partial(square, recipe), rows)
-
-        # Also of a batch that is known already: that much is done.
-        yield len(batch), [found for job in jobs for found in job.run(batch, squares)]
-
-    device = jobs[0].ways[-1].device if jobs else "cpu"
-    with (
-        tqdm(
-            total=len(images), desc="ranking", unit="image", disable=not verbose
-        ) as progress,
-        readers(device) as each,
-    ):
-
-        def accept(done, computed):
-            for keys, values, exact in computed:
-                if writer.keeps(exact):
-                    writer.add(keys, values)
-            progress.update(done)
-
-        try:
-            run_lanes(batches, functools.partial(work, each), accept, device)
-        finally:
-            writer.flush()
-    for job in jobs:
-        job.candidate.merge()
-
-
-class _Embedding:
-    """The embeddings of one candidate."""
-
-    def __init__(self, candidate, cache, digests, n_images):
-        self.candidate = candidate
-        self.cache = cache
-        self.ways = candidate.ways
-        self.keys = [way.keys(digests) for way in self.ways] if cache else None
-        self.out = [
-            np.empty((n_images, *way.shape), dtype=np.float32) for way in self.ways
-        ]
-        candidate.features = self.out
-
-    def run(self, batch, squares) -> list[tuple]:
-        """Fill the rows of a batch: from the cache, or by one run of the stages.
-
-        What was computed is returned for the cache: keys, values, and whether these
-        are exact.
-        """
-        if self.candidate.error is not None:
-            return []
-        try:
-            missing, size = self._fill_known(batch), self.ways[-1].size
-            parts = [missing[i : i + size] for i in range(0, len(missing), size)]
-            return [found for part in parts for found in self._compute(part, squares)]
-        except UnreadableImageError:
-            raise
-        except Exception as error:
-            self.candidate.fail(error)
-            return []
-
-    def _fill_known(self, batch) -> list[int]:
-        """Fill the rows of which the cache has all stages; return the others."""
-        if self.cache is None:
-            return list(batch)
-        known = self.cache.get_many(keys[row] for keys in self.keys for row in batch)
-        missing = []
-        for row in batch:
-            if not all(keys[row] in known for keys in self.keys):
-                missing.append(row)
-                continue
-            for out, keys in zip(self.out, self.keys, strict=True):
-                out[row] = known[keys[row]]
-        return missing
-
-    def _compute(self, rows, squares):
-        last = self.ways[-1]
-        keep = {way.depth: way.pooling for way in self.ways}
-        batch = stack_squares(squares(last.backbone.recipe, rows))
-        used, found = last.run_fitting(batch, keep=keep)
-        for i, way in enumerate(self.ways):
-            values = found[way.depth]
-            self.out[i][rows] = values.numpy()
-            keys = [self.keys[i][row] for row in rows] if self.cache else None
-            yield keys, values, used is last
+    good = [candidate for candidate in candidates if candidate.error is None]
+    prefixes = [prefix for candidate in good for prefix in candidate.prefixes]
+    failures = {}
+    found = embed(samples, prefixes, cache=cache, failures=failures, verbose=verbose)
+    results = enumerate(found)
+    for candidate in good:
+        own = list(itertools.islice(results, len(candidate.prefixes)))
+        candidate.features = [features for _, features in own]
+        errors = [failures[number] for number, _ in own if number in failures]
+        if errors:
+            candidate.fail(errors[0])
+        else:
+            candidate.merge()

@@ -20,13 +20,14 @@ from sktransfer.choosing._candidates import (
     embed_all,
     listed,
     make_candidates,
+    reader_of,
     said,
 )
 from sktransfer.choosing._scores import SCORES, is_classes
-from sktransfer.embedding._embed import run_on
+from sktransfer.embedding._embed import StageOutputs, embed
 from sktransfer.embedding._extractor import PretrainedFeatureExtractor
-from sktransfer.embedding._prefix import Pass, resolve_cache
-from sktransfer.inputs._images import check_images, checked_images
+from sktransfer.embedding._prefix import Prefix, resolve_cache
+from sktransfer.inputs._validate import as_samples, check_samples
 
 
 def rank_backbones(
@@ -115,29 +116,32 @@ def rank_backbones(
         "cache": cache,
         "random_state": random_state,
     }
-    samples, y = check_images(PretrainedFeatureExtractor(), X, y, reset=True)
-    images = checked_images(samples, image_shape)
-    scores = resolve_scoring(scoring, y)
-    # Made once: an iterator gives its folds once, and all candidates are to share them.
-    folds = None if cv is None else _folds(cv, samples, y)
     backbones = listed("backbones", backbones, Iterable)
     candidates = make_candidates(backbones, shared, stages)
+    reader = reader_of(candidates)
+    checked, y = check_samples(
+        PretrainedFeatureExtractor(), X, y, reader=reader, reset=True
+    )
+    samples = as_samples(reader, checked, image_shape)
+    scores = resolve_scoring(scoring, y)
+    # Made once: an iterator gives its folds once, and all candidates are to share them.
+    folds = None if cv is None else _folds(cv, checked, y)
 
-    def more(candidate, way, features):
-        return _probe(features, y, folds) | _costs(candidate, way)
+    def more(candidate, prefix, features):
+        return _probe(features, y, folds) | _costs(candidate, prefix)
 
     cache = resolve_cache(cache)
-    results = rank(images, y, candidates, scores, cache, verbose, more)
+    results = rank(samples, y, candidates, scores, cache, verbose, more)
     return Table(result.row for result in results)
 
 
 @dataclass
 class Result:
-    """A row of the table, and what it is about; no way where that failed."""
+    """A row of the table, and what it is about; no prefix where that failed."""
 
     row: dict
     candidate: Candidate
-    way: Pass | None = None
+    prefix: Prefix | None = None
 
 
 def resolve_scoring(scoring, y) -> dict[str, Callable]:
@@ -164,21 +168,21 @@ def resolve_scoring(scoring, y) -> dict[str, Callable]:
     return dict(zip(names, functions, strict=True))
 
 
-def rank(images, y, candidates, scores, cache, verbose, more=None) -> list[Result]:
+def rank(samples, y, candidates, scores, cache, verbose, more=None) -> list[Result]:
     """Embed with all candidates, score their embeddings, and sort.
 
     `more` gives further columns of a row. What failed comes last.
     """
     if not candidates:
         raise ValueError("There is no backbone to rank. Pass at least ['tiny'].")
-    embed_all(images, candidates, cache, verbose)
+    embed_all(samples, candidates, cache, verbose)
     results = [
         result
         for candidate in candidates
         for result in _scored(candidate, y, scores, more)
     ]
-    good = [result for result in results if result.way is not None]
-    bad = [result for result in results if result.way is None]
+    good = [result for result in results if result.prefix is not None]
+    bad = [result for result in results if result.prefix is None]
     if not good:
         raise ValueError(_all_failed(candidates, bad))
     _place(good, scores)
@@ -213,21 +217,22 @@ def _scored(candidate, y, scores, more) -> list[Result]:
         row = {"backbone": candidate.label, "error": candidate.error}
         return [Result(row, candidate)]
     return [
-        _scored_stage(candidate, way, features, y, scores, more)
-        for way, features in zip(candidate.ways, candidate.features, strict=True)
+        _scored_stage(candidate, prefix, features, y, scores, more)
+        for prefix, features in zip(candidate.prefixes, candidate.features, strict=True)
     ]
 
 
-def _scored_stage(candidate, way, features, y, scores, more) -> Result:
-    stage = way.backbone.stage_names[way.depth - 1]
+def _scored_stage(candidate, prefix, features, y, scores, more) -> Result:
+    backbone = prefix.backbone
+    stage = backbone.stage_names[prefix.depth - 1]
     row = {"backbone": candidate.label, "stage": stage}
     try:
         found = {name: _finite(name, f(features, y)) for name, f in scores.items()}
         found |= dict.fromkeys(f"{name}_rank" for name in scores)
-        found |= more(candidate, way, features) if more else {}
+        found |= more(candidate, prefix, features) if more else {}
     except Exception as error:
         return Result({**row, "error": said(error)}, candidate)
-    return Result(row | found, candidate, way)
+    return Result(row | found, candidate, prefix)
 
 
 def _finite(name: str, score) -> float:
@@ -273,27 +278,22 @@ def _probe(features, y, folds) -> dict:
     }
 
 
-def _timed(noise, way) -> float:
+def _timed(noise: StageOutputs, prefix: Prefix) -> float:
     start = time.perf_counter()
-    run_on(noise, way)
+    embed(noise, [prefix])
     return time.perf_counter() - start
 
 
-def _costs(candidate: Candidate, way: Pass) -> dict:
+def _costs(candidate: Candidate, prefix: Prefix) -> dict:
     """What a stage costs: time, memory, and terms of use."""
-    crop = way.backbone.recipe.crop
-    count = way.size * torch.get_num_threads()
-    # Of its own, since the global generator is the caller's.
-    own = torch.Generator().manual_seed(0)
-    shape = (count, 3, crop, crop)
-    noise = torch.randint(0, 256, shape, dtype=torch.uint8, generator=own)
-    seconds = min(_timed(noise, way) for _ in range(3))
-    tensors = way.backbone.stages[: way.depth].state_dict().values()
-    parameters = way.backbone.stages[: way.depth].parameters()
+    count = prefix.size * torch.get_num_threads()
+    noise = StageOutputs(prefix.backbone.reader.example(count))
+    seconds = min(_timed(noise, prefix) for _ in range(3))
+    stages = prefix.backbone.stages[: prefix.depth]
     extractor = candidate.extractor
     return {
         "seconds": 1000 * seconds / count,
-        "parameters": sum(p.numel() for p in parameters),
-        "megabytes": sum(t.nbytes for t in tensors) / 1e6,
+        "parameters": sum(p.numel() for p in stages.parameters()),
+        "megabytes": sum(t.nbytes for t in stages.state_dict().values()) / 1e6,
         "licence": weights_licence(extractor.backbone, extractor.weights),
     }

@@ -18,13 +18,14 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from sktransfer._tables import Table
-from sktransfer.backbones._backbone import Backbone, Recipe
+from sktransfer.backbones._backbone import Backbone
 from sktransfer.choosing._ranking import linear_steps
 from sktransfer.embedding._extractor import PretrainedFeatureExtractor
 from sktransfer.finetuning._base import BaseFineTune
 from sktransfer.finetuning._classifier import FineTuneClassifier
 from sktransfer.finetuning._parts import find_source
 from sktransfer.finetuning._regressor import FineTuneRegressor
+from sktransfer.inputs._images import ImageReader
 
 AS_GIVEN, SCRATCH = "as given", "from scratch"
 _PIXELS_SIDE = 32
@@ -295,9 +296,10 @@ def _is_around(outer, name) -> bool:
 
 def _pixels() -> Backbone:
     """Make a network that gives the pixels themselves."""
-    recipe = Recipe(_PIXELS_SIDE, _PIXELS_SIDE, mean=(0.0,) * 3, std=(1.0,) * 3)
+    side = _PIXELS_SIDE
+    reader = ImageReader(side, side, mean=(0.0,) * 3, std=(1.0,) * 3)
     stages = nn.Sequential(OrderedDict(pixels=nn.Flatten()))
-    return Backbone(stages, recipe, name="pixels")
+    return Backbone(stages, reader, name="pixels")
 
 
 def _row(name, found, given_scores, test_share) -> dict:

@@ -170,7 +170,7 @@ def _work_of(search, parameters) -> _Work:
         random_state=part.random_state,
     )
     whole = backbone.cause(len(backbone.stages))
-    key = whole, backbone.recipe, part.precision, part.device
+    key = whole, backbone.reader, part.precision, part.device
     if isinstance(part, BaseFineTune):
         work, again = _tuning(part, backbone, key)
     else:

@@ -12,10 +12,10 @@ from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted
 
 from sktransfer._tables import Table
-from sktransfer.choosing._candidates import listed, make_candidates
+from sktransfer.choosing._candidates import listed, make_candidates, reader_of
 from sktransfer.choosing._ranking import rank, resolve_scoring
 from sktransfer.embedding._prefix import resolve_cache
-from sktransfer.inputs._images import check_images, checked_images
+from sktransfer.inputs._validate import as_samples, check_samples
 
 _SHARED = (
     "image_shape",
@@ -137,16 +137,17 @@ class BackboneSelector(
             This estimator.
         """
         given = listed("candidates", self.candidates, (list, tuple))
-        samples, y = check_images(self, X, y, reset=True)
-        images = checked_images(samples, self.image_shape)
-        scores = resolve_scoring(self.scoring, y)
         shared = {name: getattr(self, name) for name in _SHARED}
         candidates = make_candidates(given, shared, self.stages)
+        reader = reader_of(candidates)
+        checked, y = check_samples(self, X, y, reader=reader, reset=True)
+        samples = as_samples(reader, checked, self.image_shape)
+        scores = resolve_scoring(self.scoring, y)
         cache = resolve_cache(self.cache)
-        results = rank(images, y, candidates, scores, cache, self.verbose)
+        results = rank(samples, y, candidates, scores, cache, self.verbose)
         self.ranking_ = Table(result.row for result in results)
         best = results[0]
-        self.best_backbone_, self.best_stage_ = best.way.backbone, best.row["stage"]
+        self.best_backbone_, self.best_stage_ = best.prefix.backbone, best.row["stage"]
         self.extractor_ = self._extractor(best.candidate.extractor).fit(X)
         return self
 

@@ -15,7 +15,7 @@ from sklearn.utils.validation import check_is_fitted
 from sktransfer.backbones._backbone import Backbone
 from sktransfer.displays._drawing import grid
 from sktransfer.displays._pictures import best_of, find_images, picture_of
-from sktransfer.embedding._embed import read_images
+from sktransfer.embedding._reading import read_samples
 from sktransfer.finetuning._base import BaseFineTune
 
 _LUMA = np.array([0.299, 0.587, 0.114])
@@ -99,7 +99,7 @@ class AttributionDisplay:
         backbone = estimator.backbone_
         depth = _depth(backbone, stage)
         images, outputs = find_images(estimator, X), _outputs_of(estimator, target)
-        squares = read_images(images, range(len(images)), backbone.recipe.read)
+        squares = read_samples(images, range(len(images)), backbone.reader.read)
         # Evaluated without dropout, as in predict.
         head = copy.deepcopy(estimator.head_).eval()
         found = [
@@ -279,7 +279,7 @@ def _attribution(backbone: Backbone, head, depth: int, square, outputs: _Outputs
             f"{list(backbone.stage_names[: _last_with_places(backbone)])}."
         )
     with torch.no_grad():
-        x = backbone.stages[:depth](backbone.recipe.normalise(square))
+        x = backbone.stages[:depth](backbone.reader.normalise(square))
     # The clone is no inference tensor, and what an in-place stage may change.
     x = x.clone().requires_grad_(True)
     with torch.enable_grad():

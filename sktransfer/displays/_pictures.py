@@ -5,13 +5,14 @@ import torch
 from sklearn.utils import check_consistent_length
 from sklearn.utils.validation import check_is_fitted
 
-from sktransfer.backbones._backbone import Recipe
 from sktransfer.displays._drawing import grid
-from sktransfer.embedding._embed import read_images
 from sktransfer.embedding._extractor import PretrainedFeatureExtractor
-from sktransfer.inputs._images import Images, check_images, checked_images
+from sktransfer.embedding._reading import read_samples
+from sktransfer.inputs._images import ImageReader
+from sktransfer.inputs._reader import Samples
+from sktransfer.inputs._validate import as_samples, check_samples
 
-_THUMBNAIL = Recipe(resize=160, crop=160)
+_THUMBNAIL = ImageReader(160, 160)
 
 
 class TopLossesDisplay:
@@ -123,7 +124,7 @@ class TopLossesDisplay:
         predictions = classes[proba.argmax(axis=1)]
         wrong = np.flatnonzero(predictions != y)
         rows = wrong[np.argsort(own[wrong], kind="stable")][:n_pictures]
-        squares = read_images(find_images(estimator, X), rows, _THUMBNAIL.read)
+        squares = read_samples(find_images(estimator, X), rows, _THUMBNAIL.read)
         return cls(
             [picture_of(square) for square in squares],
             rows,
@@ -186,14 +187,16 @@ def _refuse_no_classifier(estimator) -> None:
         )
 
 
-def find_images(estimator, X) -> Images:
+def find_images(estimator, X) -> Samples:
     """Read `X` as the estimator does; of a pipeline, as its first own step does."""
     for part in _parts(estimator):
         if hasattr(part, "image_shape"):
             value_range = getattr(part, "value_range_", None)
-            samples = check_images(part, X, reset=False)
-            return checked_images(samples, part.image_shape, value_range)
-    return checked_images(check_images(PretrainedFeatureExtractor(), X, reset=True))
+            checked = check_samples(part, X, reader=_THUMBNAIL, reset=False)
+            return as_samples(_THUMBNAIL, checked, part.image_shape, value_range)
+    part = PretrainedFeatureExtractor()
+    checked = check_samples(part, X, reader=_THUMBNAIL, reset=True)
+    return as_samples(_THUMBNAIL, checked)
 
 
 def _parts(estimator):

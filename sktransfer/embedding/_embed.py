@@ -1,10 +1,8 @@
-"""The one function that runs images through a backbone, each of them once."""
+"""The one function that runs samples through backbones, each of them once."""
 
 import functools
-import warnings
-from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -13,302 +11,388 @@ from joblib.parallel import BACKENDS, get_active_backend
 from tqdm.auto import tqdm
 
 from sktransfer.embedding._cache import EmbeddingCache
-from sktransfer.embedding._prefix import Pass
+from sktransfer.embedding._prefix import Prefix
+from sktransfer.embedding._reading import Refusals, UnreadableError, sample_digests
 from sktransfer.embedding._threads import readers, run_lanes
-from sktransfer.inputs._images import ACCEPTED, Images, digest
+from sktransfer.inputs._reader import Samples, pad_outputs
 
 # Of joblib's backends, those whose workers are on this machine.
 _BACKENDS_HERE = ("loky", "multiprocessing", "threading")
-# Images that are looked up before the first of them is computed: of so many, the
+# Samples that are looked up before the first of them is computed: of so many, the
 # system still has the files in memory when they are read again, to be decoded.
 _WINDOW = 2**14
-# Images that a thread reads and hashes at a time.
-_DIGESTS = 16
 
 
-def embed(
-    images: Images,
-    way: Pass,
-    *,
-    cache: EmbeddingCache | None = None,
-    digests: list[bytes] | None = None,
-    taps: bool = False,
-    n_jobs: int | None = None,
-    on_error: str = "raise",
-    verbose: int = 0,
-) -> np.ndarray:
-    """Run images through the leading stages of a backbone, each image once.
+@dataclass
+class StageOutputs:
+    """Rows that have some stages behind them already, in place of samples.
 
     Parameters
     ----------
-    images : Images of length n
-    way : Pass
+    rows : Tensor, or list of Tensor where they are of several sizes
+    depth : int, default=0
+        How many stages; with none, the rows are inputs as `Reader.stack` makes them.
+    """
+
+    rows: torch.Tensor | list[torch.Tensor]
+    depth: int = 0
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+
+def embed(
+    samples: Samples | StageOutputs,
+    prefixes: Sequence[Prefix],
+    *,
+    cache: EmbeddingCache | None = None,
+    digests: list[bytes] | None = None,
+    taps: Iterable[Prefix] = (),
+    n_jobs: int | None = None,
+    on_error: str = "raise",
+    failures: dict | None = None,
+    verbose: int = 0,
+) -> list[np.ndarray]:
+    """Run samples through the leading stages of backbones, each sample once.
+
+    Prefixes of one backbone are computed together, and backbones of the same reader
+    share what it has read.
+
+    Parameters
+    ----------
+    samples : Samples or StageOutputs of length n
+    prefixes : sequence of Prefix
     cache : EmbeddingCache or None
-        Looked up before anything is decoded; gets what was not in it. A pass starts
-        from the deepest stage that it knows of an image.
+        Looked up before anything is decoded; gets what was not in it. A backbone starts
+        from the deepest stage that the cache knows of a sample.
     digests : list of bytes, optional
-        Of the images, where they are known already.
-    taps : bool, default=False
-        Also cache the outputs of all stages on the way, as far as they fit.
+        Of the content of the samples, where they are known already.
+    taps : iterable of Prefix
+        What is only to be put into the cache, of what is on the way to `prefixes`.
     n_jobs : int or None
-        Number of joblib workers over which chunks of the images are spread; None
+        Number of joblib workers over which chunks of the samples are spread; None
         stays in this process, whose threads decode and compute on all its cores.
     on_error : {"raise", "nan"}
-        Whether an image that cannot be read is an error, or a row of NaN and one
+        Whether a sample that cannot be read is an error, or a row of NaN and one
         warning that lists the rows.
+    failures : dict, optional
+        If given, a backbone that cannot be run is left out from then on, and its error
+        is noted here under the number of each of its prefixes.
     verbose : int
         1 shows a progress bar on standard error.
 
     Returns
     -------
-    ndarray of shape (n, *way.shape), float32
+    list of ndarray of shape (n, *prefix.shape), float32
+        One for each prefix. Where samples have several sizes, outputs that are not
+        pooled are padded with NaN.
     """
-    refusals = Refusals(images, strict=on_error == "raise")
-    out = np.empty((len(images), *way.shape), dtype=np.float32)
-    job = _Job(way, cache, digests or [], [], _tapped(way, cache, len(images), taps))
-    firsts = {}
+    refusals = Refusals(samples, strict=on_error == "raise")
+    runs = _runs(samples, prefixes, taps, cache)
+    names = dict.fromkeys(run.base.backbone.name for run in runs)
+    unit = prefixes[0].backbone.reader.kind if prefixes else "sample"
     with tqdm(
-        total=len(images), desc=way.backbone.name, unit="image", disable=not verbose
+        total=len(samples), desc=", ".join(names), unit=unit, disable=not verbose
     ) as progress:
-        for start in range(0, len(images), _WINDOW):
-            rows = range(start, min(start + _WINDOW, len(images)))
-            job.identify(images, rows, refusals)
-            todo = _fill_known(out, rows, job.keys, cache, firsts, refusals)
-            progress.update(len(rows) - sum(map(len, todo.values())))
-
-            def accept(done, values, exact, todo=todo):
-                for row, value in zip(done, values, strict=True):
-                    out[todo[row]] = value
-                progress.update(sum(len(todo[row]) for row in done))
-
-            job.run(images, list(todo), refusals, n_jobs, accept)
-            refusals.spread(todo)
+        pass_ = _Pass(samples, runs, cache, digests or [], refusals, failures, progress)
+        for start in range(0, len(samples), _WINDOW):
+            pass_.run(range(start, min(start + _WINDOW, len(samples))), n_jobs)
+    out = [None] * len(prefixes)
+    for run in runs:
+        for one, numbers in run.asked.items():
+            for number in numbers:
+                out[number] = run.gathered(one)
     refusals.report(out)
     return out
 
 
-def _fill_known(out, rows, keys, cache, firsts, refusals) -> dict[int, list[int]]:
-    """Fill the rows that are known; group the others by equal image.
+class _Run:
+    """One backbone, run to all the depths that are asked of it."""
 
-    `firsts` knows the row of each image of the windows before, and gets these.
-    """
-    rows = [row for row in rows if row not in refusals.rows]
-    if cache is None:
-        return {row: [row] for row in rows}
-    found = cache.get_many([keys[row] for row in rows])
-    todo = {}
-    for row in rows:
-        known = found.get(keys[row])
-        first = firsts.setdefault(keys[row], row)
-        if known is not None and known.shape == out.shape[1:]:
-            out[row] = known
-        elif first < rows[0]:
-            refusals.spread({first: [row]})
-            out[row] = out[first]
-        else:
-            todo.setdefault(first, []).append(row)
-    return todo
+    def __init__(self, base: Prefix, numbered: dict, taps: list, n_rows: int, cache):
+        self.base = base
+        # (depth, pooling) -> numbers of the prefixes that ask for it.
+        self.asked = {}
+        for number, prefix in numbered.items():
+            self.asked.setdefault((prefix.depth, prefix.pooling), []).append(number)
+        taps = [] if cache is None else taps
+        own = (tap for tap in taps if tap.backbone is base.backbone)
+        self.taps = [(tap.depth, tap.pooling) for tap in own]
+        self.varies = base.backbone.reader.padding is not None
+        self.out = {one: self._room(one, n_rows) for one in self.asked}
+        self.keys = {one: [] for one in self.asked}
+        self.error = None
+
+    def prefix(self, one: tuple[int, str]) -> Prefix:
+        return replace(self.base, depth=one[0], pooling=one[1])
+
+    def _room(self, one, n_rows):
+        shape = self.prefix(one).shape
+        if self.varies and len(shape) > 1:
+            return [None] * n_rows
+        return np.empty((n_rows, *shape), dtype=np.float32)
+
+    def fits(self, one, value) -> bool:
+        """Whether a row from the cache has the shape that is needed."""
+        out = self.out[one]
+        return isinstance(out, list) or value.shape == out.shape[1:]
+
+    def gathered(self, one) -> np.ndarray:
+        out = self.out[one]
+        if not isinstance(out, list):
+            return out
+        width = self.prefix(one).shape[1:]
+        nothing = np.full((1, *width), np.nan, dtype=np.float32)
+        rows = [nothing if row is None else row for row in out]
+        return pad_outputs([torch.from_numpy(np.array(row)) for row in rows]).numpy()
 
 
-def _tapped(way: Pass, cache, n_images: int, taps: bool) -> list[int]:
-    """Depths before the last whose outputs are kept: all of them, if they fit."""
-    depths = list(range(1, way.depth))
-    numbers = sum(np.prod(shape) for shape in way.backbone.shapes[: way.depth])
-    fit = cache is not None and 4 * n_images * numbers <= cache.max_bytes / 2
-    return depths if taps and fit else []
+def _runs(samples, prefixes, taps, cache) -> list[_Run]:
+    """Group prefixes by backbone, and by how it is run."""
+    groups = {}
+    for number, prefix in enumerate(prefixes):
+        base = replace(prefix, depth=0, pooling="none")
+        groups.setdefault(base, {})[number] = prefix
+    taps = list(taps)
+    return [_Run(*group, taps, len(samples), cache) for group in groups.items()]
 
 
 @dataclass
-class _Job:
-    """The computation of what the cache does not have."""
+class _Pass:
+    """One pass of samples through all runs: what is known of them, and what is not."""
 
-    way: Pass
+    samples: Samples | StageOutputs
+    runs: list[_Run]
     cache: EmbeddingCache | None
     digests: list[bytes]
-    keys: list[bytes]
-    taps: list[int]
+    refusals: Refusals
+    failures: dict | None
+    progress: tqdm
+    # Digest -> the first row that has it.
+    firsts: dict[bytes, int] = field(default_factory=dict)
 
-    def identify(self, images, rows: range, refusals) -> None:
-        """Find digests and keys of the next rows, for the cache."""
-        if self.cache is not None:
-            if len(self.digests) < rows.stop:
-                self.digests += image_digests(images, refusals, rows)
-            self.keys += self.way.keys(self.digests[rows.start : rows.stop])
-
-    def run(self, images, rows, refusals, n_jobs, accept) -> None:
-        size = self.way.size
-        batches = [rows[i : i + size] for i in range(0, len(rows), size)]
+    def run(self, rows: range, n_jobs: int | None) -> None:
+        """Look up, or else compute, the next rows."""
+        self._identify(rows)
+        lacking, equal = self._look_up(rows)
+        self.progress.update(len(rows) - sum(map(len, equal.values())))
+        batches = self._batches(lacking)
         writer = Writer(self.cache)
 
-        def store(batch, found, exact):
-            for depth, depth_values in found.items() if writer.keeps(exact) else ():
-                writer.add(self._keys(batch, depth), depth_values)
-            accept(batch, found[self.way.depth].numpy(), exact)
+        def accept(run, batch, found, exact):
+            for one, values in found.items():
+                values = values.numpy()
+                if one in run.out:
+                    self._fill(run, one, batch, values, equal)
+                if writer.keeps(exact):
+                    writer.add(self._keys(run, one, batch), values)
 
+        def done(batch):
+            self.progress.update(sum(len(equal[row]) for row in batch))
+
+        device = self.runs[0].base.device if self.runs else "cpu"
         try:
-            if spreads(n_jobs, self.way.device) and len(batches) > 1:
-                _spread(batches, images, self.way, n_jobs, refusals, store)
+            if spreads(n_jobs, device) and len(batches) > 1:
+                self._spread(batches, n_jobs, accept, done)
             else:
-                with readers(self.way.device) as each:
-                    work = functools.partial(self._batch, images, refusals, each)
-                    run_lanes(batches, work, store, self.way.device)
+                self._run_here(batches, lacking, accept, done, device)
         finally:
             writer.flush()
+        self.refusals.spread(equal)
 
-    def _keys(self, rows, depth) -> list[bytes]:
-        if depth == self.way.depth:
-            return [self.keys[row] for row in rows]
-        return self.way.at(depth).keys(self.digests[row] for row in rows)
+    def _identify(self, rows: range) -> None:
+        """Find digests and keys of the next rows, for the cache."""
+        if self.cache is None:
+            return
+        if len(self.digests) < rows.stop:
+            self.digests += sample_digests(self.samples, self.refusals, rows)
+        for run in self.runs:
+            for one, keys in run.keys.items():
+                keys += run.prefix(one).keys(self.digests[rows.start : rows.stop])
 
-    def _batch(self, images, refusals, each, rows):
-        """Rows and results of a batch, each image from where it is known."""
-        for start, group, inputs in self._starts(images, refusals, each, rows):
-            keep = dict.fromkeys((d for d in self.taps if d > start), "none")
-            way, found = self.way.run_fitting(inputs, start, keep)
-            yield group, found, way is self.way
+    def _look_up(self, rows: range) -> tuple[dict, dict]:
+        """Fill the rows that are known.
 
-    def _starts(self, images, refusals, each, rows):
-        """Group a batch by the deepest stage that the cache has of an image."""
-        for depth in range(self.way.depth - 1, 0, -1) if self.cache else ():
-            keys = dict(zip(rows, self._keys(rows, depth), strict=True))
+        Returns
+        -------
+        lacking : dict of int to list of (run, outputs)
+            What is not known of a row; of rows with equal content, of the first one.
+        equal : dict of int to list of int
+            The rows whose content is that of a row of `lacking`.
+        """
+        rows = [row for row in rows if row not in self.refusals.rows]
+        if self.cache is None:
+            everything = [(run, tuple(run.asked)) for run in self.runs]
+            return dict.fromkeys(rows, everything), {row: [row] for row in rows}
+        wanted = [(run, one) for run in self.runs for one in run.asked]
+        found = self.cache.get_many(
+            run.keys[one][row] for run, one in wanted for row in rows
+        )
+        lacking, equal, window = {}, {}, rows[0] if rows else 0
+        for row in rows:
+            first = self.firsts.setdefault(self.digests[row], row)
+            lacks = {}
+            for run, one in wanted:
+                known = found.get(run.keys[one][row])
+                if known is not None and run.fits(one, known):
+                    run.out[one][row] = known
+                elif first < window:
+                    run.out[one][row] = run.out[one][first]
+                else:
+                    lacks.setdefault(run, []).append(one)
+            if first < window:
+                self.refusals.spread({first: [row]})
+            elif lacks:
+                lacking.setdefault(first, [(r, tuple(o)) for r, o in lacks.items()])
+                equal.setdefault(first, []).append(row)
+        return lacking, equal
+
+    def _batches(self, rows) -> list[list[int]]:
+        """Divide rows into batches of one size of input each."""
+        groups = {}
+        for row in rows:
+            groups.setdefault(self._size_of(row), []).append(row)
+        most = max((run.base.size for run in self.runs), default=1)
+        return [
+            group[i : i + most]
+            for group in groups.values()
+            for i in range(0, len(group), most)
+        ]
+
+    def _size_of(self, row) -> tuple:
+        if not any(run.varies for run in self.runs):
+            return ()
+        if isinstance(self.samples, StageOutputs):
+            return tuple(self.samples.rows[row].shape)
+        readers = dict.fromkeys(run.base.backbone.reader for run in self.runs)
+        return tuple(self.refusals.read(row, reader.size_of) for reader in readers)
+
+    def _run_here(self, batches, lacking, accept, done, device) -> None:
+        """Compute in this process."""
+
+        def work(each, batch):
+            read_one = functools.cache(
+                lambda reader, row: self.refusals.read(row, reader.read)
+            )
+
+            def read(reader, rows):
+                return each(functools.partial(read_one, reader), rows)
+
+            for run, ones, rows in _parts(batch, lacking):
+                yield from self._compute(run, ones, rows, read)
+            yield None, batch, {}, True
+
+        def accept_or_count(run, batch, found, exact):
+            if run is None:
+                done(batch)
+            else:
+                accept(run, batch, found, exact)
+
+        with readers(device) as each:
+            work = functools.partial(work, each)
+            run_lanes(batches, work, accept_or_count, device)
+
+    def _compute(self, run, ones, rows, read):
+        """Yield the rows of a batch and their outputs, from where each is known."""
+        if run.error is not None:
+            return
+        prefix = run.prefix(max(ones))
+        try:
+            for start, group, inputs in self._starts(run, ones, rows, read):
+                taps = [tap for tap in run.taps if start < tap[0] <= prefix.depth]
+                wanted = dict.fromkeys([*ones, *taps])
+                used, found = prefix.run_within_memory(inputs, start, wanted)
+                yield run, group, found, used is prefix
+        except UnreadableError:
+            raise
+        except Exception as error:
+            if self.failures is None:
+                raise
+            run.error = error
+            for numbers in run.asked.values():
+                self.failures.update(dict.fromkeys(numbers, error))
+
+    def _starts(self, run, ones, rows, read):
+        """Group a batch by the deepest stage whose output is known of a sample."""
+        if isinstance(self.samples, StageOutputs):
+            given = self.samples.rows
+            some = torch.stack([given[row] for row in rows])
+            yield self.samples.depth, rows, some
+            return
+        first = min(depth for depth, _ in ones)
+        for depth in range(first - 1, 0, -1) if self.cache else ():
+            keys = dict(zip(rows, self._keys(run, (depth, "none"), rows), strict=True))
             found = self.cache.get_many(list(keys.values()))
             group = [row for row in rows if keys[row] in found]
             if group:
                 stacked = np.stack([found[keys[row]] for row in group])
                 yield depth, group, torch.from_numpy(stacked)
                 rows = [row for row in rows if keys[row] not in found]
-        read = each(lambda row: refusals.read(row, self.way.read), rows)
-        squares = {row: x for row, x in zip(rows, read, strict=True) if x is not None}
-        if squares:
-            yield 0, list(squares), stack_squares(squares.values())
+        reader = run.base.backbone.reader
+        inputs = zip(rows, read(reader, rows), strict=True)
+        inputs = {row: x for row, x in inputs if x is not None}
+        if inputs:
+            yield 0, list(inputs), reader.stack(list(inputs.values()))
 
+    def _keys(self, run, one, rows) -> list[bytes]:
+        if one in run.keys:
+            return [run.keys[one][row] for row in rows]
+        return run.prefix(one).keys(self.digests[row] for row in rows)
 
-def read_images(images: Images, rows, read) -> list:
-    """Read the images at some rows, source -> result, in threads."""
-    refusals, found = Refusals(images, strict=True), {}
-    run_lanes(
-        list(rows),
-        lambda row: [(row, refusals.read(row, read))],
-        found.__setitem__,
-    )
-    return [found[row] for row in rows]
+    def _fill(self, run, one, batch, values, equal) -> None:
+        out = run.out[one]
+        for row, value in zip(batch, values, strict=True):
+            for each in equal[row]:
+                out[each] = value
 
-
-def stack_squares(squares) -> torch.Tensor:
-    """Stack squares of pixels; scaled to float32 if any of them is float."""
-    squares = list(squares)
-    if any(square.dtype != torch.uint8 for square in squares):
-        squares = [
-            square.float().div_(255) if square.dtype == torch.uint8 else square
-            for square in squares
-        ]
-    return torch.stack(squares)
-
-
-def run_on(
-    rows: torch.Tensor,
-    way: Pass,
-    start: int = 0,
-    *,
-    cache: EmbeddingCache | None = None,
-    digests: list[bytes] | None = None,
-) -> torch.Tensor:
-    """Run rows that are outputs of the stage before `start` (0: squares of pixels).
-
-    With the digests of their images, a cache is looked up first, and gets the others.
-    """
-    keys = None if cache is None else way.keys(digests)
-    known = cache.get_many(keys) if keys else {}
-    out = np.empty((len(rows), *way.shape), dtype=np.float32)
-    todo = []
-    for row in range(len(rows)):
-        if keys and keys[row] in known:
-            out[row] = known[keys[row]]
-        else:
-            todo.append(row)
-    writer = Writer(cache)
-
-    def work(batch):
-        used, found = way.run_fitting(rows[batch], start)
-        yield batch, found[way.depth], used is way
-
-    def accept(batch, values, exact):
-        out[batch] = values.numpy()
-        if writer.keeps(exact):
-            writer.add([keys[row] for row in batch], values)
-
-    batches = [todo[i : i + way.size] for i in range(0, len(todo), way.size)]
-    run_lanes(batches, work, accept, way.device)
-    writer.flush()
-    return torch.from_numpy(out)
-
-
-class UnreadableImageError(ValueError):
-    """An image cannot be read: the message names row and file."""
-
-
-class Refusals:
-    """The images that could not be read, and what that means to the caller."""
-
-    def __init__(self, images: Images, strict: bool):
-        self.images = images
-        self.strict = strict
-        # Row -> why.
-        self.rows: dict[int, str] = {}
-
-    def read(self, row: int, step):
-        """Do a step with an image's source; None if the image is refused."""
-        if row in self.rows:
-            return None
-        try:
-            return step(self.images[row])
-        except Exception as error:
-            reason = str(error) or type(error).__name__
-            if not self.strict:
-                self.rows[row] = reason
-                return None
-            raise UnreadableImageError(
-                f"Cannot read the image in {self.images.describe(row)}: {reason}. "
-                f"{ACCEPTED} Nothing was returned. Repair that image or leave it out; "
-                "PretrainedFeatureExtractor(on_error='nan') gives a row of NaN for it."
-            ) from error
-
-    def spread(self, equal: dict[int, list[int]]) -> None:
-        """Refuse the rows whose image is that of a refused one."""
-        for row, others in equal.items():
-            if row in self.rows:
-                self.rows.update(dict.fromkeys(others, self.rows[row]))
-
-    def report(self, out: np.ndarray) -> None:
-        if not self.rows:
-            return
-        rows = sorted(self.rows)
-        out[rows] = np.nan
-        listed = "; ".join(
-            f"{self.images.describe(row)}: {self.rows[row]}" for row in rows[:5]
+    def _spread(self, batches, n_jobs, accept, done) -> None:
+        """Run chunks of whole batches on joblib's workers."""
+        workers = effective_n_jobs(n_jobs)
+        size = max(1, -(-len(batches) // (4 * workers)))
+        chunks = [sum(batches[i : i + size], []) for i in range(0, len(batches), size)]
+        asked = [[run.prefix(one) for one in run.asked] for run in self.runs]
+        engine, _ = get_active_backend()
+        one_by_one = getattr(engine, "supports_return_generator", False)
+        how = "generator" if one_by_one else "list"
+        results = Parallel(n_jobs=n_jobs, return_as=how)(
+            delayed(_chunk)(self.samples.take(chunk), asked, self.refusals.strict)
+            for chunk in chunks
         )
-        more = f"; and {len(rows) - 5} more" if len(rows) > 5 else ""
-        warnings.warn(
-            f"{len(rows)} of {len(out)} images cannot be read, and their rows are NaN: "
-            f"rows {rows[:20]}{'...' if len(rows) > 20 else ''}. {listed}{more}.",
-            UserWarning,
-            stacklevel=2,
+        for chunk, (computed, refused) in zip(chunks, results, strict=True):
+            self.refusals.rows.update({chunk[row]: why for row, why in refused.items()})
+            for number, rows, found, exact in computed:
+                accept(self.runs[number], [chunk[row] for row in rows], found, exact)
+            done(chunk)
+
+
+def _parts(batch, lacking):
+    """Parts of a batch that lack the same outputs of the same run."""
+    parts = {}
+    for row in batch:
+        for run, ones in lacking[row]:
+            parts.setdefault((run, ones), []).append(row)
+    for (run, ones), rows in parts.items():
+        size = run.base.size
+        for i in range(0, len(rows), size):
+            yield run, ones, rows[i : i + size]
+
+
+def _chunk(samples, asked, strict):
+    """Compute a chunk in a worker, where its rows are numbered from 0."""
+    refusals, computed = Refusals(samples, strict), []
+    prefixes = [prefix for some in asked for prefix in some]
+    runs = _runs(samples, prefixes, (), None)
+    with tqdm(disable=True) as progress:
+        pass_ = _Pass(samples, runs, None, [], refusals, None, progress)
+        lacking, _ = pass_._look_up(range(len(samples)))
+        pass_._run_here(
+            pass_._batches(lacking),
+            lacking,
+            lambda run, *result: computed.append((runs.index(run), *result)),
+            lambda batch: None,
+            runs[0].base.device,
         )
-
-
-def image_digests(
-    images: Images, refusals: Refusals | None = None, rows: range | None = None
-) -> list[bytes]:
-    """Digest of each image, in threads (reading and hashing release the GIL)."""
-    refusals = refusals or Refusals(images, strict=True)
-    rows = rows or range(len(images))
-
-    def some(first):
-        chunk = rows[first : first + _DIGESTS]
-        return [refusals.read(row, digest) or b"" for row in chunk]
-
-    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-        return sum(pool.map(some, range(0, len(rows), _DIGESTS)), [])
+    return computed, refusals.rows
 
 
 def spreads(n_jobs: int | None, device: str) -> bool:
@@ -322,35 +406,6 @@ def spreads(n_jobs: int | None, device: str) -> bool:
     engine, _ = get_active_backend()
     here = type(engine) in [BACKENDS.get(name) for name in _BACKENDS_HERE]
     return torch.device(device).type == "cpu" or not here
-
-
-def _spread(batches, images, way, n_jobs, refusals, accept) -> None:
-    """Run chunks of whole batches on joblib's workers."""
-    workers = effective_n_jobs(n_jobs)
-    size = max(1, -(-len(batches) // (4 * workers)))
-    chunks = [sum(batches[i : i + size], []) for i in range(0, len(batches), size)]
-    engine, _ = get_active_backend()
-    one_by_one = getattr(engine, "supports_return_generator", False)
-    results = Parallel(n_jobs=n_jobs, return_as="generator" if one_by_one else "list")(
-        delayed(_chunk)(images.take(chunk), way, refusals.strict) for chunk in chunks
-    )
-    for chunk, (done, values, exact, refused) in zip(chunks, results, strict=True):
-        refusals.rows.update({chunk[row]: text for row, text in refused.items()})
-        accept([chunk[row] for row in done], {way.depth: values}, exact)
-
-
-def _chunk(images, way, strict):
-    """Compute a chunk in a worker, where its rows are numbered from 0."""
-    refusals, done, values, exact = Refusals(images, strict), [], [], []
-
-    def accept(rows, rows_values, rows_exact):
-        done.extend(rows)
-        values.extend(rows_values)
-        exact.append(rows_exact)
-
-    job = _Job(way, None, [], [], [])
-    job.run(images, list(range(len(images))), refusals, None, accept)
-    return done, torch.from_numpy(np.array(values)), all(exact), refusals.rows
 
 
 class Writer:
@@ -368,8 +423,8 @@ class Writer:
         # They may differ in the last bit.
         return exact and self._cache is not None
 
-    def add(self, keys: Iterable[bytes], values: torch.Tensor) -> None:
-        for key, value in zip(keys, values.numpy(), strict=True):
+    def add(self, keys: Iterable[bytes], values: np.ndarray) -> None:
+        for key, value in zip(keys, values, strict=True):
             self._rows[key] = value
             self._bytes += value.nbytes
         if self._bytes >= self._BYTES:

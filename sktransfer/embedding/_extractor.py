@@ -15,12 +15,12 @@ from sktransfer.embedding._embed import embed
 from sktransfer.embedding._mixin import StagesReprMixin, Summary
 from sktransfer.embedding._prefix import (
     POOLINGS,
-    Pass,
+    Prefix,
     resolve_cache,
     resolve_device,
     resolve_precision,
 )
-from sktransfer.inputs._images import check_images, checked_images
+from sktransfer.inputs._validate import as_samples, check_samples
 
 
 class PretrainedFeatureExtractor(
@@ -177,12 +177,12 @@ class PretrainedFeatureExtractor(
         PretrainedFeatureExtractor
             This estimator.
         """
-        check_images(self, X, reset=True)
-        resolve_cache(self.cache)
         self._loaded = None
-        way = self._pass()
-        self._loaded = (self._specification(), way.backbone, way.depth)
-        self.n_features_out_ = way.shape[0]
+        prefix = self._prefix()
+        check_samples(self, X, reader=prefix.backbone.reader, reset=True)
+        resolve_cache(self.cache)
+        self._loaded = (self._specification(), prefix.backbone, prefix.depth)
+        self.n_features_out_ = prefix.shape[0]
         return self
 
     def transform(self, X):
@@ -202,15 +202,18 @@ class PretrainedFeatureExtractor(
             If an image cannot be read and ``on_error="raise"``: names row and file.
         """
         self._validate_params()
-        samples = check_images(self, X, reset=False)
-        return embed(
-            checked_images(samples, self.image_shape),
-            self._pass(),
+        prefix = self._prefix()
+        reader = prefix.backbone.reader
+        checked = check_samples(self, X, reader=reader, reset=False)
+        (embeddings,) = embed(
+            as_samples(reader, checked, self.image_shape),
+            [prefix],
             cache=resolve_cache(self.cache),
             n_jobs=self.n_jobs,
             on_error=self.on_error,
             verbose=self.verbose,
         )
+        return embeddings
 
     def _specification(self):
         return self.backbone, self.weights, self.image_size, self.random_state
@@ -227,10 +230,10 @@ class PretrainedFeatureExtractor(
             random_state=self.random_state,
         )
 
-    def _pass(self) -> Pass:
+    def _prefix(self) -> Prefix:
         backbone = self._load()
         device = resolve_device(self.device)
-        way = Pass(
+        prefix = Prefix(
             backbone,
             backbone.depth(self.stage),
             self.pooling,
@@ -238,13 +241,13 @@ class PretrainedFeatureExtractor(
             device,
             resolve_precision(self.precision, device),
         )
-        if len(way.shape) != 1 or not way.depth:
+        if len(prefix.shape) != 1 or not prefix.depth:
             raise ValueError(
                 f"stage={self.stage!r} of backbone {backbone.name!r} puts out features "
-                f"of shape {way.shape}, which pooling={self.pooling!r} leaves as they "
-                "are. Choose pooling='avg', 'max' or 'avgmax', or a later stage."
+                f"of shape {prefix.shape}, which pooling={self.pooling!r} leaves as "
+                "they are. Choose pooling='avg', 'max' or 'avgmax', or a later stage."
             )
-        return way
+        return prefix
 
     @property
     def _n_features_out(self):

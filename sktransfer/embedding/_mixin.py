@@ -53,7 +53,7 @@ class Summary:
         total = self.backbone.n_parameters
         n_features = self.n_features or self.backbone.n_features
         return (
-            f"{self.backbone.name}, {self.backbone.recipe.crop} pixels: {total:,} "
+            f"{self.backbone.name}, {self.backbone.reader}: {total:,} "
             f"parameters of the backbone, {self.n_trained:,} trained with the head, "
             f"embedding of {n_features:,} features."
         )

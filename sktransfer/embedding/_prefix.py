@@ -1,13 +1,13 @@
-"""A way through a backbone: which stages, on what device, and the key of its values."""
+"""Prefix: the leading stages of a backbone, and all that decides what they give."""
 
 import functools
 import hashlib
+import math
 import os
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-import PIL
 import torch
 
 from sktransfer.backbones._backbone import Backbone
@@ -15,9 +15,9 @@ from sktransfer.embedding._cache import EmbeddingCache
 
 _KEY_FORMAT = "sktransfer-1"
 _DEFAULT_BATCH = {"cuda": 128, "mps": 64}
-# On a CPU, more than 8 images of 224 pixels, or 32 small ones, would not stay in its
+# On a CPU, more than 8 inputs of 224 x 224, or 32 small ones, would not stay in its
 # caches. Of small ones fewer would be slower: each batch reorders the weights.
-_CPU_BATCH, _CPU_PIXELS = 32, 8 * 224**2
+_CPU_BATCH, _CPU_PLACES = 32, 8 * 224**2
 # Of fewer, torch computes 1 x 1 convolutions another way, and slowly, where it has one
 # thread, as each of our lanes does.
 _POINTWISE_BATCH = 16
@@ -104,8 +104,8 @@ def _roundings(kind: str) -> tuple:
 
 
 @dataclass(frozen=True)
-class Pass:
-    """A way through the leading stages of a backbone: all that decides its values.
+class Prefix:
+    """The leading stages of a backbone, and how samples are run through them.
 
     Parameters
     ----------
@@ -128,11 +128,12 @@ class Pass:
     device: str = "cpu"
     precision: str = "float32"
 
-    @property
+    @functools.cached_property
     def size(self) -> int:
+        """Rows of a batch."""
         if self.batch_size is not None:
             return self.batch_size
-        few = _CPU_PIXELS // self.backbone.recipe.crop**2
+        few = _CPU_PLACES // math.prod(self._input_shape[1:])
         if self.backbone.has_pointwise and few >= _POINTWISE_BATCH // 4:
             few = max(few, _POINTWISE_BATCH)
         on_cpu = min(_CPU_BATCH, max(1, few))
@@ -141,94 +142,98 @@ class Pass:
     @property
     def shape(self) -> tuple[int, ...]:
         """Shape of one row of the result."""
-        crop = self.backbone.recipe.crop
-        shape = self.backbone.shapes[self.depth - 1] if self.depth else (3, crop, crop)
+        shape = (
+            self.backbone.shapes[self.depth - 1] if self.depth else self._input_shape
+        )
         if self.pooling == "none" or len(shape) == 1:
             return shape
         width = shape[-1] if len(shape) == 2 else shape[0]
         return (2 * width if self.pooling == "avgmax" else width,)
 
+    @functools.cached_property
+    def _input_shape(self) -> tuple[int, ...]:
+        return tuple(self.backbone.reader.example(1).shape[1:])
+
     def keys(self, digests: Iterable[bytes]) -> list[bytes]:
-        """Keys of the results for images of these digests: hashes of the full cause."""
+        """Keys of the results for these content digests: hashes of the full cause."""
         # What is flat already is not pooled, and shares its entries.
         pooling = "none" if self.shape == self.at(self.depth).shape else self.pooling
         cause = (
             _KEY_FORMAT,
             torch.__version__,
-            PIL.__version__,
             torch.device(self.device).type,
             _roundings(torch.device(self.device).type),
             self.precision,
             self.size,
-            self.backbone.recipe,
+            self.backbone.reader.cause(),
             self.backbone.cause(self.depth),
             pooling,
         )
         head = hashlib.sha256(repr(cause).encode())
-        return [_extended(head, image) for image in digests]
+        return [_extended(head, digest) for digest in digests]
 
-    def at(self, depth: int) -> "Pass":
-        """Return the same way to another depth, unpooled there."""
+    def at(self, depth: int) -> "Prefix":
+        """Return the same prefix to another depth, unpooled there."""
         return replace(self, depth=depth, pooling="none")
 
-    def whole(self) -> "Pass":
-        """Return the same way through all stages, to an embedding."""
+    def whole(self) -> "Prefix":
+        """Return the same prefix of all stages, to an embedding."""
         return replace(self, depth=len(self.backbone.stages), pooling="avg")
 
-    def read(self, source) -> torch.Tensor:
-        """Turn an image's source into the square of pixels that the way starts from."""
-        return self.backbone.recipe.read(source)
-
-    def run_fitting(self, batch, start=0, keep=None) -> tuple["Pass", dict]:
+    def run_within_memory(
+        self, batch, start: int, wanted: Iterable[tuple[int, str]]
+    ) -> tuple["Prefix", dict]:
         """Run one batch through the stages, in parts if the memory is too small.
 
         Parameters
         ----------
         batch : Tensor of at most `size` rows
-            Squares of pixels or, from a later start, outputs of the stage before it.
+            Inputs or, from a later start, outputs of the stage before it.
         start : int
             How many stages the batch has behind it.
-        keep : dict of int to str, optional
-            Depths on the way whose outputs are wanted, too, and how they are pooled.
+        wanted : iterable of (depth, pooling)
+            The outputs to return, from `start` to the depth of the prefix.
 
         Returns
         -------
-        way : Pass
+        prefix : Prefix
             This one, or the one of a smaller batch size that was used.
-        found : dict of int to Tensor
-            The rows at depth `self.depth` and at the depths of `keep`.
+        found : dict of (depth, pooling) to Tensor
         """
-        poolings, way = {**(keep or {}), self.depth: self.pooling}, self
+        prefix, wanted = self, list(wanted)
         while True:
             try:
                 parts = [
-                    way._run(rows, start, poolings) for rows in batch.split(way.size)
+                    prefix._run(rows, start, wanted)
+                    for rows in batch.split(prefix.size)
                 ]
                 break
             except torch.OutOfMemoryError as error:
                 # Tried again outside of this block: the traceback holds tensors.
                 text = str(error).split("\n")[0]
-            way = way._halved(text)
-        if way is self:
-            return way, parts[0]
+            prefix = prefix._halved(text)
+        if prefix is self:
+            return prefix, parts[0]
         warnings.warn(
-            f"Batches of {self.size} images do not fit in the memory of "
-            f"{self.device!r}; {way.size} do. Set batch_size={way.size}.",
+            f"Batches of {self.size} {self.backbone.reader.kind}s do not fit in the "
+            f"memory of {self.device!r}; {prefix.size} do. Set "
+            f"batch_size={prefix.size}.",
             UserWarning,
             stacklevel=2,
         )
-        return way, {d: torch.cat([part[d] for part in parts]) for d in poolings}
+        return prefix, {one: torch.cat([part[one] for part in parts]) for one in wanted}
 
-    def _halved(self, reason: str) -> "Pass":
+    def _halved(self, reason: str) -> "Prefix":
         if self.size == 1:
+            reader = self.backbone.reader
             raise RuntimeError(
-                f"One image of {self.backbone.recipe.crop} pixels is more than the "
-                f"memory of {self.device!r} holds ({reason}). Use a smaller "
-                "image_size, another network, or device='cpu'."
+                f"One {reader.kind} of {reader} is more than the memory of "
+                f"{self.device!r} holds ({reason}). Use a smaller "
+                f"{reader.size_parameter}, another network, or device='cpu'."
             )
         return replace(self, batch_size=self.size // 2)
 
-    def _run(self, batch, start: int, poolings: dict) -> dict:
+    def _run(self, batch, start: int, wanted: list) -> dict:
         count = len(batch)
         if count < self.size:
             filler = batch[-1:].expand(self.size - count, *batch.shape[1:])
@@ -242,22 +247,23 @@ class Pass:
         found = {}
         with torch.inference_mode(), torch.autocast(kind, torch.bfloat16, enabled=low):
             if not start and self.depth:
-                x = self.backbone.recipe.normalise(x)
+                x = self.backbone.reader.normalise(x)
             if x.dim() == 4:
                 x = x.contiguous(memory_format=torch.channels_last)
             for depth in range(start, self.depth + 1):
                 if depth > start:
                     # float32 between stages: a later start makes no difference.
                     x = stages[depth - 1](x).float()
-                if depth in poolings:
-                    # A copy: the next stage may compute in place.
-                    found[depth] = pool(x, poolings[depth])[:count].clone()
-        return {depth: rows.contiguous().cpu() for depth, rows in found.items()}
+                for one, pooling in wanted:
+                    if one == depth:
+                        # A copy: the next stage may compute in place.
+                        found[one, pooling] = pool(x, pooling)[:count].clone()
+        return {one: rows.contiguous().cpu() for one, rows in found.items()}
 
 
-def _extended(head, image: bytes) -> bytes:
+def _extended(head, digest: bytes) -> bytes:
     key = head.copy()
-    key.update(image)
+    key.update(digest)
     return key.digest()
 
 

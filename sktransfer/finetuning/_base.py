@@ -22,7 +22,7 @@ from sktransfer.backbones._backbone import Backbone
 from sktransfer.backbones._load import SourceMixin, load_backbone, seeded
 from sktransfer.embedding._mixin import StagesReprMixin, Summary
 from sktransfer.embedding._prefix import (
-    Pass,
+    Prefix,
     resolve_cache,
     resolve_device,
     resolve_precision,
@@ -42,8 +42,8 @@ from sktransfer.finetuning._train import (
     epochs_table,
     train,
 )
-from sktransfer.inputs._augment import resolve_augment
-from sktransfer.inputs._images import check_images, checked_images, table_range
+from sktransfer.inputs._image_tables import table_range
+from sktransfer.inputs._validate import as_samples, check_samples
 
 POSITIVE = Interval(Real, 0, None, closed="neither")
 _NOT_NEGATIVE = Interval(Real, 0, None, closed="left")
@@ -238,48 +238,51 @@ class BaseFineTune(StagesReprMixin, SourceMixin, BaseEstimator):
 
     def _fitted(self, X, y, sample_weight, start, job):
         """Fit; return what is to be known of it."""
-        samples, y = check_images(self, X, y, reset=start is None, multi_output=True)
+        seed = int(check_random_state(self.random_state).randint(2**31 - 1))
+        backbone = self._source_network(seed) if start is None else start.backbone
+        reader, reset = backbone.reader, start is None
+        checked, y = check_samples(
+            self, X, y, reader=reader, reset=reset, multi_output=True
+        )
         y = _column(y)
         weights = _check_sample_weight(
             sample_weight, y, dtype=np.float64, ensure_non_negative=True
         )
         _check_some_weigh(weights, "sample")
         value_range = None
-        if isinstance(samples, np.ndarray):
+        if isinstance(checked, np.ndarray):
             known_range = start and start.value_range
-            value_range = known_range or table_range(samples[weights > 0])
-        images = checked_images(samples, self.image_shape, value_range)
+            value_range = known_range or table_range(checked[weights > 0])
+        samples = as_samples(reader, checked, self.image_shape, value_range)
         targets, known = self._encode(y, weights, job.classes, start and start.known)
         weights = weights * self._class_weights(targets, weights, known)
         _check_some_weigh(weights, "class")
         counts = {"n_images_": int((weights > 0).sum())}
         counts |= self._counts(targets[weights > 0], known)
-        examples = Examples(images, targets, weights, _codes(job.groups, y))
+        examples = Examples(samples, targets, weights, _codes(job.groups, y))
         if start is not None and job.partial:
             examples.go_on_from(*start.seen)
-        teacher = self._teacher_scores(X, examples.images.rows, known)
+        teacher = self._teacher_scores(X, examples.samples.rows, known)
         if teacher is not None:
             examples.targets = np.column_stack([examples.targets, teacher])
-        tuned = self._tune(examples, start, job, known)
+        tuned = self._tune(examples, backbone, seed, start, job, known)
         return {**known, **counts, **tuned, "value_range_": value_range}
 
-    def _tune(self, examples, start, job, known) -> dict:
+    def _source_network(self, seed: int) -> Backbone:
+        return load_backbone(
+            self.backbone,
+            weights=self.weights,
+            image_size=self.image_size,
+            random_state=seed,
+        )
+
+    def _tune(self, examples, backbone, seed, start, job, known) -> dict:
         """Train on examples; return the fitted attributes."""
-        seed = int(check_random_state(self.random_state).randint(2**31 - 1))
-        if start is None:
-            backbone = load_backbone(
-                self.backbone,
-                weights=self.weights,
-                image_size=self.image_size,
-                random_state=seed,
-            )
-            source, done = backbone, 0
-        else:
-            backbone, source, done = start.backbone, start.source, start.n_iter
+        source, done = (start.source, start.n_iter) if start else (backbone, 0)
         depth = backbone.freeze_depth(self.freeze)
-        way = self._pass(backbone, depth)
-        augment = resolve_augment(self.augment, backbone.recipe.crop)
-        inputs = Inputs(way, resolve_cache(self.cache), examples, augment)
+        prefix = self._prefix(backbone, depth)
+        augment = backbone.reader.augmentation(self.augment)
+        inputs = Inputs(prefix, resolve_cache(self.cache), examples, augment)
         solves = self._solves_head(inputs.all_frozen) and not job.partial
         self._refuse_no_training(inputs, start, job.epochs or solves)
         rows, held_out = self._split(examples, known, seed, solves)
@@ -287,7 +290,7 @@ class BaseFineTune(StagesReprMixin, SourceMixin, BaseEstimator):
         before = start if job.partial else None
         known = self._standardised(examples, rows, known, before)
         # Other pictures, orders and drops in each call that goes on.
-        with seeded(_mixed(seed, done), way.device):
+        with seeded(_mixed(seed, done), prefix.device):
             if solves:
                 head, history, known = self._solved_head(inputs, known)
             elif start is None:
@@ -300,7 +303,7 @@ class BaseFineTune(StagesReprMixin, SourceMixin, BaseEstimator):
                 head, self.precision, fixed_norms=self.weights is not None
             )
             plan = replace(
-                self._plan(known, way.device, partial=job.partial),
+                self._plan(known, prefix.device, partial=job.partial),
                 epochs_done=done,
                 source=source.stages[depth:],
                 optimizer_before=before.optimizer if before else None,
@@ -372,7 +375,7 @@ class BaseFineTune(StagesReprMixin, SourceMixin, BaseEstimator):
         layers = sizes, self.dropout, prior_scores(kind, targets, weights, n_outputs)
         if self.weights is None and not inputs.all_frozen:
             # There are no features to keep, nor any scale of them: it is to be learnt.
-            neutral = Standardise.nothing(inputs.way.backbone.n_features)
+            neutral = Standardise.nothing(inputs.prefix.backbone.n_features)
             return make_head(neutral, *layers), []
         embeddings = inputs.embeddings()
         head = make_head(Standardise.of(embeddings[rows]), *layers)
@@ -383,7 +386,7 @@ class BaseFineTune(StagesReprMixin, SourceMixin, BaseEstimator):
             Network(torch.nn.Sequential(), head),
             examples.rows(read, rows),
             None if held_out is None else examples.rows(read, held_out),
-            self._plan(known, inputs.way.device, head_only=True),
+            self._plan(known, inputs.prefix.device, head_only=True),
             self.head_epochs,
         )
         return head.cpu(), epochs_table(net, "head")
@@ -432,19 +435,20 @@ class BaseFineTune(StagesReprMixin, SourceMixin, BaseEstimator):
         """Bring targets to the scale that is trained on, and tell what it is."""
         return known
 
-    def _pass(self, backbone, depth, pooling="none") -> Pass:
+    def _prefix(self, backbone, depth, pooling="none") -> Prefix:
         device = resolve_device(self.device)
         precision = resolve_precision(self.precision, device)
-        return Pass(backbone, depth, pooling, device=device, precision=precision)
+        return Prefix(backbone, depth, pooling, device=device, precision=precision)
 
     def _outputs(self, X) -> np.ndarray:
         """Outputs of the head for images, (n_samples, n_outputs) float64."""
         check_is_fitted(self)
-        samples = check_images(self, X, reset=False)
-        images = checked_images(samples, self.image_shape, self.value_range_)
-        way = self._pass(self.backbone_, len(self.backbone_.stages), "avg")
+        reader = self.backbone_.reader
+        checked = check_samples(self, X, reader=reader, reset=False)
+        samples = as_samples(reader, checked, self.image_shape, self.value_range_)
+        whole = self._prefix(self.backbone_, len(self.backbone_.stages), "avg")
         embeddings = embed_tuned(
-            images, way, self.freeze_depth_, resolve_cache(self.cache)
+            samples, whole, self.freeze_depth_, resolve_cache(self.cache)
         )
         head = copy.deepcopy(self.head_).cpu().double().eval()
         with torch.inference_mode():

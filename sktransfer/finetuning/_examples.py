@@ -6,52 +6,45 @@ import functools
 import numpy as np
 import torch
 
-from sktransfer.embedding._embed import (
-    embed,
-    image_digests,
-    read_images,
-    run_on,
-    stack_squares,
-)
-from sktransfer.embedding._prefix import Pass
+from sktransfer.embedding._embed import StageOutputs, embed
+from sktransfer.embedding._prefix import Prefix
+from sktransfer.embedding._reading import read_samples, sample_digests
 from sktransfer.finetuning._network import Network
 from sktransfer.finetuning._train import Rows
-from sktransfer.inputs._augment import name_of
-from sktransfer.inputs._decoding import decode
-from sktransfer.inputs._images import Images
+from sktransfer.inputs._reader import PADDING, Reader, Samples, unpadded
 
-# Images whose feature maps are in memory at the same time in predict.
+# Samples whose feature maps are in memory at the same time in predict.
 _CHUNK = 1024
-# Decoded pictures, or outputs of frozen stages, kept in memory during a fit.
+# Drafts, or outputs of frozen stages, kept in memory during a fit.
 _MAX_BYTES = 2**32
 
 
 class Examples:
-    """Training examples, each (image, target) once, in an order of their content.
+    """Training examples, each (sample, target) once, in an order of their content.
 
     Rows of weight 0 are dropped, and the weights of equal rows summed: then a weight
     of k is the same as k copies to the last digit, and so is any order of the rows.
 
     Parameters
     ----------
-    images : Images of length n
-        Of those that are kept, ``images.rows`` tells where they were.
+    samples : Samples of length n
+        Of those that are kept, ``samples.rows`` tells where they were.
     targets : ndarray of shape (n, n_columns)
     weights : ndarray of shape (n,)
     groups : ndarray of int of shape (n,), optional
         What is not to be divided between training and validation.
     """
 
-    def __init__(self, images: Images, targets, weights, groups=None):
+    def __init__(self, samples: Samples, targets, weights, groups=None):
         positive = np.flatnonzero(weights > 0)
-        images = images.take(positive)
+        samples = samples.take(positive)
         targets = np.asarray(targets, dtype=np.float64)[positive]
-        digests, copies = image_digests(images), {}
-        for row, image in enumerate(digests):
-            copies.setdefault(image + targets[row].tobytes(), []).append(row)
+        digests, copies = sample_digests(samples), {}
+        for row, digest in enumerate(digests):
+            copies.setdefault(digest + targets[row].tobytes(), []).append(row)
         equal = [copies[key] for key in sorted(copies)]
         order = [rows[0] for rows in equal]
-        self.images = images.take(order)
+        self.samples = samples.take(order)
         self.digests = [digests[row] for row in order]
         self.targets = targets[order]
         self.weights = np.array([weights[positive[rows]].sum() for rows in equal])
@@ -68,7 +61,7 @@ class Examples:
     def take(self, rows) -> "Examples":
         """Return the examples at these rows, in this order."""
         taken = copy.copy(self)
-        taken.images = self.images.take(rows)
+        taken.samples = self.samples.take(rows)
         taken.digests = [self.digests[row] for row in rows]
         taken.targets, taken.weights = self.targets[rows], self.weights[rows]
         taken.groups = None if self.groups is None else self.groups[rows]
@@ -99,132 +92,148 @@ def _read_chosen(read, chosen, rows):
 class Inputs:
     """What the trained stages are given, for the examples of a fit.
 
-    Without augmentation, the frozen stages have run once for each image, before the
+    Without augmentation, the frozen stages have run once for each sample, before the
     first epoch. With it, or where their outputs would not fit in memory, they run in
     each step, by the same function at the same batch size: to the last bit the same.
 
     Parameters
     ----------
-    way : Pass
-        Through the frozen stages.
+    prefix : Prefix
+        The frozen stages.
     cache : EmbeddingCache or None
     examples : Examples
     augment : callable or None
+        Takes and returns a draft.
     """
 
-    def __init__(self, way: Pass, cache, examples, augment):
-        self.way = way
+    def __init__(self, prefix: Prefix, cache, examples, augment):
+        self.prefix = prefix
         self.cache = cache
         self.examples = examples
         self.augment = augment
-        self._pictures = _Pictures(examples.images, way)
-        self.all_frozen = way.depth == len(way.backbone.stages)
-        size = 4 * len(examples) * int(np.prod(way.shape))
-        self._in_step = way.depth == 0 or augment is not None or size > _MAX_BYTES
+        self.reader = prefix.backbone.reader
+        self._drafts = _Drafts(examples.samples, self.reader)
+        self.all_frozen = prefix.depth == len(prefix.backbone.stages)
+        size = 4 * len(examples) * int(np.prod(prefix.shape))
+        self._in_step = prefix.depth == 0 or augment is not None or size > _MAX_BYTES
+        self._features = None
 
     def network(self, head, precision: str, fixed_norms: bool) -> Network:
         """Make what is trained: a copy of the stages not frozen, and a head."""
-        suffix = copy.deepcopy(self.way.backbone.stages[self.way.depth :])
+        suffix = copy.deepcopy(self.prefix.backbone.stages[self.prefix.depth :])
         prefix = None
         if self._in_step:
-            prefix = functools.partial(_frozen, self.way)
+            prefix = functools.partial(_frozen, self.prefix)
         suffix.requires_grad_(True)
         return Network(suffix, head, prefix, precision, fixed_norms)
 
     def rows(self, chosen, training: bool = False) -> Rows:
-        read = self._squares if self._in_step else self.features.__getitem__
+        read = self._inputs if self._in_step else self._frozen_outputs
         if self.augment is not None and training:
             read = self._augmented
         return self.examples.rows(read, chosen, training)
 
-    @functools.cached_property
-    def features(self) -> torch.Tensor:
-        """Outputs of the frozen stages."""
-        examples = self.examples
-        return torch.from_numpy(
-            embed(
-                examples.images,
-                self.way,
-                cache=self.cache,
-                digests=examples.digests,
-                taps=True,
-            )
-        )
-
     def embeddings(self) -> np.ndarray:
         """Embeddings by the whole network as it is before training."""
-        whole, known = self.way.whole(), self.examples.digests
         if self._in_step:
             # What the stages give on the way, other depths of a search start from.
-            taps = self.augment is None
-            images = self.examples.images
-            return embed(images, whole, cache=self.cache, digests=known, taps=taps)
-        start, cache = self.way.depth, self.cache
-        return run_on(self.features, whole, start, cache=cache, digests=known).numpy()
+            taps = [] if self.augment else self._taps(self.prefix.whole())
+            return self._embed([self.prefix.whole()], taps)[0]
+        frozen, embeddings = self._embed(
+            [self.prefix, self.prefix.whole()], self._taps(self.prefix)
+        )
+        self._features = torch.from_numpy(frozen)
+        return embeddings
 
-    def _squares(self, rows) -> torch.Tensor:
-        recipe = self.way.backbone.recipe
-        return stack_squares(recipe.cut(x) for x in self._pictures.get(rows))
+    def _embed(self, prefixes, taps) -> list[np.ndarray]:
+        examples = self.examples
+        return embed(
+            examples.samples,
+            prefixes,
+            cache=self.cache,
+            digests=examples.digests,
+            taps=taps,
+        )
+
+    def _taps(self, prefix) -> list[Prefix]:
+        return taps_of(prefix, len(self.examples), self.cache)
+
+    def _frozen_outputs(self, rows) -> torch.Tensor:
+        if self._features is None:
+            (frozen,) = self._embed([self.prefix], self._taps(self.prefix))
+            self._features = torch.from_numpy(frozen)
+        return _trimmed(self._features[rows], self.reader)
+
+    def _inputs(self, rows) -> torch.Tensor:
+        drafts = self._drafts.get(rows)
+        return self.reader.stack([self.reader.finish(draft) for draft in drafts])
 
     def _augmented(self, rows) -> torch.Tensor:
-        recipe, squares = self.way.backbone.recipe, []
-        for picture in self._pictures.get(rows):
-            # A copy: what augments may do so in place.
-            x = _checked_augmented(self.augment(picture.clone()), self.augment)
-            squares.append(x if x.shape[1:] == (recipe.crop,) * 2 else recipe.square(x))
-        return stack_squares(squares)
+        drafts = [self.augment(draft) for draft in self._drafts.get(rows)]
+        return self.reader.stack([self.reader.finish(draft) for draft in drafts])
 
 
-def _checked_augmented(x, augment) -> torch.Tensor:
-    if isinstance(x, torch.Tensor) and x.ndim == 3 and x.shape[0] == 3:
-        return x
-    shape = f" and shape {tuple(x.shape)}" if hasattr(x, "shape") else ""
-    raise ValueError(
-        f"augment={name_of(augment)} returned a value of type {type(x).__name__}"
-        f"{shape}. Accepted is a picture, a tensor of shape (3, H, W). Nothing was "
-        "fitted. A function that changes its picture in place has to return it, too."
-    )
+class _Drafts:
+    """Samples as augmentation takes them, decoded once where they fit in memory."""
 
-
-class _Pictures:
-    """Training pictures at the size of the recipe, decoded once where they fit."""
-
-    def __init__(self, images: Images, way: Pass):
-        self._images = images
-        self._way = way
+    def __init__(self, samples: Samples, reader: Reader):
+        self._samples = samples
+        self._reader = reader
         self._known = {}
         self._bytes = 0
 
     def get(self, rows) -> list[torch.Tensor]:
         missing = [row for row in rows if row not in self._known]
-        recipe = self._way.backbone.recipe
-        read = read_images(
-            self._images, missing, lambda source: recipe.resized(decode(source))
-        )
+        read = read_samples(self._samples, missing, self._reader.draft)
         found = dict(zip(missing, read, strict=True))
-        pictures = [self._known.get(row, found.get(row)) for row in rows]
-        for row, picture in found.items():
+        drafts = [self._known.get(row, found.get(row)) for row in rows]
+        for row, draft in found.items():
             if self._bytes < _MAX_BYTES:
-                self._known[row] = picture
-                self._bytes += picture.nbytes
-        return pictures
+                self._known[row] = draft
+                self._bytes += draft.nbytes
+        return drafts
 
 
-def _frozen(way: Pass, squares: torch.Tensor) -> torch.Tensor:
-    """Run squares of pixels through the frozen stages, inside a training step."""
-    if not way.depth:
-        return way.backbone.recipe.normalise(squares)
-    return run_on(squares.cpu(), way).to(squares.device)
+def taps_of(prefix: Prefix, n_samples: int, cache) -> list[Prefix]:
+    """The depths before a prefix's own, to be kept for other fits, if they fit."""
+    numbers = sum(np.prod(shape) for shape in prefix.backbone.shapes[: prefix.depth])
+    if cache is None or 4 * n_samples * numbers > cache.max_bytes / 2:
+        return []
+    return [prefix.at(depth) for depth in range(1, prefix.depth)]
 
 
-def embed_tuned(images: Images, way: Pass, depth: int, cache) -> torch.Tensor:
-    """Embed images with a tuned network whose first stages, frozen, may be cached."""
-    rows = []
-    for first in range(0, len(images), _CHUNK):
-        chunk = images.take(range(first, min(first + _CHUNK, len(images))))
+def _trimmed(batch: torch.Tensor, reader: Reader) -> torch.Tensor:
+    """Cut off the padding that no row of a batch of stage outputs needs."""
+    if reader.padding is None or batch.ndim < 3:
+        return batch
+    return batch[:, : max(map(len, unpadded(batch, PADDING)))]
+
+
+def _frozen(prefix: Prefix, inputs: torch.Tensor) -> torch.Tensor:
+    """Run stacked inputs through the frozen stages, inside a training step."""
+    reader = prefix.backbone.reader
+    if not prefix.depth:
+        return reader.normalise(inputs)
+    (outputs,) = embed(_outputs(inputs.cpu(), 0, reader.padding), [prefix])
+    return torch.from_numpy(outputs).to(inputs.device)
+
+
+def _outputs(batch: torch.Tensor, depth: int, padding) -> StageOutputs:
+    """Rows of a batch, which are not computed with the padding of their neighbours."""
+    return StageOutputs(batch if padding is None else unpadded(batch, padding), depth)
+
+
+def embed_tuned(samples: Samples, whole: Prefix, depth: int, cache) -> torch.Tensor:
+    """Embed samples with a tuned network whose first stages, frozen, may be cached."""
+    rows, varies = [], whole.backbone.reader.padding is not None
+    frozen = whole.at(depth)
+    for first in range(0, len(samples), _CHUNK):
+        chunk = samples.take(range(first, min(first + _CHUNK, len(samples))))
         if depth:
-            frozen = embed(chunk, way.at(depth), cache=cache, taps=True)
-            rows.append(run_on(torch.from_numpy(frozen), way, depth))
-        else:
-            rows.append(torch.from_numpy(embed(chunk, way, cache=None)))
-    return torch.cat(rows)
+            taps = taps_of(frozen, len(chunk), cache)
+            (outputs,) = embed(chunk, [frozen], cache=cache, taps=taps)
+            outputs = torch.from_numpy(outputs)
+            padding = PADDING if varies and outputs.ndim == 3 else None
+            chunk = _outputs(outputs, depth, padding)
+        rows += embed(chunk, [whole])
+    return torch.from_numpy(np.concatenate(rows))

@@ -1,5 +1,6 @@
 """Random changes of training pictures, the same ones for the same seed."""
 
+import functools
 import inspect
 from collections.abc import Callable
 
@@ -21,13 +22,13 @@ def resolve_augment(augment, side: int) -> Callable | None:
     Returns
     -------
     callable or None
-        Takes and returns a picture, a tensor of shape (3, H, W).
+        Takes a picture, a tensor of shape (3, H, W), and returns another one.
     """
     if augment is None:
         return None
     if callable(augment):
         _check_takes_a_picture(augment)
-        return augment
+        return functools.partial(_checked, augment)
     if augment not in AUGMENTS:
         raise ValueError(
             f"augment={augment!r} is not known. Accepted are None, 'mild' (crop), "
@@ -58,13 +59,26 @@ def _check_takes_a_picture(augment: Callable) -> None:
         signature.bind(None)
     except TypeError as error:
         raise ValueError(
-            f"augment={name_of(augment)} takes the arguments {signature}, where it is "
+            f"augment={_name_of(augment)} takes the arguments {signature}, where it is "
             "called with one. Accepted is what takes a picture, a tensor of shape "
             "(3, H, W), and returns one. Nothing was trained. Bind what else it needs "
             "with functools.partial."
         ) from error
 
 
-def name_of(augment: Callable) -> str:
-    """What an error calls an augment."""
+def _checked(augment: Callable, picture: torch.Tensor) -> torch.Tensor:
+    """Augment a picture; refuse what is none."""
+    # A copy: what augments may do so in place.
+    x = augment(picture.clone())
+    if isinstance(x, torch.Tensor) and x.ndim == 3 and x.shape[0] == 3:
+        return x
+    shape = f" and shape {tuple(x.shape)}" if hasattr(x, "shape") else ""
+    raise ValueError(
+        f"augment={_name_of(augment)} returned a value of type {type(x).__name__}"
+        f"{shape}. Accepted is a picture, a tensor of shape (3, H, W). Nothing was "
+        "fitted. A function that changes its picture in place has to return it, too."
+    )
+
+
+def _name_of(augment: Callable) -> str:
     return getattr(augment, "__name__", repr(augment))

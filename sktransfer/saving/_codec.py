@@ -9,7 +9,7 @@ import copy
 import importlib
 import math
 import os
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
 
@@ -23,7 +23,7 @@ from torch import nn
 from torchvision.models import get_weight
 
 from sktransfer._tables import Table
-from sktransfer.backbones._backbone import Backbone, Recipe, Tuned, checked
+from sktransfer.backbones._backbone import Backbone, Tuned, checked
 from sktransfer.backbones._load import Named, weights_path
 from sktransfer.embedding._cache import EmbeddingCache
 from sktransfer.finetuning._network import Standardise
@@ -145,15 +145,15 @@ class Encoder:
         return {"head": [layers, rates, self.tensors(value, where)]}
 
     def backbone(self, value, where):
-        origin, recipe = value.origin, asdict(value.recipe)
+        origin, reader = value.origin, value.reader.to_record()
         if isinstance(origin, Named):
             weights = self.encode(_with_whole_path(origin.weights), where)
             spec = [origin.name, weights, origin.seed]
-            return {"named": [*spec, recipe, value.digest]}
+            return {"named": [*spec, reader, value.digest]}
         if isinstance(origin, Tuned):
             source = self.encode(origin.source, where)
             spec = [source, origin.depth, self.tensors(origin.suffix, where)]
-            return {"tuned": [*spec, recipe, value.digest]}
+            return {"tuned": [*spec, reader, value.digest]}
         raise ValueError(
             f"{where}, the backbone {value.name!r}, was given as a module, and a file "
             "without code cannot hold its architecture. Make it known by a name, "
@@ -295,17 +295,17 @@ class Decoder:
         return head.eval()
 
     def named(self, content):
-        name, weights, seed, recipe, digest = content
+        name, weights, seed, reader, digest = content
         weights = self._found(self.decode(weights))
-        return _as_then(Named.of(name, weights, seed)(), recipe, digest)
+        return _as_then(Named.of(name, weights, seed)(), reader, digest)
 
     def tuned(self, content):
-        source, depth, tensors, recipe, digest = content
+        source, depth, tensors, reader, digest = content
         source = self.decode(source)
         depth = source.depth(depth)
         suffix = copy.deepcopy(source.stages[depth:])
         suffix.load_state_dict(self.tensors(tensors))
-        return _as_then(source.tuned(depth, suffix), recipe, digest)
+        return _as_then(source.tuned(depth, suffix), reader, digest)
 
     def estimator(self, content):
         kind, state, requests = content
@@ -430,6 +430,5 @@ def _with_whole_path(weights):
     return (path, weights[1]) if isinstance(weights, tuple) else path
 
 
-def _as_then(backbone: Backbone, recipe: dict, digest: str) -> Backbone:
-    tuples = {k: tuple(v) if isinstance(v, list) else v for k, v in recipe.items()}
-    return checked(backbone, Recipe(**tuples), digest)
+def _as_then(backbone: Backbone, reader: dict, digest: str) -> Backbone:
+    return checked(backbone, backbone.reader.from_record(reader), digest)

@@ -2,7 +2,6 @@
 
 import json
 import warnings
-from dataclasses import asdict
 
 import numpy as np
 import torch
@@ -10,15 +9,15 @@ from sklearn.utils.validation import check_is_fitted
 from torch import nn
 
 from sktransfer._version import __version__
-from sktransfer.backbones._backbone import MAX_ASPECT, Recipe
 from sktransfer.embedding._extractor import PretrainedFeatureExtractor
-from sktransfer.embedding._prefix import Pass, pool
+from sktransfer.embedding._prefix import Prefix, pool
 from sktransfer.finetuning._base import BaseFineTune
+from sktransfer.inputs._image_graph import SQUARES, image_graph
+from sktransfer.inputs._images import ImageReader
 from sktransfer.saving._atomic import whole_file
 
 _OLDEST_TORCH = "2.9"
 _OPSET = 18
-_PIXELS, _SQUARES = "images", "squares"
 
 
 def export_onnx(estimator, path):
@@ -63,14 +62,14 @@ def export_onnx(estimator, path):
     >>> export_onnx(model, "digits.onnx")  # doctest: +SKIP
     """
     onnx = _import_onnx()
-    network, recipe, output, properties = _parts_of(estimator)
-    graph = _network_graph(network, recipe, output)
+    network, reader, output, properties = _parts_of(estimator)
+    graph = _network_graph(network, reader, output)
     # The network's own names may be any; those of the preprocessing must differ.
     graph = onnx.compose.add_prefix(graph, "network/", rename_outputs=False)
-    before = _preprocessing(onnx, recipe, graph)
+    before = image_graph(onnx, reader, graph)
     entry = graph.graph.input[0].name
-    model = onnx.compose.merge_models(before, graph, io_map=[(_SQUARES, entry)])
-    properties |= {"recipe": json.dumps(asdict(recipe))}
+    model = onnx.compose.merge_models(before, graph, io_map=[(SQUARES, entry)])
+    properties |= {"recipe": json.dumps(reader.to_record())}
     properties |= {"sktransfer": __version__}
     onnx.helper.set_model_props(model, properties)
     onnx.checker.check_model(model)
@@ -92,7 +91,7 @@ def _import_onnx():
 
 
 def _parts_of(estimator):
-    """Network from squares to outputs, its recipe, name of the output, metadata."""
+    """Network from squares to outputs, its reader, name of the output, metadata."""
     kinds = (PretrainedFeatureExtractor, BaseFineTune)
     if not isinstance(estimator, kinds):
         raise ValueError(
@@ -104,10 +103,10 @@ def _parts_of(estimator):
     check_is_fitted(estimator)
     properties = {"estimator": type(estimator).__name__}
     if isinstance(estimator, PretrainedFeatureExtractor):
-        way = estimator._pass()
-        return _Embedding(way), way.backbone.recipe, "embeddings", properties
+        prefix = estimator._prefix()
+        return _Embedding(prefix), prefix.backbone.reader, "embeddings", properties
     backbone = estimator.backbone_
-    embedding = _Embedding(Pass(backbone, len(backbone.stages), "avg"))
+    embedding = _Embedding(Prefix(backbone, len(backbone.stages), "avg"))
     if hasattr(estimator, "classes_"):
         kind = nn.Sigmoid() if estimator.multilabel_ else nn.Softmax(dim=1)
         output = "probabilities"
@@ -117,16 +116,16 @@ def _parts_of(estimator):
         mean, scale = estimator.target_mean_, estimator.target_scale_
         kind, output = _Affine(mean, scale), "values"
     network = nn.Sequential(embedding, estimator.head_, kind)
-    return network, backbone.recipe, output, properties
+    return network, backbone.reader, output, properties
 
 
 class _Embedding(nn.Module):
-    """Squares, normalised -> rows, as a pass computes them."""
+    """Squares, normalised -> rows, as a prefix computes them."""
 
-    def __init__(self, way: Pass):
+    def __init__(self, prefix: Prefix):
         super().__init__()
-        self.stages = way.backbone.stages[: way.depth]
-        self.pooling = way.pooling
+        self.stages = prefix.backbone.stages[: prefix.depth]
+        self.pooling = prefix.pooling
 
     def forward(self, x):
         return pool(self.stages(x), self.pooling)
@@ -144,7 +143,7 @@ class _Affine(nn.Module):
         return x * self.scale + self.mean
 
 
-def _network_graph(network, recipe: Recipe, output: str):
+def _network_graph(network, reader: ImageReader, output: str):
     # A TorchVersion, which compares as versions do.
     if torch.__version__ < _OLDEST_TORCH:
         raise ImportError(
@@ -152,14 +151,14 @@ def _network_graph(network, recipe: Recipe, output: str):
             f"graphs for any number of images; this is {torch.__version__}. Upgrade: "
             "pip install 'sktransfer[onnx]'."
         )
-    squares = torch.zeros(2, 3, recipe.crop, recipe.crop)
+    squares = reader.normalise(reader.example(2))
     with warnings.catch_warnings():
         # The exporter warns of matters of its own.
         warnings.simplefilter("ignore")
         program = torch.onnx.export(
             network.eval(),
             (squares,),
-            input_names=[_SQUARES],
+            input_names=[SQUARES],
             output_names=[output],
             dynamic_shapes=({0: torch.export.Dim.DYNAMIC},),
             opset_version=_OPSET,
@@ -173,95 +172,3 @@ def _network_graph(network, recipe: Recipe, output: str):
             "with, and a graph for any number of images cannot be made of it."
         )
     return graph
-
-
-def _preprocessing(onnx, recipe: Recipe, like):
-    """Graph from pictures to normalised squares."""
-    make, types = onnx.helper, onnx.TensorProto
-    cubic = recipe.interpolation == "bicubic"
-    how = {"antialias": 1, "exclude_outside": 1}
-    how |= {"mode": "cubic", "cubic_coeff_a": -0.5} if cubic else {"mode": "linear"}
-    node = make.make_node
-    nodes = [
-        node("Shape", [_PIXELS], ["shape"]),
-        node("Slice", ["shape", "one", "channels"], ["size"]),
-        node("ReduceMin", ["size"], ["short"], keepdims=1),
-        node("Transpose", [_PIXELS], ["planes"], perm=[0, 3, 1, 2]),
-        node("Cast", ["planes"], ["pixels"], to=types.FLOAT),
-        # The ends of a picture longer than any are cut before it is resized.
-        node("Mul", ["short", "aspect"], ["most"]),
-        node("Min", ["size", "most"], ["kept"]),
-        *_centre(make, types, "pixels", "size", "kept", "middle"),
-        node("Mul", ["kept", "resize"], ["area"]),
-        node("Div", ["area", "short"], ["resized_size"]),
-        node("Slice", ["shape", "zero", "one"], ["n"]),
-        *_resized(node, how),
-        *_centre(make, types, "resized", "resized_size", "crop", "cut"),
-        node("Sub", ["cut", "mean"], ["centred"]),
-        node("Div", ["centred", "std"], [_SQUARES]),
-    ]
-    constants = [
-        onnx.numpy_helper.from_array(value, name)
-        for name, value in _numbers_of(recipe).items()
-    ]
-    side = recipe.crop
-    entry = make.make_tensor_value_info(
-        _PIXELS, types.UINT8, ["n", "height", "width", 3]
-    )
-    out = make.make_tensor_value_info(_SQUARES, types.FLOAT, ["n", 3, side, side])
-    graph = make.make_graph(nodes, "preprocessing", [entry], [out], constants)
-    return make.make_model(
-        graph, ir_version=like.ir_version, opset_imports=like.opset_import
-    )
-
-
-def _numbers_of(recipe: Recipe) -> dict[str, np.ndarray]:
-    return {
-        "zero": np.array([0]),
-        "one": np.array([1]),
-        "two": np.array([2], dtype=np.float32),
-        "spatial": np.array([2, 3]),
-        "channels": np.array([3]),
-        "aspect": np.array([MAX_ASPECT]),
-        "resize": np.array([recipe.resize]),
-        "crop": np.array([recipe.crop, recipe.crop]),
-        "half": np.array(0.5, dtype=np.float32),
-        "low": np.array(0, dtype=np.float32),
-        "high": np.array(255, dtype=np.float32),
-        "mean": 255 * np.array(recipe.mean, dtype=np.float32).reshape(1, 3, 1, 1),
-        "std": 255 * np.array(recipe.std, dtype=np.float32).reshape(1, 3, 1, 1),
-    }
-
-
-def _resized(node, how: dict) -> list:
-    """Resize the width, then the height, each to whole pixels, as Pillow does."""
-    nodes = [
-        node("Split", ["kept"], ["height", "width"], num_outputs=2),
-        node("Split", ["resized_size"], ["new_height", "new_width"], num_outputs=2),
-        node("Concat", ["height", "new_width"], ["between_size"], axis=0),
-    ]
-    for source, name in (("middle", "between"), ("between", "resized")):
-        nodes += [
-            node("Concat", ["n", "channels", f"{name}_size"], [f"{name}_4d"], axis=0),
-            node("Resize", [source, "", "", f"{name}_4d"], [f"{name}_raw"], **how),
-            # Halves go up; the operator Round would take them to the next even number.
-            node("Add", [f"{name}_raw", "half"], [f"{name}_higher"]),
-            node("Floor", [f"{name}_higher"], [f"{name}_whole"]),
-            node("Clip", [f"{name}_whole", "low", "high"], [name]),
-        ]
-    return nodes
-
-
-def _centre(make, types, x, size, wanted, out):
-    """Nodes that cut the centre; half a pixel is rounded to even, as in torchvision."""
-    names = [f"{out}_{name}" for name in ("spare", "float", "half", "start", "begin")]
-    spare, as_float, half, start, begin = names
-    return [
-        make.make_node("Sub", [size, wanted], [spare]),
-        make.make_node("Cast", [spare], [as_float], to=types.FLOAT),
-        make.make_node("Div", [as_float, "two"], [half]),
-        make.make_node("Round", [half], [start]),
-        make.make_node("Cast", [start], [begin], to=types.INT64),
-        make.make_node("Add", [begin, wanted], [f"{out}_end"]),
-        make.make_node("Slice", [x, begin, f"{out}_end", "spatial"], [out]),
-    ]

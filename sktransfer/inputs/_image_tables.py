@@ -1,25 +1,97 @@
-"""The picture that a row of a table is: of which shape, and whether of any."""
+"""Tables of numbers whose rows are flattened images."""
 
 import math
 import numbers
 import sys
 import warnings
+from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 
+# Black and white of a table of such numbers.
+_RANGES = {
+    np.dtype(bool): (0.0, 1.0),
+    np.dtype(np.uint8): (0.0, 255.0),
+    np.dtype(np.uint16): (0.0, 65535.0),
+}
 # Of a square that a row is taken for, in pixels.
 _SMALLEST_SIDE = 8
 
 
-def picture_shape(X: np.ndarray, image_shape) -> tuple[int, ...]:
-    """Shape of the picture that each row of a table is.
+def table_images(
+    X: np.ndarray,
+    image_shape: tuple[int, ...] | None = None,
+    value_range: tuple[float, float] | None = None,
+) -> tuple[list[np.ndarray], Callable]:
+    """Read the rows of a table as flattened images.
+
+    Parameters
+    ----------
+    X : ndarray of shape (n_samples, n_features)
+        uint8, uint16 and bool are scaled by their range. Of other numbers, a row
+        within [0, 1] is taken as it is, and any other is stretched between its own
+        minimum and maximum, so that a row never depends on its neighbours.
+    image_shape : tuple of int or None
+        As in `numpy.reshape`, one -1 allowed. None infers a square grey or RGB
+        image, else one row of pixels, and warns where that is hardly an image. A
+        one-row image is repeated downwards to a square, so that a square crop loses
+        none of it.
+    value_range : (low, high) or None
+        The values that stand for black and white, in place of the rule above; where
+        they are those of a dtype, numbers of another such dtype, and floats within
+        [0, 1], are scaled by their own.
+
+    Returns
+    -------
+    images : list of ndarray
+    content : callable
+        An image of the list -> its content, an array of pixels.
+    """
+    images = X.reshape(len(X), *row_shape(X, image_shape))
+    if X.dtype in _RANGES and value_range in (None, *_RANGES.values()):
+        return list(images), _row_content
+    return list(images), partial(_scaled_content, value_range=value_range)
+
+
+def table_range(X: np.ndarray) -> tuple[float, float]:
+    """Values of a table that stand for black and white."""
+    low, high = float(X.min()), float(X.max())
+    within = (0.0, 1.0) if low >= 0 and high <= 1 else (low, high)
+    return _RANGES.get(X.dtype, within)
+
+
+def _row_content(image: np.ndarray) -> np.ndarray:
+    if len(image) == 1:
+        side = image.shape[1]
+        image = np.broadcast_to(image, (side, *image.shape[1:]))
+    return image
+
+
+def _scaled_content(image: np.ndarray, value_range) -> np.ndarray:
+    if image.dtype.kind == "f" and value_range in _RANGES.values():
+        # Integers of a full range may come as floats: in [0, 1], or as they were.
+        within = image.min() >= 0 and image.max() <= 1
+        value_range = (0.0, 1.0) if within else value_range
+    return _row_content(_scale(image.astype(np.float64), value_range))
+
+
+def _scale(image: np.ndarray, value_range: tuple[float, float] | None) -> np.ndarray:
+    low, high = value_range or (image.min(), image.max())
+    if value_range is not None or low < 0 or high > 1:
+        image = (image - low) / ((high - low) or 1.0)
+    return image.astype(np.float32)
+
+
+def row_shape(X: np.ndarray, image_shape) -> tuple[int, ...]:
+    """Shape of the image that each row of a table is.
 
     Parameters
     ----------
     X : ndarray of shape (n_samples, n_pixels)
     image_shape : tuple of int or None
         As in `numpy.reshape`, one -1 allowed. None infers a square grey or RGB image,
-        else one row of pixels, and warns where that is hardly a picture.
+        else one row of pixels, and warns where that is hardly an image.
 
     Raises
     ------
