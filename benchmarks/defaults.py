@@ -101,7 +101,7 @@ class Tutorial:
         """Train in phases."""
         torch.manual_seed(self.seed)
         source = load_backbone(**self.network)
-        self.recipe, self.stages = source.recipe, copy.deepcopy(source.stages)
+        self.reader, self.stages = source.reader, copy.deepcopy(source.stages)
         output = nn.Linear(source.n_features, int(y.max()) + 1)
         self.head = nn.Sequential(nn.Dropout(self.dropout), output)
         squares, y = self._read(X), torch.from_numpy(y)
@@ -116,12 +116,12 @@ class Tutorial:
             [p for p in network.parameters() if p.requires_grad]
         )
         schedule = phase.schedule and phase.schedule(optimizer)
-        augment = v2.Compose([step(self.recipe.crop) for step in self.augment])
+        augment = v2.Compose([step(self.reader.crop) for step in self.augment])
         for _ in range(phase.epochs):
             for rows in torch.randperm(len(y)).split(self.batch_size):
                 x = torch.stack([augment(square) for square in squares[rows]])
                 optimizer.zero_grad()
-                output = network(self.recipe.normalise(x))
+                output = network(self.reader.normalise(x))
                 nn.functional.cross_entropy(output, y[rows]).backward()
                 optimizer.step()
             if schedule:
@@ -132,11 +132,11 @@ class Tutorial:
         network = nn.Sequential(self.stages, self.head).eval()
         batches = self._read(X).split(32)
         with torch.inference_mode():
-            found = [network(self.recipe.normalise(x)).softmax(dim=1) for x in batches]
+            found = [network(self.reader.normalise(x)).softmax(dim=1) for x in batches]
         return torch.cat(found).numpy()
 
     def _read(self, X):
-        return torch.stack([self.recipe.read(Path(x).read_bytes()) for x in X])
+        return torch.stack([self.reader.read(Path(x).read_bytes()) for x in X])
 
 
 def flip(side):

@@ -24,7 +24,7 @@ BATCH = 16
 def bare_forward(name, n_images, precision="float32"):
     """Return the network alone, fused and channels last, with all cores."""
     backbone = load_backbone(name, weights=None)
-    side = backbone.recipe.crop
+    side = backbone.reader.crop
     batch = torch.randn(BATCH, 3, side, side)
     batch = batch.contiguous(memory_format=torch.channels_last)
     stages = backbone.inference_stages()

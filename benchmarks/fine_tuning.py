@@ -82,7 +82,7 @@ def main():
     y = np.unique(photos.target[order], return_inverse=True)[1]
     side = arguments.image_size
     source = load_backbone(name, weights=None, image_size=side, random_state=0)
-    read = source.recipe.read
+    read = source.reader.read
     squares = torch.stack([read(Path(file).read_bytes()) for file in files])
     rows = []
     for precision in precisions(device):

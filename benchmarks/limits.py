@@ -28,7 +28,7 @@ from side_by_side import (
 from sktransfer import PretrainedFeatureExtractor, load_backbone
 from sktransfer.datasets import load_image_folder
 from sktransfer.embedding._embed import read_images
-from sktransfer.embedding._prefix import Pass
+from sktransfer.embedding._prefix import Prefix
 from sktransfer.inputs._images import Images
 
 NETWORKS = ("resnet50", "vit_b_16", "mobilenet_v3_small")
@@ -38,7 +38,7 @@ ARRAY_SIDE = 256
 def network_alone(way, n_images):
     """Return the network, in extraction's form and batches, on what is there."""
     stages = way.backbone.inference_stages(way.device)
-    side, kind = way.backbone.recipe.crop, torch.device(way.device).type
+    side, kind = way.backbone.reader.crop, torch.device(way.device).type
     batch = torch.randn(way.size, 3, side, side, device=way.device)
     batch = batch.contiguous(memory_format=torch.channels_last)
     low = way.precision == "bfloat16"
@@ -55,7 +55,7 @@ def network_alone(way, n_images):
 def compare(backbone, X, device, precision, rounds):
     """Return the cells of a row: speeds, and ours as a part of the limit's."""
     lower = precision if precision == "bfloat16" else "float32"
-    way = Pass(backbone, 0, device=device, precision=lower).whole()
+    way = Prefix(backbone, 0, device=device, precision=lower).whole()
     extractor = PretrainedFeatureExtractor(
         backbone, device=device, precision=lower, cache=None
     )

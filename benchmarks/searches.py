@@ -159,7 +159,7 @@ def our_search(images, y, depths, weights, precision="float32", cache=None):
 def freeze_grids(files, y, rounds, names=DEPTHS):
     """Print searches over the freeze depths of ResNet-18."""
     backbone = load_backbone("resnet18", weights=None, image_size=SIDE)
-    read = backbone.recipe.read
+    read = backbone.reader.read
     squares = np.stack([read(Path(file).read_bytes()) for file in files])
     # Decoded and small already, for both sides.
     images = list(np.ascontiguousarray(squares.transpose(0, 2, 3, 1)))

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from sktransfer import Backbone
-from sktransfer.backbones._backbone import Recipe
+from sktransfer.inputs._images import ImageReader
 
 counts = {}
 
@@ -36,12 +36,12 @@ def make_net(norm=True):
 
 
 def small_backbone(norm=True):
-    return Backbone(make_net(norm), Recipe(resize=18, crop=16), name="small")
+    return Backbone(make_net(norm), ImageReader(resize=18, crop=16), name="small")
 
 
 def colour_backbone():
     stages = nn.Sequential(nn.AdaptiveAvgPool2d(2), nn.Flatten())
-    return Backbone(stages, Recipe(resize=18, crop=16), name="colour")
+    return Backbone(stages, ImageReader(resize=18, crop=16), name="colour")
 
 
 class Blind(nn.Module):
@@ -51,7 +51,7 @@ class Blind(nn.Module):
 
 def blind_backbone():
     stages = nn.Sequential(nn.Identity(), Blind())
-    return Backbone(stages, Recipe(resize=18, crop=16), name="blind")
+    return Backbone(stages, ImageReader(resize=18, crop=16), name="blind")
 
 
 def wide_only(features, y):
@@ -74,4 +74,4 @@ def greedy(most):
     stage = Greedy("greedy", 3, 8)
     stage.most = most
     pool = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
-    return Backbone(nn.Sequential(stage, pool), Recipe(resize=18, crop=16))
+    return Backbone(nn.Sequential(stage, pool), ImageReader(resize=18, crop=16))

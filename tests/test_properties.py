@@ -14,9 +14,10 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
 from sktransfer import EmbeddingCache, FineTuneClassifier, PretrainedFeatureExtractor
-from sktransfer.backbones._backbone import Recipe
+from sktransfer.inputs._content import image_content as read
 from sktransfer.inputs._decoding import as_pixels, decode
-from sktransfer.inputs._images import digest, read
+from sktransfer.inputs._images import ImageReader
+from sktransfer.inputs._reader import content_digest as digest
 from sktransfer.saving._codec import Decoder, Encoder
 from tests.small_network import small_backbone
 
@@ -76,33 +77,34 @@ def test_orientation_tag_and_turned_pixels_are_the_same(picture, orientation):
     )
 
 
-recipes = st.builds(
-    Recipe,
+image_readers = st.builds(
+    ImageReader,
     resize=st.integers(1, 30),
     crop=st.integers(1, 30),
     interpolation=st.sampled_from(["bilinear", "bicubic"]),
 )
 
 
-@given(pictures, recipes)
+@given(pictures, image_readers)
 @settings(steady, max_examples=200)
-def test_the_square_is_the_middle_of_the_resized_picture(picture, recipe):
-    picture = as_pixels(decode(read(picture)))
+def test_the_square_is_the_middle_of_the_resized_picture(picture, reader):
+    content = read(picture)
+    picture = as_pixels(decode(content))
     expected = F.center_crop(
         F.pil_to_tensor(
             F.resize(
                 F.to_pil_image(picture),
-                [recipe.resize],
-                interpolation=InterpolationMode(recipe.interpolation),
+                [reader.resize],
+                interpolation=InterpolationMode(reader.interpolation),
             )
         ),
-        [recipe.crop, recipe.crop],
+        [reader.crop, reader.crop],
     )
-    assert torch.equal(recipe.square(picture), expected)
-    assert torch.equal(recipe.cut(recipe.resized(picture)), expected)
-    if recipe.interpolation == "bilinear":
+    assert torch.equal(reader.read(content), expected)
+    assert torch.equal(reader.finish(reader.draft(content)), expected)
+    if reader.interpolation == "bilinear":
         # Pillow rounds after each direction.
-        floats = recipe.square(picture / 255) * 255
+        floats = reader._cut(reader._resized(picture / 255)) * 255
         torch.testing.assert_close(floats, expected.float(), atol=1.01, rtol=0)
 
 

@@ -192,7 +192,8 @@ class _Pass:
 
         device = self.runs[0].base.device if self.runs else "cpu"
         try:
-            if spreads(n_jobs, device) and len(batches) > 1:
+            given = isinstance(self.samples, StageOutputs)
+            if len(batches) > 1 and not given and spreads(n_jobs, device):
                 self._spread(batches, n_jobs, accept, done)
             else:
                 self._run_here(batches, lacking, accept, done, device)

@@ -11,8 +11,8 @@ from torchvision import models
 from torchvision.transforms.v2 import Grayscale
 
 from sktransfer import Backbone, WeightsMismatchError, load_backbone, split_stages
-from sktransfer.backbones._backbone import Recipe
 from sktransfer.backbones._load import _load_named
+from sktransfer.inputs._images import ImageReader
 from tests.small_tasks import make_picture
 
 
@@ -42,11 +42,11 @@ def test_copies_are_the_backbone_itself():
 
 
 def test_shapes_and_names():
-    backbone = Backbone(small_net(), Recipe(resize=32, crop=32), name="small")
+    backbone = Backbone(small_net(), ImageReader(resize=32, crop=32), name="small")
     assert backbone.stage_names == ("0", "1", "2")
     assert backbone.shapes == [(6, 15, 15), (8, 7, 7), (8,)]
     assert backbone.n_features == 8
-    assert repr(backbone) == "<Backbone 'small': 3 stages, 636 parameters, 32 px>"
+    assert repr(backbone) == "<Backbone 'small': 3 stages, 636 parameters, 32 pixels>"
 
 
 @pytest.mark.parametrize(
@@ -102,19 +102,20 @@ def grey_net():
 
 @pytest.mark.parametrize("ask", ["shapes", "n_features", "size"])
 def test_a_network_for_grey_pictures_says_how_to_convert_them(ask):
-    backbone = Backbone(grey_net(), Recipe(resize=16, crop=16), name="grey")
+    backbone = Backbone(grey_net(), ImageReader(resize=16, crop=16), name="grey")
     with pytest.raises(ValueError, match=r"'grey' cannot .*in_channels=1, .*Grayscale"):
         backbone.at_size(8) if ask == "size" else getattr(backbone, ask)
 
 
 def test_a_network_for_grey_pictures_runs_as_its_error_advises():
     stages = nn.Sequential(Grayscale(), *split_stages(grey_net()))
-    backbone = Backbone(stages, Recipe(resize=16, crop=16))
+    backbone = Backbone(stages, ImageReader(resize=16, crop=16))
     assert backbone.shapes == [(1, 16, 16), (4, 14, 14), (4, 1, 1), (4,)]
 
 
 def test_a_network_that_cannot_be_run_says_what_it_was_given():
-    backbone = Backbone(nn.Sequential(nn.Conv2d(3, 3, 9)), Recipe(resize=8, crop=8))
+    stages = nn.Sequential(nn.Conv2d(3, 3, 9))
+    backbone = Backbone(stages, ImageReader(resize=8, crop=8))
     with pytest.raises(ValueError, match=r"'custom' cannot be run: .*\(n, 3, 8, 8\)"):
         backbone.shapes  # noqa: B018
 
@@ -126,7 +127,7 @@ def test_inference_stages_equal_the_stages():
         if isinstance(module, nn.BatchNorm2d):
             module.running_mean.normal_(0, 0.2)
             module.running_var.uniform_(0.5, 2)
-    backbone = Backbone(stages, loaded.recipe)
+    backbone = Backbone(stages, loaded.reader)
     with torch.no_grad():
         x = torch.rand(2, 3, 64, 64)
         fused, plain = backbone.inference_stages()(x), backbone.stages(x)
@@ -142,7 +143,7 @@ class DataDependent(nn.Module):
 
 
 def test_stages_that_look_at_their_data_have_shapes_too():
-    backbone = Backbone(nn.Sequential(DataDependent()), Recipe(resize=8, crop=8))
+    backbone = Backbone(nn.Sequential(DataDependent()), ImageReader(resize=8, crop=8))
     x = torch.rand(2, 3, 8, 8)
     assert torch.equal(backbone.inference_stages()(x), x.mean((2, 3)))
     assert backbone.n_features == 3
@@ -151,7 +152,7 @@ def test_stages_that_look_at_their_data_have_shapes_too():
 def test_another_image_size_keeps_the_proportions():
     backbone = load_backbone("resnet18", weights=None, random_state=0)
     half = backbone.at_size(112)
-    assert (half.recipe.resize, half.recipe.crop) == (128, 112)
+    assert (half.reader.resize, half.reader.crop) == (128, 112)
     assert half.digest == backbone.digest
     assert half.shapes[1] == (64, 28, 28)
     assert backbone.shapes[1] == (64, 56, 56)
@@ -165,7 +166,7 @@ def test_another_image_size_keeps_the_proportions():
     ],
 )
 def test_a_size_that_the_architecture_cannot_take_is_refused(net, size):
-    backbone = Backbone(split_stages(net), Recipe(resize=32, crop=32), name="net")
+    backbone = Backbone(split_stages(net), ImageReader(resize=32, crop=32), name="net")
     assert backbone.n_features
     with pytest.raises(ValueError, match=f"'net' cannot take image_size={size}: .+Its"):
         backbone.at_size(size)
@@ -177,7 +178,7 @@ def test_a_pickle_refers_to_weights_that_can_be_loaded_again(monkeypatch):
     assert len(data) < 2000
     again = pickle.loads(data)
     assert again.digest == backbone.digest
-    assert again.recipe.crop == 64
+    assert again.reader.crop == 64
 
 
 def test_a_pickle_is_checked_against_the_weights_of_then(tmp_path):
@@ -191,11 +192,11 @@ def test_a_pickle_is_checked_against_the_weights_of_then(tmp_path):
 
 
 def test_a_pickle_of_own_modules_holds_them():
-    backbone = Backbone(small_net(), Recipe(resize=20, crop=16), name="mine")
+    backbone = Backbone(small_net(), ImageReader(resize=20, crop=16), name="mine")
     again = pickle.loads(pickle.dumps(backbone))
-    assert (again.digest, again.recipe, again.name) == (
+    assert (again.digest, again.reader, again.name) == (
         backbone.digest,
-        backbone.recipe,
+        backbone.reader,
         "mine",
     )
 
@@ -220,27 +221,26 @@ def test_a_tuned_backbone_pickles_what_was_tuned():
 
 @pytest.mark.parametrize("size", [(300, 200), (200, 333), (64, 64), (100, 31)])
 @pytest.mark.parametrize("name", ["resnet18", "efficientnet_b0", "squeezenet1_1"])
-def test_the_recipe_is_that_of_the_weights(name, size):
+def test_the_reader_is_that_of_the_weights(name, size):
     entry = models.get_model_weights(name)["IMAGENET1K_V1"]
-    recipe = Recipe.of(entry.transforms())
+    reader = ImageReader.of(entry.transforms())
     picture = make_picture(0, *size)
-    ours = recipe.normalise(recipe.read(picture)[None])[0]
+    ours = reader.normalise(reader.read(picture)[None])[0]
     theirs = entry.transforms()(PIL.Image.fromarray(picture))
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
 
 
 def test_a_very_long_picture_costs_no_more_than_its_middle():
-    recipe = Recipe()
-    line = torch.zeros(3, 1, 60_000, dtype=torch.uint8)
-    line[:, :, 29_000:31_000] = 255
-    assert (recipe.square(line) == 255).all()
+    line = np.zeros((1, 60_000, 3), dtype=np.uint8)
+    line[:, 29_000:31_000] = 255
+    assert (ImageReader().read(line) == 255).all()
 
 
 def test_uint8_and_float_squares_are_normalised_alike():
-    recipe = Recipe()
+    reader = ImageReader()
     x = torch.randint(0, 256, (2, 3, 8, 8), dtype=torch.uint8)
     np.testing.assert_array_equal(
-        recipe.normalise(x), recipe.normalise(x.float().div_(255))
+        reader.normalise(x), reader.normalise(x.float().div_(255))
     )
 
 
@@ -249,7 +249,7 @@ def test_a_module_that_is_used_twice_is_two_stages():
     act, x = nn.ReLU(), torch.rand(2, 3, 16, 16)
     parts = nn.Conv2d(3, 4, 3), act, nn.Conv2d(4, 5, 3), act, nn.AdaptiveAvgPool2d(1)
     network = nn.Sequential(*parts, nn.Flatten()).requires_grad_(False)
-    backbone = Backbone(network, Recipe(18, 16))
+    backbone = Backbone(network, ImageReader(18, 16))
     assert backbone.stage_names == ("0", "1", "2", "3", "4", "5")
     tuned = backbone.tuned(2, network[2:])
     for one in (backbone, tuned, pickle.loads(pickle.dumps(tuned))):
@@ -273,7 +273,7 @@ class Grid(nn.Module):
 
 
 def test_finding_the_shapes_leaves_the_stages_as_they_are():
-    backbone = Backbone(nn.Sequential(Grid()), Recipe(resize=16, crop=16))
+    backbone = Backbone(nn.Sequential(Grid()), ImageReader(resize=16, crop=16))
     assert backbone.shapes == [(4,)]
     assert backbone.stages[0].grid is None
     x = torch.rand(2, 3, 16, 16)

@@ -105,9 +105,9 @@ def test_a_file_with_a_known_name_gets_its_entrys_recipe(tmp_path):
     entry = models.MobileNet_V2_Weights.IMAGENET1K_V2
     path = tmp_path / entry.url.rpartition("/")[2]
     torch.save(models.mobilenet_v2().state_dict(), path)
-    assert load_backbone("mobilenet_v2", weights=path).recipe.resize == 232
+    assert load_backbone("mobilenet_v2", weights=path).reader.resize == 232
     other = path.rename(tmp_path / "mine.pth")
-    assert load_backbone("mobilenet_v2", weights=other).recipe.resize == 256
+    assert load_backbone("mobilenet_v2", weights=other).reader.resize == 256
 
 
 @pytest.mark.parametrize(
@@ -116,7 +116,10 @@ def test_a_file_with_a_known_name_gets_its_entrys_recipe(tmp_path):
         ({"backbone": "resnet81"}, "Did you mean 'resnet18'"),
         ({"backbone": "resnet18", "weights": "V9"}, "Accepted are"),
         ({"backbone": 3}, "backbone=3 is no backbone"),
-        ({"backbone": "resnet18", "weights": None, "image_size": 0}, "is no size"),
+        (
+            {"backbone": "resnet18", "weights": None, "image_size": 0},
+            "Invalid image_size=",
+        ),
         ({"backbone": nn.Flatten, "weights": "IMAGENET1K_V1"}, "not known"),
         ({"backbone": "timm/resnet_none"}, "timm"),
     ],
@@ -273,13 +276,13 @@ def test_a_module_of_timm_is_what_its_name_is(timm_name, tmp_path):
     with pytest.warns(UserWarning, match="one stage, 'all'.* classifier is left out"):
         given = load_backbone(model)
     assert module_digest(model) == state
-    x = torch.rand(2, 3, given.recipe.crop, given.recipe.crop)
+    x = torch.rand(2, 3, given.reader.crop, given.reader.crop)
     with torch.no_grad():
         assert torch.equal(given.stages(x), bare.eval()(x))
     for file in ("whole.pth", "bare.pth"):
         named = load_backbone(f"timm/{timm_name}", weights=tmp_path / file)
         assert named.digest == given.digest
-        assert named.recipe == given.recipe
+        assert named.reader == given.reader
     other = timm.create_model(timm_name, pretrained=False)
     with pytest.warns(UserWarning, match="classifier is left out"):
         again = load_backbone(other, weights=tmp_path / "whole.pth")

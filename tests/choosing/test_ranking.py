@@ -16,9 +16,9 @@ from sktransfer import (
     logme_score,
     rank_backbones,
 )
-from sktransfer.backbones._backbone import Recipe
 from sktransfer.backbones._load import weights_licence
 from sktransfer.inputs._decoding import decode
+from sktransfer.inputs._images import ImageReader
 from tests.small_network import (
     blind_backbone,
     colour_backbone,
@@ -156,7 +156,7 @@ def test_the_global_generators_stay_as_they_are():
     np.testing.assert_equal(after, before[1])
 
 
-def test_candidates_of_one_recipe_share_decoding(monkeypatch):
+def test_candidates_of_one_reader_share_decoding(monkeypatch):
     X, y = make_task()
     decoded = []
 
@@ -164,7 +164,7 @@ def test_candidates_of_one_recipe_share_decoding(monkeypatch):
         decoded.append(1)
         return decode(source)
 
-    monkeypatch.setattr("sktransfer.backbones._backbone.decode", counting)
+    monkeypatch.setattr("sktransfer.inputs._images.decode", counting)
     backbones = [colour_backbone(), small_backbone(), blind_backbone()]
     rank_backbones(X, y, backbones, scoring="knn", cv=None, cache=None)
     assert len(decoded) == len(X)
@@ -172,7 +172,7 @@ def test_candidates_of_one_recipe_share_decoding(monkeypatch):
 
 def test_a_candidate_that_fails_is_a_row():
     X, y = make_task()
-    broken = Backbone(nn.Sequential(Broken()), Recipe(18, 16), name="broken")
+    broken = Backbone(nn.Sequential(Broken()), ImageReader(18, 16), name="broken")
     extractor = PretrainedFeatureExtractor("resnet18", weights="nowhere.pth")
     ranking = rank_backbones(
         X, y, [broken, "resnet19", extractor, colour_backbone()], cv=None

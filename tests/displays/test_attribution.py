@@ -19,7 +19,7 @@ from sktransfer import (
     FineTuneRegressor,
     PretrainedFeatureExtractor,
 )
-from sktransfer.backbones._backbone import Recipe
+from sktransfer.inputs._images import ImageReader
 from tests.figures import labels_of, texts_are_legible
 from tests.small_network import small_backbone
 from tests.small_tasks import make_task, searched
@@ -57,7 +57,7 @@ def test_attribution_before_a_linear_head_is_the_class_activation_map():
     X, y = make_task()
     pool = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
     stages = nn.Sequential(Places(), pool)
-    backbone = Backbone(stages, Recipe(resize=20, crop=20))
+    backbone = Backbone(stages, ImageReader(resize=20, crop=20))
     model = FineTuneClassifier(backbone, freeze="all", max_epochs=5, random_state=0)
     model.fit(X, y)
     display = AttributionDisplay.from_estimator(model, X[:3], target="light")
@@ -66,7 +66,7 @@ def test_attribution_before_a_linear_head_is_the_class_activation_map():
     for picture, places, found in zip(X, display.pictures, display.maps, strict=False):
         np.testing.assert_array_equal(picture, places)
         pixels = torch.from_numpy(picture).permute(2, 0, 1)[None]
-        maps = Places()(backbone.recipe.normalise(pixels))[0]
+        maps = Places()(backbone.reader.normalise(pixels))[0]
         expected = torch.einsum("c,chw->hw", weights, maps).clamp(min=0)
         expected = expected / max(expected.max(), 1e-12)
         np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
@@ -132,7 +132,7 @@ def test_attribution_on_tokens():
         mlp_dim=16,
     )
     backbone = Backbone(
-        PretrainedFeatureExtractor(network)._load().stages, Recipe(20, 20)
+        PretrainedFeatureExtractor(network)._load().stages, ImageReader(20, 20)
     )
     model = FineTuneClassifier(backbone, max_epochs=1, random_state=0).fit(X, y)
     display = AttributionDisplay.from_estimator(model, X[:2], stage=2)

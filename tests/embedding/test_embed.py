@@ -8,15 +8,17 @@ from joblib.parallel import ThreadingBackend
 from torch import nn
 
 from sktransfer import Backbone, EmbeddingCache, load_backbone
-from sktransfer.backbones._backbone import Recipe
-from sktransfer.embedding._embed import embed, image_digests, run_on, spreads
+from sktransfer.embedding._embed import StageOutputs, embed, spreads
 from sktransfer.embedding._prefix import (
-    Pass,
+    Prefix,
     resolve_cache,
     resolve_device,
     resolve_precision,
 )
-from sktransfer.inputs._images import Images
+from sktransfer.embedding._reading import sample_digests
+from sktransfer.inputs._images import ImageReader
+from sktransfer.inputs._reader import Samples
+from tests.small_network import colour_backbone
 
 counts = {}
 
@@ -42,21 +44,30 @@ def counted():
     stages = nn.Sequential(
         Counted("a"), Counted("b"), nn.AdaptiveAvgPool2d(2), nn.Flatten()
     )
-    return Backbone(stages, Recipe(resize=16, crop=16))
+    return Backbone(stages, ImageReader(resize=16, crop=16))
 
 
-def way(backbone, depth=4, **options):
-    return Pass(backbone, depth, **{"batch_size": 2, **options})
+def prefix(backbone, depth=4, **options):
+    return Prefix(backbone, depth, **{"batch_size": 2, **options})
+
+
+def as_samples(images):
+    return Samples(images, ImageReader())
+
+
+def embed_one(images, prefix, **options):
+    (rows,) = embed(as_samples(images), [prefix], **options)
+    return rows
 
 
 def test_rows_are_those_of_the_network(pictures):
     backbone = load_backbone("resnet18", weights=None, random_state=0, image_size=64)
     for depth in [1, 5, 6]:
-        found = embed(Images(pictures), Pass(backbone, depth, "none"))
-        squares = torch.stack([backbone.recipe.read(p) for p in pictures])
+        found = embed_one(pictures, Prefix(backbone, depth, "none"))
+        squares = torch.stack([backbone.reader.read(p) for p in pictures])
         with torch.no_grad():
             expected = backbone.stages[:depth](
-                backbone.recipe.normalise(squares)
+                backbone.reader.normalise(squares)
             ).numpy()
         scale = np.abs(expected).max()
         np.testing.assert_allclose(found / scale, expected / scale, atol=1e-5)
@@ -64,23 +75,23 @@ def test_rows_are_those_of_the_network(pictures):
 
 @pytest.mark.parametrize("pooling", ["avg", "max", "avgmax"])
 def test_pooling(pooling, pictures, counted):
-    maps = embed(Images(pictures), way(counted, 1))
-    rows = embed(Images(pictures), way(counted, 1, pooling=pooling))
+    maps = embed_one(pictures, prefix(counted, 1))
+    rows = embed_one(pictures, prefix(counted, 1, pooling=pooling))
     parts = {"avg": [maps.mean((2, 3))], "max": [maps.max((2, 3))]}
     parts["avgmax"] = parts["avg"] + parts["max"]
     expected = np.concatenate(parts[pooling], axis=1)
     np.testing.assert_allclose(rows, expected, rtol=1e-5, atol=1e-6)
-    assert rows.shape[1:] == way(counted, 1, pooling=pooling).shape
+    assert rows.shape[1:] == prefix(counted, 1, pooling=pooling).shape
 
 
 def test_a_row_does_not_depend_on_its_neighbours(pictures):
     backbone = load_backbone("resnet18", weights=None, random_state=0, image_size=64)
-    one = Pass(backbone, 6, "avg")
-    together = embed(Images(pictures), one)
+    one = Prefix(backbone, 6, "avg")
+    together = embed_one(pictures, one)
     for row, picture in enumerate(pictures):
-        np.testing.assert_array_equal(embed(Images([picture]), one)[0], together[row])
-    np.testing.assert_array_equal(embed(Images(pictures[::-1]), one), together[::-1])
-    np.testing.assert_array_equal(embed(Images(pictures), one, n_jobs=2), together)
+        np.testing.assert_array_equal(embed_one([picture], one)[0], together[row])
+    np.testing.assert_array_equal(embed_one(pictures[::-1], one), together[::-1])
+    np.testing.assert_array_equal(embed_one(pictures, one, n_jobs=2), together)
 
 
 class Collecting(ThreadingBackend):
@@ -91,74 +102,123 @@ class Collecting(ThreadingBackend):
 
 def test_engines_that_do_not_give_results_one_by_one(pictures):
     register_parallel_backend("collecting", Collecting)
-    one = Pass(load_backbone("tiny"), 6, "avg", batch_size=2)
+    one = Prefix(load_backbone("tiny"), 6, "avg", batch_size=2)
     with parallel_config(backend="collecting"):
-        found = embed(Images(pictures), one, n_jobs=2)
-    np.testing.assert_array_equal(found, embed(Images(pictures), one))
+        found = embed_one(pictures, one, n_jobs=2)
+    np.testing.assert_array_equal(found, embed_one(pictures, one))
 
 
 @pytest.mark.parametrize("place", ["memory", "disk"])
 def test_a_cache_never_shows_and_saves_all_forwards(place, pictures, counted, tmp_path):
     cache = EmbeddingCache(None if place == "memory" else tmp_path / "cache")
-    plain = embed(Images(pictures), way(counted))
+    plain = embed_one(pictures, prefix(counted))
     counts.clear()
     for _ in range(3):
-        rows = embed(Images(pictures), way(counted), cache=cache)
+        rows = embed_one(pictures, prefix(counted), cache=cache)
         np.testing.assert_array_equal(rows, plain)
         assert counts == {"a": 6, "b": 6}
-    more = embed(Images(pictures[::-1] + pictures), way(counted), cache=cache)
+    more = embed_one(pictures[::-1] + pictures, prefix(counted), cache=cache)
     np.testing.assert_array_equal(more, np.concatenate([plain[::-1], plain]))
     assert counts == {"a": 6, "b": 6}
 
 
 def test_equal_images_are_computed_once(picture, counted):
-    rows = embed(Images([picture] * 5), way(counted), cache=EmbeddingCache())
+    rows = embed_one([picture] * 5, prefix(counted), cache=EmbeddingCache())
     assert counts["a"] == 2  # one image, and the filler of its batch
     assert (rows == rows[0]).all()
 
 
 def test_a_key_is_the_full_cause(pictures, counted, tmp_path):
-    other = Backbone(counted.stages, Recipe(resize=20, crop=16))
-    ways = [
-        way(counted),
-        way(counted, 2),
-        way(counted, 2, pooling="avg"),
-        way(counted, 2, pooling="max"),
-        way(counted, precision="bfloat16"),
-        way(counted, batch_size=3),
-        way(other),
+    other = Backbone(counted.stages, ImageReader(resize=20, crop=16))
+    prefixes = [
+        prefix(counted),
+        prefix(counted, 2),
+        prefix(counted, 2, pooling="avg"),
+        prefix(counted, 2, pooling="max"),
+        prefix(counted, precision="bfloat16"),
+        prefix(counted, batch_size=3),
+        prefix(other),
     ]
-    digests = image_digests(Images(pictures[:2]))
-    keys = [tuple(one.keys(digests)) for one in ways]
-    assert len(set(keys)) == len(ways)
+    digests = sample_digests(as_samples(pictures[:2]))
+    keys = [tuple(one.keys(digests)) for one in prefixes]
+    assert len(set(keys)) == len(prefixes)
     assert all(one != other for one, other in keys)
     # What is flat is not pooled, and shares its entries; so do equal prefixes.
-    assert way(counted, pooling="max").keys(digests) == way(counted).keys(digests)
+    assert prefix(counted, pooling="max").keys(digests) == prefix(counted).keys(digests)
     tuned = counted.tuned(2, nn.Sequential(OrderedDict(flat=nn.Flatten())))
-    assert way(tuned, 2).keys(digests) == way(counted, 2).keys(digests)
+    assert prefix(tuned, 2).keys(digests) == prefix(counted, 2).keys(digests)
 
 
 @pytest.mark.parametrize("order", [[1, 2, 4], [4, 2, 1], [2, 4, 1]])
 def test_each_stage_sees_each_image_once_whatever_the_depths(order, pictures, counted):
     cache = EmbeddingCache()
-    expected = {depth: embed(Images(pictures), way(counted, depth)) for depth in order}
+    expected = {depth: embed_one(pictures, prefix(counted, depth)) for depth in order}
     counts.clear()
     for depth in order:
-        rows = embed(Images(pictures), way(counted, depth), cache=cache, taps=True)
+        taps = [prefix(counted, tap) for tap in range(1, depth)]
+        rows = embed_one(pictures, prefix(counted, depth), cache=cache, taps=taps)
         np.testing.assert_array_equal(rows, expected[depth])
     assert counts == {"a": 6, "b": 6}
 
 
-def test_taps_that_would_not_fit_are_not_kept(pictures, counted):
-    cache = EmbeddingCache(max_bytes=4 * 6 * 800)
-    embed(Images(pictures), way(counted), cache=cache, taps=True)
-    assert cache.info().rows == 6
+def test_several_depths_and_backbones_are_one_pass(pictures, counted):
+    colour = colour_backbone()
+    asked = [prefix(counted, depth) for depth in (2, 4, 1)]
+    asked += [prefix(colour, 2), prefix(counted, 2, pooling="avg"), asked[0]]
+    for cache in [None, EmbeddingCache()]:
+        counts.clear()
+        found = embed(as_samples(pictures), asked, cache=cache)
+        assert counts == {"a": 6, "b": 6}
+        for rows, one in zip(found, asked, strict=True):
+            np.testing.assert_array_equal(rows, embed_one(pictures, one))
 
 
-def test_run_on_continues_where_a_prefix_ended(pictures, counted):
-    maps = torch.from_numpy(embed(Images(pictures), way(counted, 1)))
-    rows = run_on(maps, way(counted), 1).numpy()
-    np.testing.assert_array_equal(rows, embed(Images(pictures), way(counted)))
+@pytest.mark.parametrize("known", [1, 2, 4])
+def test_what_is_lacking_starts_from_what_is_known(known, pictures, counted):
+    cache, asked = EmbeddingCache(), [prefix(counted, 4), prefix(counted, 2)]
+    expected = embed(as_samples(pictures), asked)
+    embed_one(pictures[:4], prefix(counted, known), cache=cache)
+    counts.clear()
+    found = embed(as_samples(pictures), asked, cache=cache)
+    np.testing.assert_array_equal(found[0], expected[0])
+    np.testing.assert_array_equal(found[1], expected[1])
+    # Of the four that are known, as many batches as lack the stage.
+    assert counts == {"a": 6 if known == 4 else 2, "b": 2 if known == 2 else 6}
+
+
+def test_backbones_of_one_reader_share_what_it_reads(pictures, counted, monkeypatch):
+    read, whole = [], ImageReader.read
+
+    def counting(reader, content):
+        read.append(content)
+        return whole(reader, content)
+
+    monkeypatch.setattr(ImageReader, "read", counting)
+    other = Backbone(counted.stages, counted.reader)
+    embed(as_samples(pictures), [prefix(counted), prefix(other)])
+    assert len(read) == len(pictures)
+
+
+def test_a_backbone_that_fails_is_left_out_and_noted(pictures, counted):
+    class Broken(nn.Module):
+        def forward(self, x):
+            if x.device.type != "meta":
+                raise RuntimeError("no kernel for this")
+            return x.mean((2, 3))
+
+    broken = Backbone(nn.Sequential(Broken()), ImageReader(resize=16, crop=16))
+    asked, failures = [prefix(broken, 1), prefix(counted)], {}
+    _, rows = embed(as_samples(pictures), asked, failures=failures)
+    np.testing.assert_array_equal(rows, embed_one(pictures, asked[1]))
+    assert [(n, str(e)) for n, e in failures.items()] == [(0, "no kernel for this")]
+    with pytest.raises(RuntimeError, match="no kernel"):
+        embed(as_samples(pictures), asked)
+
+
+def test_stage_outputs_go_on_where_a_prefix_ended(pictures, counted):
+    maps = torch.from_numpy(embed_one(pictures, prefix(counted, 1)))
+    (rows,) = embed(StageOutputs(maps, 1), [prefix(counted)])
+    np.testing.assert_array_equal(rows, embed_one(pictures, prefix(counted)))
 
 
 def test_bad_images_raise_with_row_and_file_or_become_nan(pictures, counted, tmp_path):
@@ -167,16 +227,16 @@ def test_bad_images_raise_with_row_and_file_or_become_nan(pictures, counted, tmp
     mixed = [*pictures[:3], str(bad), None, *pictures[3:]]
     for cache in [None, EmbeddingCache()]:
         with pytest.raises(ValueError, match=r"row (3 \(.*bad\.jpg|4 \(missing)"):
-            embed(Images(mixed), way(counted), cache=cache)
+            embed_one(mixed, prefix(counted), cache=cache)
         with pytest.warns(UserWarning, match=r"2 of 8 .*rows \[3, 4\].*bad\.jpg"):
-            rows = embed(Images(mixed), way(counted), cache=cache, on_error="nan")
+            rows = embed_one(mixed, prefix(counted), cache=cache, on_error="nan")
         assert np.isnan(rows[[3, 4]]).all()
-        good = embed(Images(pictures), way(counted))
+        good = embed_one(pictures, prefix(counted))
         np.testing.assert_array_equal(rows[[0, 1, 2, 5, 6, 7]], good)
     # Threads in place of processes, each of which would import torch anew.
     workers = parallel_config(backend="threading")
     with workers, pytest.warns(UserWarning, match="2 of 8"):
-        rows = embed(Images(mixed), way(counted), n_jobs=2, on_error="nan")
+        rows = embed_one(mixed, prefix(counted), n_jobs=2, on_error="nan")
     np.testing.assert_array_equal(rows[[0, 1, 2, 5, 6, 7]], good)
 
 
@@ -185,23 +245,23 @@ def test_copies_of_a_bad_image_are_bad_too(window, pictures, counted, monkeypatc
     monkeypatch.setattr("sktransfer.embedding._embed._WINDOW", window)
     X = [b"no picture", pictures[0], b"no picture", pictures[0], b"no picture"]
     with pytest.warns(UserWarning, match=r"3 of 5 .*rows \[0, 2, 4\].*; row 2 \(by"):
-        rows = embed(Images(X), way(counted), cache=EmbeddingCache(), on_error="nan")
+        rows = embed_one(X, prefix(counted), cache=EmbeddingCache(), on_error="nan")
     assert np.isnan(rows[::2]).all()
-    np.testing.assert_array_equal(rows[1::2], embed(Images(X[1::2]), way(counted)))
+    np.testing.assert_array_equal(rows[1::2], embed_one(X[1::2], prefix(counted)))
 
 
 @pytest.mark.parametrize("max_bytes", [1, 2**20])
 def test_windows_never_show(max_bytes, pictures, counted, monkeypatch):
     X = [*pictures, *pictures[:3]]
-    plain = embed(Images(X), way(counted))
+    plain = embed_one(X, prefix(counted))
     monkeypatch.setattr("sktransfer.embedding._embed._WINDOW", 4)
-    np.testing.assert_array_equal(embed(Images(X), way(counted)), plain)
+    np.testing.assert_array_equal(embed_one(X, prefix(counted)), plain)
     # Even where nothing fits in the cache, copies are computed once.
     cache = EmbeddingCache(max_bytes=max_bytes)
-    for digests in [None, image_digests(Images(X))]:
+    for digests in [None, sample_digests(as_samples(X))]:
         cache.clear()
         counts.clear()
-        rows = embed(Images(X), way(counted), cache=cache, digests=digests)
+        rows = embed_one(X, prefix(counted), cache=cache, digests=digests)
         np.testing.assert_array_equal(rows, plain)
         assert counts["a"] == 6
 
@@ -210,7 +270,7 @@ def test_nobody_elses_settings_move(pictures, counted):
     torch.manual_seed(3)
     before = torch.get_rng_state(), torch.get_num_threads(), torch.is_grad_enabled()
     digest = counted.digest
-    embed(Images(pictures), way(counted))
+    embed_one(pictures, prefix(counted))
     assert torch.equal(torch.get_rng_state(), before[0])
     assert (torch.get_num_threads(), torch.is_grad_enabled()) == before[1:]
     assert Backbone(counted.stages).digest == digest
@@ -222,21 +282,19 @@ def test_ctrl_c_propagates(pictures, counted):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        embed(Images([*pictures, Interrupting()]), way(counted))
+        embed_one([*pictures, Interrupting()], prefix(counted))
 
 
 def test_a_progress_bar_counts_images(pictures, counted, capsys):
-    embed(Images(pictures), way(counted), verbose=1)
+    embed_one(pictures, prefix(counted), verbose=1)
     assert "6/6" in capsys.readouterr().err
 
 
 def test_mixed_depths_of_colour_share_a_batch(picture, counted):
     sharp = (picture[:, :, 0].astype(np.uint16) << 8) + 77
-    rows = embed(Images([picture, sharp]), way(counted))
+    rows = embed_one([picture, sharp], prefix(counted))
     for row, image in enumerate([picture, sharp]):
-        np.testing.assert_array_equal(
-            rows[row], embed(Images([image]), way(counted))[0]
-        )
+        np.testing.assert_array_equal(rows[row], embed_one([image], prefix(counted))[0])
 
 
 def test_parameters_are_resolved(tmp_path):

@@ -11,10 +11,12 @@ from sktransfer import (
     FineTuneClassifier,
     PretrainedFeatureExtractor,
 )
-from sktransfer.backbones._backbone import Recipe
-from sktransfer.embedding._embed import image_digests, run_on
-from sktransfer.embedding._prefix import Pass
-from sktransfer.inputs._images import Images
+from sktransfer.embedding._embed import StageOutputs
+from sktransfer.embedding._embed import embed as embed_samples
+from sktransfer.embedding._prefix import Prefix
+from sktransfer.embedding._reading import sample_digests
+from sktransfer.inputs._images import ImageReader
+from sktransfer.inputs._reader import Samples
 from tests.small_network import greedy
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (5, 16, 16, 3), dtype=np.uint8)
@@ -49,10 +51,11 @@ def test_what_halved_batches_gave_is_not_kept_for_whole_ones(n_jobs):
 @pytest.mark.filterwarnings("ignore:Batches of")
 @pytest.mark.parametrize(("size", "kept"), [(4, 0), (2, len(IMAGES))])
 def test_nor_is_it_kept_of_rows_that_come_from_another_stage(size, kept):
-    cache, way = EmbeddingCache(), Pass(greedy(2), 2, batch_size=size)
-    squares = torch.stack([way.read(picture) for picture in IMAGES])
-    known = image_digests(Images(list(IMAGES)))
-    run_on(squares, way, cache=cache, digests=known)
+    cache, prefix = EmbeddingCache(), Prefix(greedy(2), 2, batch_size=size)
+    reader = prefix.backbone.reader
+    rows = StageOutputs(torch.stack([reader.read(image) for image in IMAGES]))
+    known = sample_digests(Samples(list(IMAGES), reader))
+    embed_samples(rows, [prefix], cache=cache, digests=known)
     assert cache.info().rows == kept
 
 
@@ -62,32 +65,32 @@ def test_nor_is_it_kept_of_rows_that_come_from_another_stage(size, kept):
 )
 def test_batches_on_a_cpu_are_smaller_for_larger_images(side, kernel, size):
     stages = nn.Sequential(nn.Conv2d(3, 4, kernel), nn.AdaptiveAvgPool2d(1))
-    backbone = Backbone(stages, Recipe(resize=side, crop=side))
-    assert Pass(backbone, 1).size == size
-    assert Pass(backbone, 1, batch_size=5).size == 5
-    assert Pass(backbone, 1, device="cuda").size == 128
+    backbone = Backbone(stages, ImageReader(resize=side, crop=side))
+    assert Prefix(backbone, 1).size == size
+    assert Prefix(backbone, 1, batch_size=5).size == 5
+    assert Prefix(backbone, 1, device="cuda").size == 128
 
 
 def test_a_stage_that_computes_in_place_does_not_change_the_one_before():
     stages = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(inplace=True), nn.Flatten())
-    backbone = Backbone(stages, Recipe(resize=8, crop=8))
-    way = Pass(backbone, 2)
-    _, found = way.run_fitting(torch.rand(2, 3, 8, 8), keep={1: "none"})
-    assert found[1].min() < 0 <= found[2].min()
+    backbone = Backbone(stages, ImageReader(resize=8, crop=8))
+    wanted = [(1, "none"), (2, "none")]
+    _, found = Prefix(backbone, 2).run_within_memory(torch.rand(2, 3, 8, 8), 0, wanted)
+    assert found[1, "none"].min() < 0 <= found[2, "none"].min()
 
 
 @pytest.mark.parametrize("module", [torch, PIL], ids=["torch", "Pillow"])
 def test_keys_tell_the_versions_that_compute_and_decode(module, monkeypatch):
-    way = Pass(greedy(8), 1)
-    before = way.keys([b"image"])
+    prefix = Prefix(greedy(8), 1)
+    before = prefix.keys([b"image"])
     monkeypatch.setattr(module, "__version__", "0.1")
-    assert way.keys([b"image"]) != before
+    assert prefix.keys([b"image"]) != before
 
 
 def test_keys_tell_the_type_of_the_device_but_not_its_number():
     # None of them is used, and of the last two torch has no switches of its own.
     keys = {
-        device: Pass(greedy(8), 1, batch_size=4, device=device).keys([b"image"])[0]
+        device: Prefix(greedy(8), 1, batch_size=4, device=device).keys([b"image"])[0]
         for device in ["cpu", "cuda", "mps", "xpu", "cuda:1"]
     }
     assert keys.pop("cuda:1") == keys["cuda"]
@@ -95,14 +98,14 @@ def test_keys_tell_the_type_of_the_device_but_not_its_number():
 
 
 def test_keys_tell_what_torch_may_compute_float32_in():
-    way = Pass(greedy(8), 1)
-    before = way.keys([b"image"])
+    prefix = Prefix(greedy(8), 1)
+    before = prefix.keys([b"image"])
     try:
         torch.set_float32_matmul_precision("medium")
-        assert way.keys([b"image"]) != before
+        assert prefix.keys([b"image"]) != before
     finally:
         torch.set_float32_matmul_precision("highest")
-    assert way.keys([b"image"]) == before
+    assert prefix.keys([b"image"]) == before
 
 
 @pytest.mark.filterwarnings("ignore:Batches of")

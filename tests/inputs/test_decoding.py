@@ -23,9 +23,9 @@ import pytest
 import torch
 
 from sktransfer import PretrainedFeatureExtractor
-from sktransfer.backbones._backbone import Recipe
-from sktransfer.embedding._embed import UnreadableImageError
-from sktransfer.inputs import _decoding, _images
+from sktransfer.embedding._reading import UnreadableError
+from sktransfer.inputs import _content, _decoding
+from sktransfer.inputs._images import ImageReader
 from tests.small_network import small_backbone
 
 N_MUTATIONS = int(os.environ.get("SKTRANSFER_TEST_MUTATIONS", "1500"))
@@ -129,12 +129,12 @@ def peak_bytes():
 
 def read_spoiled(encodings):
     """Count what is read and refused; return also this process's peak memory."""
-    recipe, read, refused = Recipe(resize=18, crop=16), 0, 0
+    reader, read, refused = ImageReader(resize=18, crop=16), 0, 0
     warnings.simplefilter("ignore")  # Pillow warns of what it then refuses
     for seed in range(N_MUTATIONS):
         data, start = mutated(encodings, seed), time.process_time()
         try:
-            square = recipe.read(data)
+            square = reader.read(data)
         except Exception:
             refused += 1
         else:
@@ -176,7 +176,7 @@ def test_each_refused_file_is_named_and_the_others_are_embedded(encodings, tmp_p
     again = extractor.transform([paths[row] for row in good])
     np.testing.assert_array_equal(again, found[good])
     strict = PretrainedFeatureExtractor(small_backbone(), cache=None, device="cpu")
-    with pytest.raises(UnreadableImageError, match=r"\(.*\.jpg'\)"):
+    with pytest.raises(UnreadableError, match=r"\(.*\.jpg'\)"):
         strict.transform(paths)
 
 
@@ -274,9 +274,9 @@ def test_a_picture_is_the_same_in_whatever_bands_it_is_converted(monkeypatch):
 
 def bytes_per_pixel():
     """Return what a pixel of a picture with alpha takes at most, of 25 million."""
-    Recipe().read(dds(400, 400, bytes(80_000)))
+    ImageReader().read(dds(400, 400, bytes(80_000)))
     data, before = dds(5000, 5000, bytes(12_500_000)), peak_bytes()
-    Recipe().read(data)
+    ImageReader().read(data)
     return (peak_bytes() - before) / 5000**2
 
 
@@ -323,7 +323,7 @@ def loop(folder):
 def sparse(folder):
     path = folder / "sparse.png"
     with open(path, "wb") as file:
-        file.truncate(_images.MAX_FILE_BYTES + 1)
+        file.truncate(_content.MAX_FILE_BYTES + 1)
     return path
 
 
@@ -343,7 +343,7 @@ def sparse(folder):
 def test_paths_that_lead_nowhere_good(make, reason, tmp_path):
     path = make(tmp_path)
     extractor = PretrainedFeatureExtractor(small_backbone(), device="cpu")
-    with pytest.raises(UnreadableImageError, match=f"row 0.*({reason})"):
+    with pytest.raises(UnreadableError, match=f"row 0.*({reason})"):
         extractor.transform([path])
 
 

@@ -15,14 +15,13 @@ import torch
 from sklearn.compose import ColumnTransformer
 
 from sktransfer import PretrainedFeatureExtractor
+from sktransfer.inputs._containers import image_samples
+from sktransfer.inputs._content import image_content as read
 from sktransfer.inputs._decoding import as_pixels, decode
-from sktransfer.inputs._images import (
-    Images,
-    digest,
-    image_samples,
-    read,
-    table_images,
-)
+from sktransfer.inputs._image_tables import table_images
+from sktransfer.inputs._images import ImageReader
+from sktransfer.inputs._reader import Samples
+from sktransfer.inputs._reader import content_digest as digest
 from tests.small_network import small_backbone
 from tests.small_tasks import make_picture
 
@@ -413,14 +412,15 @@ def test_an_image_may_be_given_twice(tmp_path, pictures):
 
 
 def test_errors_name_row_and_file(tmp_path):
-    images = Images(["x.png", b"", None]).take([2, 0, 1])
+    images = Samples(["x.png", b"", None], ImageReader()).take([2, 0, 1])
     assert images.describe(0) == "row 2 (missing)"
     assert images.describe(1) == "row 0 ('x.png')"
     assert images.describe(2) == "row 1 (bytes)"
     long = "/photos/" + 300 * "x" + "/the_end.png"
     assert images.take([0]).describe(0) == "row 2 (missing)"
     assert re.fullmatch(
-        r"row 0 \('/photos/x+\.\.\.x+/the_end\.png'\)", Images([long]).describe(0)
+        r"row 0 \('/photos/x+\.\.\.x+/the_end\.png'\)",
+        Samples([long], ImageReader()).describe(0),
     )
 
 
@@ -436,6 +436,11 @@ def test_an_error_does_not_quote_an_image_in_whole(altchars):
         assert extractor.transform([data]).shape == (1, 16)
 
 
+def table_content(X, shape=None, value_range=None):
+    images, content = table_images(X, shape, value_range)
+    return [content(image) for image in images]
+
+
 def test_a_flattened_picture_is_that_picture(pictures):
     stack = np.stack([p[:48, :48] for p in pictures])
     for X, shape in [
@@ -444,25 +449,27 @@ def test_a_flattened_picture_is_that_picture(pictures):
         (stack.reshape(6, -1), (-1, 48, 3)),
         (stack.astype(float).reshape(6, -1) / 255, None),
     ]:
-        found = [decoded(source) for source in table_images(X, shape)]
+        found = [decoded(source) for source in table_content(X, shape)]
         np.testing.assert_array_equal(found, [pixels(p) for p in stack])
 
 
 def test_numbers_beyond_one_are_stretched_row_by_row():
     X = np.array([[0, 8, 16, 16], [0.0, 0.5, 1.0, 1.0], [-1, 0, 1, 1], [7, 7, 7, 7]])
-    rows = [decoded(source)[0].flatten().tolist() for source in table_images(X, (2, 2))]
+    rows = [
+        decoded(source)[0].flatten().tolist() for source in table_content(X, (2, 2))
+    ]
     half = [0, 0.5, 1, 1]
     for row in rows[:3]:
         scale = 255 if max(row) > 1 else 1
         np.testing.assert_allclose(np.array(row) / scale, half, atol=1e-6)
     assert rows[3] == [0, 0, 0, 0]
-    (first,) = table_images(X[:1], (2, 2), value_range=(0, 32))
+    (first,) = table_content(X[:1], (2, 2), value_range=(0, 32))
     np.testing.assert_allclose(decoded(first)[0].flatten(), [0, 0.25, 0.5, 0.5])
 
 
 def test_a_row_that_is_no_square_is_one_row_of_pixels():
     with pytest.warns(UserWarning, match="no square.*1 x 5.*set image_shape"):
-        images = table_images(np.eye(5))
+        images = table_content(np.eye(5))
     np.testing.assert_array_equal(
         decoded(images[0])[0], np.repeat(np.eye(5)[:1] * 255, 5, axis=0)
     )

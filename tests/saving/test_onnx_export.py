@@ -13,10 +13,10 @@ from sktransfer import (
     PretrainedFeatureExtractor,
     export_onnx,
 )
-from sktransfer.backbones._backbone import Recipe
-from sktransfer.inputs._decoding import decode
+from sktransfer.inputs._image_graph import image_graph
+from sktransfer.inputs._images import ImageReader
 from sktransfer.saving import _onnx
-from sktransfer.saving._onnx import _import_onnx, _parts_of, _preprocessing
+from sktransfer.saving._onnx import _import_onnx, _parts_of
 from tests.small_network import small_backbone
 
 onnx = pytest.importorskip("onnx")
@@ -50,24 +50,24 @@ def run(path, images):
 )
 @pytest.mark.parametrize("crop", [15, 18])
 @pytest.mark.parametrize("noise", [False, True])
-def test_pixels_are_those_of_the_recipe_up_to_rounding(
+def test_pixels_are_those_of_the_reader_up_to_rounding(
     size, interpolation, crop, noise, tmp_path
 ):
-    recipe = Recipe(resize=18, crop=crop, interpolation=interpolation)
+    reader = ImageReader(resize=18, crop=crop, interpolation=interpolation)
     like = onnx.helper.make_model(
         onnx.GraphProto(), opset_imports=[onnx.helper.make_opsetid("", 18)]
     )
     like.ir_version = 8
     path = str(tmp_path / "before.onnx")
-    onnx.save_model(_preprocessing(_import_onnx(), recipe, like), path)
+    onnx.save_model(image_graph(_import_onnx(), reader, like), path)
     (photo,) = photos(size)
     if noise:
         black_or_white = np.random.default_rng(0).integers(0, 2, photo.shape)
         photo = (255 * black_or_white).astype(np.uint8)
     _, found, _ = run(path, np.stack([photo, photo[::-1]]))
     for one, picture in zip(found, (photo, photo[::-1]), strict=True):
-        expected = recipe.square(torch.tensor(picture.copy()).permute(2, 0, 1))
-        mean, std = (np.reshape(v, (3, 1, 1)) for v in (recipe.mean, recipe.std))
+        expected = reader.read(picture)
+        mean, std = (np.reshape(v, (3, 1, 1)) for v in (reader.mean, reader.std))
         levels = (one * std + mean) * 255
         away = np.abs(levels - expected.numpy())
         # Pillow 13 resizes the height of slender pictures first.
@@ -115,10 +115,10 @@ def fitted(kind, task):
 @pytest.mark.parametrize("kind", MODELS)
 def test_the_network_computes_what_the_estimator_does(kind, task):
     model, method = fitted(kind, task)
-    network, recipe, output, _ = _parts_of(model)
-    squares = torch.stack([recipe.square(decode(picture)) for picture in task])
+    network, reader, output, _ = _parts_of(model)
+    squares = torch.stack([reader.read(picture) for picture in task])
     with torch.inference_mode():
-        found = network.eval()(recipe.normalise(squares)).numpy()
+        found = network.eval()(reader.normalise(squares)).numpy()
     assert output == kind.replace("labels", "probabilities")
     np.testing.assert_allclose(found, method(task), atol=1e-4, rtol=1e-4)
 

@@ -6,7 +6,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from sktransfer import FineTuneClassifier, PretrainedFeatureExtractor
-from sktransfer.inputs._image_shape import picture_shape
+from sktransfer.inputs._image_tables import row_shape
 from tests.small_network import small_backbone
 from tests.small_tasks import make_picture
 
@@ -18,22 +18,22 @@ from tests.small_tasks import make_picture
 def test_rows_that_make_tiny_pictures_are_warned_of(n_values, size):
     X = np.linspace(0, 1, 9 * n_values).reshape(9, n_values)
     with pytest.warns(UserWarning, match=f"Rows of {n_values} .* {size} .*image_shape"):
-        picture_shape(X, None)
+        row_shape(X, None)
     # What is said to be pictures is not doubted, nor is what is large enough.
-    picture_shape(X, (1, n_values))
-    picture_shape(np.zeros((9, 64)), None)
+    row_shape(X, (1, n_values))
+    row_shape(np.zeros((9, 64)), None)
 
 
 @pytest.mark.parametrize("width", [61, 64, 75, 432])
 def test_a_table_that_seems_to_be_one_picture_is_warned_of(width):
     grey = make_picture(0, 60, width)[:, :, 0]
     with pytest.warns(UserWarning, match=r"seems to be one single picture.*\[X\]"):
-        picture_shape(grey, None)
+        row_shape(grey, None)
 
 
 def test_many_small_pictures_do_not_seem_to_be_one():
     stack = np.stack([make_picture(seed, 9, 9)[:, :, 0] for seed in range(81)])
-    picture_shape(stack.reshape(81, -1), None)
+    row_shape(stack.reshape(81, -1), None)
 
 
 def test_a_warning_of_odd_rows_is_given_once_and_points_to_the_caller():

@@ -1,0 +1,189 @@
+"""A reader of another kind than images goes through everything that images do."""
+
+from collections import OrderedDict
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import numpy as np
+import pytest
+import torch
+from sklearn.model_selection import GridSearchCV
+from torch import nn
+
+from sktransfer import (
+    Backbone,
+    EmbeddingCache,
+    FineTuneClassifier,
+    PretrainedFeatureExtractor,
+    load,
+    rank_backbones,
+    register_backbone,
+    save,
+)
+from sktransfer.backbones import _load
+from sktransfer.inputs._reader import Reader, pad_outputs, unpadded
+
+TEXTS = ["a bad day", "good", "so good a day", "bad", "", "good good good", "too bad"]
+WORDS = ["good", "bad", "day", "a", "so", "too", "very", "film"]
+
+
+@dataclass(frozen=True)
+class TextReader(Reader):
+    """Letters as numbers, as many as a text has."""
+
+    kind: ClassVar[str] = "text"
+    accepted: ClassVar[str] = "A text is a str."
+    size_parameter: ClassVar[str] = "max_length"
+    padding: ClassVar[float] = -1
+    max_length: int = 40
+
+    def samples(self, X):
+        return list(X)
+
+    def content(self, sample):
+        if not isinstance(sample, str):
+            raise ValueError(f"it is of type {type(sample).__name__}")
+        return sample.encode()
+
+    def size_of(self, content):
+        return (min(len(content) + 1, self.max_length),)
+
+    def draft(self, content):
+        return torch.tensor([0, *content][: self.max_length])
+
+    def resized_to(self, size):
+        return replace(self, max_length=size)
+
+    def example(self, n):
+        return torch.arange(self.max_length).repeat(n, 1)
+
+
+counts = {}
+
+
+class Letters(nn.Module):
+    """Letters -> (n, length, channels), NaN where there is padding."""
+
+    def __init__(self):
+        super().__init__()
+        self.table = nn.Embedding(256, 8)
+
+    def forward(self, x):
+        counts["letters"] = counts.get("letters", 0) + len(x)
+        there = (x >= 0)[..., None]
+        return self.table(x.clamp(min=0)).masked_fill(~there, float("nan"))
+
+
+class Mean(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.mix = nn.Linear(8, 8)
+
+    def forward(self, x):
+        there = ~x[..., :1].isnan()
+        h = torch.relu(self.mix(x.masked_fill(~there, 0.0))) * there
+        return h.sum(1) / there.sum(1)
+
+
+def text_backbone():
+    torch.manual_seed(0)
+    stages = nn.Sequential(OrderedDict(letters=Letters(), mean=Mean()))
+    return Backbone(stages, TextReader(), name="letters")
+
+
+@pytest.fixture
+def task():
+    rng = np.random.default_rng(0)
+    texts = [" ".join(rng.choice(WORDS, rng.integers(1, 7))) for _ in range(60)]
+    return texts, np.array(["yes" if "good" in text else "no" for text in texts])
+
+
+@pytest.mark.parametrize("stage", ["letters", "mean"])
+@pytest.mark.parametrize("n_jobs", [None, 2])
+def test_a_text_does_not_depend_on_its_neighbours(stage, n_jobs):
+    settings = {"stage": stage, "batch_size": 3, "device": "cpu", "n_jobs": n_jobs}
+    extractor = PretrainedFeatureExtractor(text_backbone(), **settings)
+    if stage == "letters":
+        # The mean over what is padded is that of Mean, not of a pooling for images.
+        with pytest.raises(ValueError, match="pooling='none' leaves as they are"):
+            extractor.set_params(pooling="none").transform(TEXTS)
+        return
+    for cache in [None, EmbeddingCache()]:
+        together = extractor.set_params(cache=cache).transform(TEXTS)
+        assert np.isfinite(together).all()
+        alone = [extractor.transform([text])[0] for text in TEXTS]
+        np.testing.assert_array_equal(together, alone)
+        np.testing.assert_array_equal(extractor.transform(TEXTS[::-1])[::-1], together)
+
+
+def test_what_is_no_text_is_named():
+    extractor = PretrainedFeatureExtractor(text_backbone(), on_error="nan")
+    with pytest.warns(UserWarning, match=r"1 of 3 texts cannot be read.*row 1 \(int"):
+        rows = extractor.transform(["good", 3, "bad"])
+    assert np.isnan(rows[1]).all()
+    with pytest.raises(ValueError, match=r"the text in row 1 \(int\).* A text is"):
+        extractor.set_params(on_error="raise").transform(["good", 3])
+
+
+def test_a_search_over_freeze_depth_computes_each_text_once(task):
+    texts, y = task
+    cache = EmbeddingCache()
+    model = FineTuneClassifier(text_backbone(), cache=cache, device="cpu")
+    model.set_params(random_state=0, max_epochs=3, lr=0.01, batch_size=8)
+    expected = {}
+    for freeze in [0, "letters", "all"]:
+        model.set_params(freeze=freeze, cache=None)
+        expected[freeze] = model.fit(texts, y).predict_proba(texts)
+        model.set_params(cache=cache)
+        np.testing.assert_array_equal(
+            model.fit(texts, y).predict_proba(texts), expected[freeze]
+        )
+        assert model.score(texts, y) > 0.6
+    counts.clear()
+    grid = {"freeze": ["letters", "all"]}
+    search = GridSearchCV(model, grid, cv=3).fit(texts, y)
+    assert search.best_score_ > 0.6
+    assert not counts
+    with pytest.raises(ValueError, match="augment='mild'.*a text is not augmented"):
+        model.set_params(augment="mild").fit(texts, y)
+
+
+def test_frozen_stages_within_a_step_give_the_same(task, monkeypatch):
+    texts, y = task
+    model = FineTuneClassifier(text_backbone(), freeze="letters", cache=None)
+    model.set_params(random_state=0, max_epochs=2, batch_size=7, device="cpu")
+    expected = model.fit(texts, y).predict_proba(texts)
+    monkeypatch.setattr("sktransfer.finetuning._examples._MAX_BYTES", 1)
+    np.testing.assert_array_equal(model.fit(texts, y).predict_proba(texts), expected)
+
+
+def test_saved_and_loaded_with_its_reader(task, tmp_path, monkeypatch):
+    monkeypatch.setattr(_load, "_registered", {})
+    register_backbone("letters", text_backbone)
+    texts, y = task
+    model = FineTuneClassifier("letters", image_size=12, max_epochs=1, random_state=0)
+    model.fit(texts, y)
+    assert model.backbone_.reader == TextReader(max_length=12)
+    save(model, tmp_path / "model")
+    loaded = load(tmp_path / "model")
+    assert loaded.backbone_.reader == model.backbone_.reader
+    np.testing.assert_array_equal(
+        loaded.predict_proba(texts), model.predict_proba(texts)
+    )
+    _load._load_named.cache_clear()
+
+
+def test_backbones_of_texts_are_ranked(task):
+    texts, y = task
+    (row,) = rank_backbones(texts, y, [text_backbone()], cv=3)
+    assert row["error"] is None
+    assert row["seconds"] > 0
+
+
+@pytest.mark.parametrize("padding", [-1, float("nan")])
+def test_padding_goes_and_comes(padding):
+    rows = [torch.ones(length, 2) for length in (3, 1, 2)]
+    padded = nn.utils.rnn.pad_sequence(rows, True, padding)
+    for row, found in zip(rows, unpadded(padded, padding), strict=True):
+        assert torch.equal(row, found)
+    assert pad_outputs(rows).isnan().sum() == 2 * 3
