@@ -130,7 +130,8 @@ class _Run:
         shape = self.prefix(one).shape
         if self.varies and len(shape) > 1:
             return [None] * n_rows
-        return np.empty((n_rows, *shape), dtype=np.float32)
+        # A row that is never filled would be seen.
+        return np.full((n_rows, *shape), np.nan, dtype=np.float32)
 
     def fits(self, one, value) -> bool:
         """Whether a row from the cache has the shape that is needed."""

@@ -69,8 +69,9 @@ class Letters(nn.Module):
         self.table = nn.Embedding(256, 8)
 
     def forward(self, x):
-        counts["letters"] = counts.get("letters", 0) + len(x)
         there = (x >= 0)[..., None]
+        counts["letters"] = counts.get("letters", 0) + len(x)
+        counts["padded"] = counts.get("padded", 0) + int(not there.all())
         return self.table(x.clamp(min=0)).masked_fill(~there, float("nan"))
 
 
@@ -108,12 +109,15 @@ def test_a_text_does_not_depend_on_its_neighbours(stage, n_jobs):
         with pytest.raises(ValueError, match="pooling='none' leaves as they are"):
             extractor.set_params(pooling="none").transform(TEXTS)
         return
+    counts.clear()
     for cache in [None, EmbeddingCache()]:
         together = extractor.set_params(cache=cache).transform(TEXTS)
         assert np.isfinite(together).all()
         alone = [extractor.transform([text])[0] for text in TEXTS]
         np.testing.assert_array_equal(together, alone)
         np.testing.assert_array_equal(extractor.transform(TEXTS[::-1])[::-1], together)
+    # Other kernels may compute what is padded: none of it is.
+    assert not counts.get("padded")
 
 
 def test_what_is_no_text_is_named():
@@ -154,7 +158,10 @@ def test_frozen_stages_within_a_step_give_the_same(task, monkeypatch):
     model.set_params(random_state=0, max_epochs=2, batch_size=7, device="cpu")
     expected = model.fit(texts, y).predict_proba(texts)
     monkeypatch.setattr("sktransfer.finetuning._examples._MAX_BYTES", 1)
+    counts.clear()
     np.testing.assert_array_equal(model.fit(texts, y).predict_proba(texts), expected)
+    assert counts["letters"] > 2 * len(texts)
+    assert not counts["padded"]
 
 
 def test_saved_and_loaded_with_its_reader(task, tmp_path, monkeypatch):
