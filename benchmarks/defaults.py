@@ -21,9 +21,10 @@ from pathlib import Path
 import numpy as np
 import torch
 from side_by_side import print_machine, print_table
+from sklearn.calibration import CalibratedClassifierCV
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import accuracy_score, log_loss
-from sklearn.model_selection import GridSearchCV
+from sklearn.model_selection import GridSearchCV, StratifiedKFold
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import nn
@@ -73,6 +74,16 @@ def probe(network, seed):
         StandardScaler(),
         GridSearchCV(model, grid, scoring="neg_log_loss"),
     )
+
+
+def calibrated(network, seed):
+    """Return a FineTuneClassifier whose scores are divided by a temperature.
+
+    It is found by the predictions of two halves for each other (scikit-learn 1.8).
+    """
+    model = ours({}, network, seed)
+    folds = StratifiedKFold(2, shuffle=True, random_state=seed)
+    return CalibratedClassifierCV(model, method="temperature", cv=folds, ensemble=False)
 
 
 @dataclass
@@ -171,6 +182,7 @@ KERAS = functools.partial(
 RECIPES = {
     "probe": probe,
     **{name: functools.partial(ours, how) for name, how in OURS.items()},
+    "calibrated": calibrated,
     "PyTorch": PYTORCH,
     "Keras": KERAS,
 }
