@@ -324,15 +324,15 @@ def _why_one(stage_names: tuple[str, ...]) -> str:
 
 
 def _about_channels(stages: nn.Sequential) -> str:
-    """What to do about a network that takes no colour pictures; empty for others."""
+    """What to do about a network that takes no colour images; empty for others."""
     first = next((m for m in stages.modules() if hasattr(m, "in_channels")), None)
     if first is None or first.in_channels == 3:
         return ""
     return (
-        f"Its first layer has in_channels={first.in_channels}, and pictures are read "
+        f"Its first layer has in_channels={first.in_channels}, and images are read "
         "in three channels, grey ones too. Put a module before it that converts "
         "them: nn.Sequential(convert, *split_stages(model)), where convert may be "
-        "torchvision.transforms.v2.Grayscale() for a network of grey pictures."
+        "torchvision.transforms.v2.Grayscale() for a network of grey images."
     )
 
 

@@ -1,4 +1,4 @@
-"""Random changes of training pictures, the same ones for the same seed."""
+"""Random changes of training images, the same ones for the same seed."""
 
 import functools
 import inspect
@@ -11,7 +11,7 @@ AUGMENTS = ("mild", "light", "strong")
 
 
 def resolve_augment(augment, side: int) -> Callable | None:
-    """Turn an ``augment=`` parameter into a function of a picture.
+    """Turn an ``augment=`` parameter into a function of an image.
 
     Parameters
     ----------
@@ -22,18 +22,18 @@ def resolve_augment(augment, side: int) -> Callable | None:
     Returns
     -------
     callable or None
-        Takes a picture, a tensor of shape (3, H, W), and returns another one.
+        Takes an image, a tensor of shape (3, H, W), and returns one.
     """
     if augment is None:
         return None
     if callable(augment):
-        _check_takes_a_picture(augment)
+        _check_takes_an_image(augment)
         return functools.partial(_checked, augment)
     if augment not in AUGMENTS:
         raise ValueError(
             f"augment={augment!r} is not known. Accepted are None, 'mild' (crop), "
             "'light' (crop and flip), 'strong' (TrivialAugmentWide as well) and any "
-            "callable that takes and returns a picture, a tensor of shape (3, H, W)."
+            "callable that takes and returns an image, a tensor of shape (3, H, W)."
         )
     if augment == "mild":
         return v2.RandomResizedCrop(
@@ -50,7 +50,7 @@ def resolve_augment(augment, side: int) -> Callable | None:
     return v2.Compose(steps)
 
 
-def _check_takes_a_picture(augment: Callable) -> None:
+def _check_takes_an_image(augment: Callable) -> None:
     try:
         signature = inspect.signature(augment)
     except (TypeError, ValueError):
@@ -60,23 +60,23 @@ def _check_takes_a_picture(augment: Callable) -> None:
     except TypeError as error:
         raise ValueError(
             f"augment={_name_of(augment)} takes the arguments {signature}, where it is "
-            "called with one. Accepted is what takes a picture, a tensor of shape "
+            "called with one. Accepted is what takes an image, a tensor of shape "
             "(3, H, W), and returns one. Nothing was trained. Bind what else it needs "
             "with functools.partial."
         ) from error
 
 
-def _checked(augment: Callable, picture: torch.Tensor) -> torch.Tensor:
-    """Augment a picture; refuse what is none."""
+def _checked(augment: Callable, image: torch.Tensor) -> torch.Tensor:
+    """Augment an image, and refuse what is returned if it is none."""
     # A copy: what augments may do so in place.
-    x = augment(picture.clone())
+    x = augment(image.clone())
     if isinstance(x, torch.Tensor) and x.ndim == 3 and x.shape[0] == 3:
         return x
     shape = f" and shape {tuple(x.shape)}" if hasattr(x, "shape") else ""
     raise ValueError(
         f"augment={_name_of(augment)} returned a value of type {type(x).__name__}"
-        f"{shape}. Accepted is a picture, a tensor of shape (3, H, W). Nothing was "
-        "fitted. A function that changes its picture in place has to return it, too."
+        f"{shape}. Accepted is an image, a tensor of shape (3, H, W). Nothing was "
+        "fitted. A function that changes its image in place has to return it, too."
     )
 
 

@@ -20,13 +20,13 @@ _FILES = [
     (0, b"\x89HDF", "an HDF5 file (pass the arrays in it)"),
     (0, b"\x93NUMPY", "a NumPy file (pass numpy.load(path))"),
     (128, b"DICM", "a DICOM file (pass its pixels, scaled to [0, 1])"),
-    (0, b"\xff\x0a", "a JPEG XL picture (install a Pillow plugin for it)"),
-    (4, b"JXL ", "a JPEG XL picture (install a Pillow plugin for it)"),
+    (0, b"\xff\x0a", "a JPEG XL image (install a Pillow plugin for it)"),
+    (4, b"JXL ", "a JPEG XL image (install a Pillow plugin for it)"),
     (0, b"version https://git-lfs", "a Git LFS pointer (run 'git lfs pull')"),
 ]
 # The same of files whose kind is that of a container.
 _BRANDS = [
-    (b"avi", "an AVIF picture, which this Pillow does not read (install a newer one)"),
+    (b"avi", "an AVIF image, which this Pillow does not read (install a newer one)"),
     (b"hei|hev|mif|msf", "a HEIC photo (install and register pillow-heif, or convert)"),
     (b"qt", "a QuickTime video (extract its frames)"),
     (b"", "an MP4 video (extract its frames)"),

@@ -134,40 +134,40 @@ def _inferred_shape(n_pixels: int) -> tuple[int, ...]:
 
 
 def _warn_of_odd_rows(X: np.ndarray, shape: tuple[int, ...]) -> None:
-    """Warn where rows, read as None for image_shape says, are hardly pictures."""
-    size, alone = " x ".join(map(str, shape)), _seems_one_picture(X)
+    """Warn where rows, read as None for image_shape says, are hardly images."""
+    size, alone = " x ".join(map(str, shape)), _seems_one_image(X)
     if shape == (1, X.shape[1]) != (1, 1):
         what = f"no square grey or RGB image: each is read as one row of pixels, {size}"
     elif shape[0] < _SMALLEST_SIDE:
-        what = f"read as pictures of {size} pixels, too small to show anything"
+        what = f"read as images of {size} pixels, too small to show anything"
     elif alone:
-        what = f"read as {len(X)} pictures of {size} pixels"
+        what = f"read as {len(X)} images of {size} pixels"
     else:
         return
     hint = (
-        f"X, of shape {X.shape}, seems to be one single picture, as each of its rows "
+        f"X, of shape {X.shape}, seems to be a single image, as each of its rows "
         "is much like the next: if it is, wrap it in a list, [X]"
         if alone
         else "If X is a table of measurements, a network for images has no use for it"
     )
     warnings.warn(
         f"Rows of {X.shape[1]} value{'s' * (X.shape[1] > 1)} are {what}. {hint}; if "
-        "the rows are pictures, set image_shape=(height, width) or (height, width, "
+        "the rows are images, set image_shape=(height, width) or (height, width, "
         "channels).",
         UserWarning,
         stacklevel=_level_of_the_caller(),
     )
 
 
-def _seems_one_picture(X: np.ndarray) -> bool:
-    """Whether a table has the sides of a picture, and rows that go on in the next."""
+def _seems_one_image(X: np.ndarray) -> bool:
+    """Whether a table has the sides of an image, and rows that go on in the next."""
     short, long = sorted(X.shape)
     if short < 32 or long > 8 * short:
         return False
     rows = X[:, :: -(-X.shape[1] // 256)].astype(np.float64)
     far = np.abs(rows - np.roll(rows, len(rows) // 2, axis=0)).mean()
     # The ratio of 99 in 100 photos is below 0.45, of most 0.1; that of flattened
-    # pictures is 1, or 0.5 where those of a class stand together.
+    # images is 1, or 0.5 where those of a class stand together.
     return bool(np.abs(np.diff(rows, axis=0)).mean() < 0.45 * far)
 
 

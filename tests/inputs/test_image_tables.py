@@ -27,7 +27,7 @@ def test_rows_that_make_tiny_pictures_are_warned_of(n_values, size):
 @pytest.mark.parametrize("width", [61, 64, 75, 432])
 def test_a_table_that_seems_to_be_one_picture_is_warned_of(width):
     grey = make_picture(0, 60, width)[:, :, 0]
-    with pytest.warns(UserWarning, match=r"seems to be one single picture.*\[X\]"):
+    with pytest.warns(UserWarning, match=r"seems to be a single image.*\[X\]"):
         row_shape(grey, None)
 
 
