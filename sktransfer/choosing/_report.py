@@ -11,7 +11,7 @@ from sklearn.metrics import r2_score
 from sklearn.model_selection import check_cv, cross_validate
 from sklearn.model_selection._search import BaseSearchCV
 from sklearn.multiclass import OneVsRestClassifier
-from sklearn.pipeline import Pipeline, make_pipeline
+from sklearn.pipeline import make_pipeline
 from sklearn.utils import check_consistent_length
 from sklearn.utils.multiclass import type_of_target
 from torch import nn
@@ -23,7 +23,7 @@ from sktransfer.choosing._ranking import linear_steps
 from sktransfer.embedding._extractor import PretrainedFeatureExtractor
 from sktransfer.finetuning._base import BaseFineTune
 from sktransfer.finetuning._classifier import FineTuneClassifier
-from sktransfer.finetuning._parts import find_source
+from sktransfer.finetuning._parts import ends_of, find_source, is_within
 from sktransfer.finetuning._regressor import FineTuneRegressor
 
 AS_GIVEN, SCRATCH = "as given", "from scratch"
@@ -207,17 +207,16 @@ def corrected_interval(differences, test_share: float, level: float = 0.95) -> t
 
 def _own_scoring(estimator):
     """Scoring by which an estimator scores itself; None is that of its kind."""
-    if isinstance(estimator, Pipeline):
-        return _own_scoring(estimator[-1])
-    if not isinstance(estimator, BaseSearchCV):
-        return None
-    scoring, chosen = estimator.scoring, estimator.refit
-    if scoring is None:
-        return _own_scoring(estimator.estimator)
-    if isinstance(scoring, str) or callable(scoring) or not isinstance(chosen, str):
-        return scoring
-    # Of several, that is the one that chooses the best candidate.
-    return scoring[chosen] if isinstance(scoring, dict) else chosen
+    for end in ends_of(estimator):
+        scoring = end.scoring if isinstance(end, BaseSearchCV) else None
+        if isinstance(scoring, list | tuple | dict | set) and isinstance(
+            end.refit, str
+        ):
+            # Of several, that is the one that chooses the best candidate.
+            return scoring[end.refit] if isinstance(scoring, dict) else end.refit
+        if scoring is not None:
+            return scoring
+    return None
 
 
 def _not_one(found: str) -> str:
@@ -279,7 +278,7 @@ def _unsearched(estimator, name):
     around = [
         outer
         for outer, part in parts.items()
-        if isinstance(part, BaseSearchCV) and _is_around(outer, name)
+        if isinstance(part, BaseSearchCV) and is_within(name, outer)
     ]
     # Inner ones first: their names are those of parts of the outer ones.
     for outer in sorted(around, key=len, reverse=True):
@@ -287,10 +286,6 @@ def _unsearched(estimator, name):
             return estimator.estimator
         estimator.set_params(**{outer: parts[outer].estimator})
     return estimator
-
-
-def _is_around(outer, name) -> bool:
-    return not outer or name.startswith(f"{outer}__")
 
 
 def _pixels() -> Backbone:
@@ -319,10 +314,7 @@ def _row(name, found, given_scores, test_share) -> dict:
 
 def _n_trained(fitted) -> int | None:
     """Number of parameters that a fit has trained, where it can be told."""
-    if hasattr(fitted, "best_estimator_"):
-        return _n_trained(fitted.best_estimator_)
-    if isinstance(fitted, Pipeline):
-        return _n_trained(fitted[-1])
+    *_, fitted = ends_of(fitted)
     if isinstance(fitted, BaseFineTune):
         return fitted.n_trained_parameters_
     if isinstance(fitted, OneVsRestClassifier):

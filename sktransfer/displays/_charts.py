@@ -8,6 +8,7 @@ import re
 import numpy as np
 
 from sktransfer.displays._drawing import fold_names, legend, name_rows, panels, width_of
+from sktransfer.finetuning._parts import ends_of
 
 # Okabe and Ito's colours, told apart in all common forms of colour blindness.
 BLUE, ORANGE, GREY = "#0072B2", "#E69F00", "#8C8C8C"
@@ -434,8 +435,7 @@ def _names_of(given, depths) -> dict:
 
 def _depth_of(search, values):
     """Make what gives a freeze depth its place: in the network, or as first given."""
-    model = getattr(search, "best_estimator_", None)
-    model = model[-1] if hasattr(model, "named_steps") else model
+    *_, model = ends_of(search)
     backbone = getattr(model, "backbone_", None)
     return values.index if backbone is None else backbone.freeze_depth
 

@@ -9,6 +9,7 @@ from sktransfer.backbones._backbone import Recipe
 from sktransfer.displays._drawing import grid
 from sktransfer.embedding._embed import read_images
 from sktransfer.embedding._extractor import PretrainedFeatureExtractor
+from sktransfer.finetuning._parts import parts_of
 from sktransfer.inputs._images import Images, check_images, checked_images
 
 _THUMBNAIL = Recipe(resize=160, crop=160)
@@ -187,27 +188,13 @@ def _refuse_no_classifier(estimator) -> None:
 
 
 def find_images(estimator, X) -> Images:
-    """Read `X` as the estimator does; of a pipeline, as its first own step does."""
-    for part in _parts(estimator):
+    """Read `X` as the first part of the estimator does that reads images."""
+    for part in parts_of(estimator):
         if hasattr(part, "image_shape"):
             value_range = getattr(part, "value_range_", None)
             samples = check_images(part, X, reset=False)
             return checked_images(samples, part.image_shape, value_range)
     return checked_images(check_images(PretrainedFeatureExtractor(), X, reset=True))
-
-
-def _parts(estimator):
-    """Give an estimator and its steps; of searches, the best estimators."""
-    estimator = best_of(estimator)
-    yield estimator
-    for _, step in getattr(estimator, "steps", []):
-        yield from _parts(step)
-
-
-def best_of(estimator):
-    """Give what a search has found best, or the estimator itself if it is none."""
-    found = getattr(estimator, "best_estimator_", None)
-    return estimator if found is None else best_of(found)
 
 
 def picture_of(square: torch.Tensor) -> np.ndarray:

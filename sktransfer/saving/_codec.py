@@ -27,6 +27,7 @@ from sktransfer.backbones._backbone import Backbone, Recipe, Tuned, checked
 from sktransfer.backbones._load import Named, weights_path
 from sktransfer.embedding._cache import EmbeddingCache
 from sktransfer.finetuning._network import Standardise
+from sktransfer.finetuning._parts import parts_of
 from sktransfer.saving._skops import HARMLESS, import_skops
 
 _LAYERS = {kind.__name__: kind for kind in (nn.Linear, nn.ReLU, nn.Dropout)}
@@ -62,7 +63,8 @@ class Encoder:
         for kind, encode in _ENCODERS:
             if isinstance(value, kind):
                 return encode(self, value, where)
-        ours = _ours_in(value)
+        kinds = map(type, parts_of(value))
+        ours = next(filter(_is_ours, kinds), None)
         if ours is None:
             return self.other(value, where)
         if isinstance(value, BaseSearchCV):
@@ -74,7 +76,7 @@ class Encoder:
         if isinstance(value, BaseEstimator):
             return self.estimator(value, where)
         raise ValueError(
-            f"{where} is a {type(value).__name__} that holds a {ours}, and no "
+            f"{where} is a {type(value).__name__} that holds a {ours.__name__}, and no "
             "estimator: with parts of sktransfer inside, only estimators, lists and "
             "dicts can be kept in a file without code. Save the estimator around it "
             "before it is fitted, and fit it once loaded; or keep it with joblib.dump, "
@@ -383,21 +385,6 @@ def _refusal(where: str, what: str) -> ValueError:
 
 def _is_ours(kind: type) -> bool:
     return kind.__module__.split(".")[0] == "sktransfer"
-
-
-def _ours_in(value, seen: tuple = ()) -> str | None:
-    """Name of the type of the first object of this package within another one."""
-    kind = type(value)
-    if _is_ours(kind):
-        return kind.__name__
-    if isinstance(value, BaseEstimator) or kind.__module__.startswith("sklearn."):
-        value = getattr(value, "__dict__", {})
-    parts = value.values() if isinstance(value, dict) else value
-    # Requests for metadata hold the estimator that holds them.
-    if not isinstance(value, dict | list | tuple) or any(value is v for v in seen):
-        return None
-    found = (_ours_in(part, (*seen, value)) for part in parts)
-    return next(filter(None, found), None)
 
 
 def _class_name(kind: type, where: str) -> str:
