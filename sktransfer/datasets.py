@@ -189,10 +189,11 @@ def _is_open_folder(entry: Path) -> bool:
 
 
 def _images_below(folder: Path) -> list[str]:
+    # torchvision's make_dataset would list what is hidden, and go round in a link that
+    # leads back until the path is too long.
     suffixes = _image_suffixes()
     found, seen = [], set()
     for parent, folders, names in os.walk(folder, followlinks=True):
-        # A link may lead back to where it is.
         real = os.path.realpath(parent)
         if real in seen:
             folders.clear()

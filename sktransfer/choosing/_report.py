@@ -11,7 +11,7 @@ from sklearn.metrics import r2_score
 from sklearn.model_selection import check_cv, cross_validate
 from sklearn.model_selection._search import BaseSearchCV
 from sklearn.multiclass import OneVsRestClassifier
-from sklearn.pipeline import Pipeline, make_pipeline
+from sklearn.pipeline import make_pipeline
 from sklearn.utils import check_consistent_length
 from sklearn.utils.multiclass import type_of_target
 from torch import nn
@@ -23,7 +23,7 @@ from sktransfer.choosing._ranking import linear_steps
 from sktransfer.embedding._extractor import PretrainedFeatureExtractor
 from sktransfer.finetuning._base import BaseFineTune
 from sktransfer.finetuning._classifier import FineTuneClassifier
-from sktransfer.finetuning._parts import find_source
+from sktransfer.finetuning._parts import ends_of, find_source, is_within
 from sktransfer.finetuning._regressor import FineTuneRegressor
 from sktransfer.inputs._images import ImageReader
 
@@ -208,17 +208,16 @@ def corrected_interval(differences, test_share: float, level: float = 0.95) -> t
 
 def _own_scoring(estimator):
     """Scoring by which an estimator scores itself; None is that of its kind."""
-    if isinstance(estimator, Pipeline):
-        return _own_scoring(estimator[-1])
-    if not isinstance(estimator, BaseSearchCV):
-        return None
-    scoring, chosen = estimator.scoring, estimator.refit
-    if scoring is None:
-        return _own_scoring(estimator.estimator)
-    if isinstance(scoring, str) or callable(scoring) or not isinstance(chosen, str):
-        return scoring
-    # Of several, that is the one that chooses the best candidate.
-    return scoring[chosen] if isinstance(scoring, dict) else chosen
+    for end in ends_of(estimator):
+        scoring = end.scoring if isinstance(end, BaseSearchCV) else None
+        if isinstance(scoring, list | tuple | dict | set) and isinstance(
+            end.refit, str
+        ):
+            # Of several, that is the one that chooses the best candidate.
+            return scoring[end.refit] if isinstance(scoring, dict) else end.refit
+        if scoring is not None:
+            return scoring
+    return None
 
 
 def _not_one(found: str) -> str:
@@ -280,7 +279,7 @@ def _unsearched(estimator, name):
     around = [
         outer
         for outer, part in parts.items()
-        if isinstance(part, BaseSearchCV) and _is_around(outer, name)
+        if isinstance(part, BaseSearchCV) and is_within(name, outer)
     ]
     # Inner ones first: their names are those of parts of the outer ones.
     for outer in sorted(around, key=len, reverse=True):
@@ -288,10 +287,6 @@ def _unsearched(estimator, name):
             return estimator.estimator
         estimator.set_params(**{outer: parts[outer].estimator})
     return estimator
-
-
-def _is_around(outer, name) -> bool:
-    return not outer or name.startswith(f"{outer}__")
 
 
 def _pixels() -> Backbone:
@@ -306,14 +301,14 @@ def _row(name, found, given_scores, test_share) -> dict:
     scores = found["test_score"]
     differences = given_scores - scores
     low, high = corrected_interval(differences, test_share)
-    compared = name != AS_GIVEN
+    compared = {"difference": float(differences.mean()), "low": low, "high": high}
+    if name == AS_GIVEN:
+        compared = dict.fromkeys(compared)
     return {
         "model": name,
         "score": float(scores.mean()),
         "se": float(scores.std(ddof=1) / np.sqrt(len(scores))),
-        "difference": float(differences.mean()) if compared else None,
-        "low": low if compared else None,
-        "high": high if compared else None,
+        **compared,
         "seconds": float((found["fit_time"] + found["score_time"]).mean()),
         "trained": _n_trained(found["estimator"][0]),
     }
@@ -321,10 +316,7 @@ def _row(name, found, given_scores, test_share) -> dict:
 
 def _n_trained(fitted) -> int | None:
     """Number of parameters that a fit has trained, where it can be told."""
-    if hasattr(fitted, "best_estimator_"):
-        return _n_trained(fitted.best_estimator_)
-    if isinstance(fitted, Pipeline):
-        return _n_trained(fitted[-1])
+    *_, fitted = ends_of(fitted)
     if isinstance(fitted, BaseFineTune):
         return fitted.n_trained_parameters_
     if isinstance(fitted, OneVsRestClassifier):
@@ -337,43 +329,39 @@ def _n_trained(fitted) -> int | None:
 def _judge(rows, scores, sizes) -> tuple[str, str]:
     """Verdict, and its explanation; `sizes` are the numbers of images of the folds."""
     by_name = {row["model"]: row for row in rows}
-    given, scratch = by_name[AS_GIVEN], by_name[SCRATCH]
-    open_ = _why_open(scores[AS_GIVEN], scores[SCRATCH])
-    side = 0 if open_ else _side(scratch)
+    scratch = by_name[SCRATCH]
+    side, unknown = _side(scratch, scores)
     verdict, how = _VERDICTS[side]
     text = (
-        f"{verdict.capitalize()}: {given['score']:.3f} {how} the "
+        f"{verdict.capitalize()}: {by_name[AS_GIVEN]['score']:.3f} {how} the "
         f"{scratch['score']:.3f} from scratch"
     )
     low, high = scratch["low"], scratch["high"]
-    if open_:
-        text += f", since {open_}."
+    if unknown:
+        text += f", since {unknown}."
     else:
         text += f" (95 % interval of the difference {low:+.3f} to {high:+.3f})."
-    if not open_ and not side:
-        n_folds = len(scores[AS_GIVEN])
+    if not unknown and side == 0:
         text += (
             f" Differences below {(high - low) / 2:.2g} could not be seen with "
-            f"{n_folds} folds of {_images(sizes)}."
+            f"{len(scores[AS_GIVEN])} folds of {_images(sizes)}."
         )
-    return verdict, text + _simpler(by_name, scores)
-
-
-def _simpler(by_name, scores) -> str:
-    """Sentences on the simpler models that the estimator is not better than."""
-    text = ""
     for name, what in _SIMPLER.items():
-        row = by_name[name]
-        side = 0 if _why_open(scores[AS_GIVEN], scores[name]) else _side(row)
+        side, _ = _side(by_name[name], scores)
         if side <= 0:
             how = "is better than" if side < 0 else _ALIKE
-            text += f" {what} ({row['score']:.3f}) {how} it."
-    return text
+            text += f" {what} ({by_name[name]['score']:.3f}) {how} it."
+    return verdict, text
 
 
-def _side(row) -> int:
-    """1 if the estimator is better than a model, -1 if worse, 0 if that is open."""
-    return int(row["low"] > 0) - int(row["high"] < 0)
+def _side(row, scores) -> tuple[int, str | None]:
+    """1 if the estimator is better than a model, -1 if worse, 0 if that is open; why.
+
+    The reason is None where it is only that the interval has zero in it.
+    """
+    unknown = _why_open(scores[AS_GIVEN], scores[row["model"]])
+    side = 0 if unknown else int(row["low"] > 0) - int(row["high"] < 0)
+    return side, unknown
 
 
 def _why_open(given, other) -> str | None:
@@ -397,6 +385,6 @@ def _why_open(given, other) -> str | None:
 
 
 def _images(sizes) -> str:
-    """Tell the numbers of images of folds."""
-    count = f"{sizes[0]}" if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]}"
+    """Tell the numbers of images of folds, from the least to the most."""
+    count = " to ".join(map(str, dict.fromkeys((sizes[0], sizes[-1]))))
     return f"{count} image{'s' * (sizes[-1] > 1)}"

@@ -2,8 +2,7 @@
 
 import copy
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from sklearn.base import clone, is_classifier
 from sklearn.model_selection import (
@@ -61,20 +60,18 @@ class SearchCost:
 
     def __str__(self):
         refit = self.n_fits > self.n_candidates * self.n_splits
-        lines = [
+        augmented = (
+            f"\n{self.n_augmented} fits augment their images, so that frozen stages "
+            "run in each of their epochs."
+        )
+        return (
             f"{_count(self.n_fits, 'fit')}: {_count(self.n_candidates, 'candidate')} "
-            f"in {self.n_splits} folds{_REFIT * refit}.",
+            f"in {self.n_splits} folds{_REFIT * refit}.\n"
             f"Source network: {_count(self.n_passes, 'pass', 'passes')} over "
-            f"{_count(self.n_images, 'image')}.",
+            f"{_count(self.n_images, 'image')}.\n"
             f"Trained stages: {_count(self.n_steps, 'image')}, over all epochs of all "
-            "fits.",
-        ]
-        if self.n_augmented:
-            lines.append(
-                f"{self.n_augmented} fits augment their images, so that frozen stages "
-                "run in each of their epochs."
-            )
-        return "\n".join(lines)
+            f"fits.{augmented if self.n_augmented else ''}"
+        )
 
 
 def _count(number, one, many=None) -> str:
@@ -122,40 +119,44 @@ def search_cost(search, X, y=None, groups=None):
     Trained stages: 2,700 images, over all epochs of all fits.
     """
     _check(search)
-    with _same_draws_afterwards():
+    generator = check_random_state(None)
+    before = generator.get_state()
+    try:
         candidates, sizes = _plan(search, X, y, groups)
         works = [_work_of(search, parameters) for parameters in candidates]
+    finally:
+        # NumPy's global one, which stands for every random_state=None.
+        generator.set_state(before)
+    n_splits, refit = len(sizes), bool(search.refit)
     epochs = [work.epochs for work in works]
     augmented = [work.augmented for work in works]
     own = [work.own for work in works]
-    refit = bool(search.refit)
     return SearchCost(
         n_candidates=len(candidates),
-        n_splits=len(sizes),
-        n_fits=len(candidates) * len(sizes) + refit,
+        n_splits=n_splits,
+        n_fits=len(candidates) * n_splits + refit,
         n_images=len(X),
         # The refit is not scored.
-        n_passes=_n_shared(works) + sum(own) * len(sizes) + refit * any(own),
+        n_passes=_n_shared(works) + sum(own) * n_splits + refit * any(own),
         n_steps=sum(epochs) * sum(sizes) + refit * max(epochs) * len(X),
-        n_augmented=sum(augmented) * len(sizes) + refit * max(augmented),
+        n_augmented=sum(augmented) * n_splits + refit * max(augmented),
     )
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Work:
     """What each fit of a candidate computes.
 
     `needs` are the outputs of source networks that all fits share, `gives` what is
-    known once they have been computed, in at most `passes` over the network. `own` is
-    how many passes each fit makes for itself, its scores included.
+    known once they have been computed. `own` is how many passes each fit makes for
+    itself, its scores included.
     """
 
-    needs: frozenset = frozenset()
-    gives: frozenset = frozenset()
-    passes: int = 1
-    own: int = 0
+    needs: set
+    gives: set
     epochs: int = 0
     augmented: bool = False
+    own: int = 0
 
 
 def _work_of(search, parameters) -> _Work:
@@ -163,26 +164,21 @@ def _work_of(search, parameters) -> _Work:
     # is itself a value of the grid.
     estimator = clone(search.estimator).set_params(**copy.deepcopy(parameters))
     _, part = find_source(estimator)
-    backbone = load_backbone(
-        part.backbone,
-        weights=part.weights,
-        image_size=part.image_size,
-        random_state=part.random_state,
-    )
+    names = ("weights", "image_size", "random_state")
+    backbone = load_backbone(part.backbone, **{n: getattr(part, n) for n in names})
     whole = backbone.cause(len(backbone.stages))
     key = whole, backbone.reader, part.precision, part.device
     if isinstance(part, BaseFineTune):
         work, again = _tuning(part, backbone, key)
     else:
-        found = frozenset({(*key, backbone.depth(part.stage), part.pooling)})
+        found = {(*key, backbone.depth(part.stage), part.pooling)}
         work, again = _Work(found, found), True
-    random = part.weights is None and part.random_state is None
-    if part.cache is not None and not random:
-        return work
-    # Training images are run once more for their scores, where nothing is kept.
-    again = again and part.cache is None and search.return_train_score
-    own = int(bool(work.needs)) + int(again)
-    return replace(work, needs=frozenset(), gives=frozenset(), own=own)
+    if part.cache is None or (part.weights is None and part.random_state is None):
+        # Training images are run once more for their scores, where nothing is kept.
+        again = again and part.cache is None and search.return_train_score
+        work.own = bool(work.needs) + bool(again)
+        work.needs = work.gives = set()
+    return work
 
 
 def _tuning(part, backbone, key) -> tuple[_Work, bool]:
@@ -193,15 +189,10 @@ def _tuning(part, backbone, key) -> tuple[_Work, bool]:
     # For the first head; and of the frozen stages, for training or for prediction.
     needs = {embeddings} if all_frozen or part.weights is not None else set()
     needs |= {frozen} if depth and not all_frozen else set()
-    work = _Work(
-        needs=frozenset(needs),
-        # Pictures as they are leave, on the way to the embeddings, what stages give.
-        gives=frozenset(needs if augmented else {embeddings, frozen}),
-        passes=2 if augmented else 1,
-        epochs=0 if part._solves_head(all_frozen) else part.max_epochs,
-        augmented=augmented,
-    )
-    return work, depth > 0
+    # Pictures as they are leave, on the way to the embeddings, what stages give.
+    gives = needs if augmented else {embeddings, frozen}
+    epochs = 0 if part._solves_head(all_frozen) else part.max_epochs
+    return _Work(needs, gives, epochs, augmented), depth > 0
 
 
 def _n_shared(works) -> int:
@@ -209,7 +200,7 @@ def _n_shared(works) -> int:
     known, count = set(), 0
     for work in works:
         missing = work.needs - known
-        count += min(len(missing), work.passes)
+        count += len(missing) if work.augmented else bool(missing)
         known |= work.gives if missing else set()
     return count
 
@@ -218,16 +209,14 @@ def _plan(search, X, y, groups) -> tuple[list[dict], list[int]]:
     """Candidates of a search, and the number of images that each fold trains on."""
     # Together, since they may share a generator: the search draws candidates first.
     random_state, cv = copy.deepcopy((getattr(search, "random_state", None), search.cv))
-    candidates = _candidates(search, random_state)
+    if isinstance(search, GridSearchCV):
+        candidates = ParameterGrid(search.param_grid)
+    else:
+        drawn = search.param_distributions, search.n_iter
+        candidates = ParameterSampler(*drawn, random_state=random_state)
+    candidates = list(candidates)
     splitter = check_cv(cv, y, classifier=is_classifier(search.estimator))
     return candidates, [len(train) for train, _ in splitter.split(X, y, groups)]
-
-
-def _candidates(search, random_state) -> list[dict]:
-    if isinstance(search, GridSearchCV):
-        return list(ParameterGrid(search.param_grid))
-    distributions, n_iter = search.param_distributions, search.n_iter
-    return list(ParameterSampler(distributions, n_iter, random_state=random_state))
 
 
 def _check(search) -> None:
@@ -242,14 +231,3 @@ def _check(search) -> None:
             "so that nothing would be left of it for the search. Give the search a "
             "list, cv=list(...)."
         )
-
-
-@contextmanager
-def _same_draws_afterwards():
-    """Put NumPy's global generator back, which stands for every random_state=None."""
-    generator = check_random_state(None)
-    state = generator.get_state()
-    try:
-        yield
-    finally:
-        generator.set_state(state)

@@ -10,13 +10,15 @@ from numbers import Real
 import numpy as np
 import torch
 from sklearn.base import is_regressor
+from sklearn.pipeline import Pipeline
 from sklearn.utils.validation import check_is_fitted
 
 from sktransfer.backbones._backbone import Backbone
 from sktransfer.displays._drawing import grid
-from sktransfer.displays._pictures import best_of, find_images, picture_of
+from sktransfer.displays._pictures import find_images, picture_of
 from sktransfer.embedding._reading import read_samples
 from sktransfer.finetuning._base import BaseFineTune
+from sktransfer.finetuning._parts import ends_of
 
 _LUMA = np.array([0.299, 0.587, 0.114])
 
@@ -176,27 +178,28 @@ def _fading(cmap, alpha):
 
 
 def _tuned(estimator) -> BaseFineTune:
-    best = best_of(estimator)
-    if isinstance(best, BaseFineTune):
-        return best
-    what, advice = type(best).__name__, ""
-    if hasattr(best, "steps"):
-        what, advice = _of_pipeline(best)
+    *around, last = ends_of(estimator)
+    pipelines = [end for end in around if isinstance(end, Pipeline)]
+    if isinstance(last, BaseFineTune) and not pipelines:
+        return last
+    what, advice = type(last).__name__, ""
+    if pipelines:
+        what, advice = _of_pipeline(pipelines[0], last)
     raise TypeError(
         f"The places are not known for a {what}. Accepted are FineTuneClassifier, "
         f"FineTuneRegressor, and searches of one. Nothing was drawn.{advice}"
     )
 
 
-def _of_pipeline(pipeline) -> tuple[str, str]:
-    """What a pipeline is called, and what to do for maps."""
-    if isinstance(best_of(pipeline[-1]), BaseFineTune):
+def _of_pipeline(pipeline, last) -> tuple[str, str]:
+    """What a pipeline that ends in an estimator is called, and what to do for maps."""
+    if isinstance(last, BaseFineTune):
         return "Pipeline", (
             " Pass the last step of the pipeline, pipeline[-1], and the images as the "
             "steps before it give them, pipeline[:-1].transform(X)."
         )
     ours = "FineTuneRegressor" if is_regressor(pipeline) else "FineTuneClassifier"
-    return f"Pipeline that ends in a {type(pipeline[-1]).__name__}", (
+    return f"Pipeline that ends in a {type(last).__name__}", (
         f' {ours}(freeze="all"), a linear probe too, has maps: fit it with the same '
         "backbone and weights, and pass it."
     )

@@ -8,6 +8,7 @@ import re
 import numpy as np
 
 from sktransfer.displays._drawing import fold_names, legend, name_rows, panels, width_of
+from sktransfer.finetuning._parts import ends_of
 
 # Okabe and Ito's colours, told apart in all common forms of colour blindness.
 BLUE, ORANGE, GREY = "#0072B2", "#E69F00", "#8C8C8C"
@@ -103,21 +104,8 @@ class FreezeDepthDisplay:
         """
         self.figure_, self.ax_ = panels(self, ax, 2, height_ratios=(2.4, 1))
         places = np.arange(len(self.depths))
-        means = self.scores.mean(axis=1)
-        top = self.ax_[0]
-        top.plot(places, self.scores, "o", color=GREY, alpha=0.5, markersize=4)
-        top.errorbar(
-            places,
-            means,
-            yerr=_standard_error(self.scores),
-            color=BLUE,
-            marker="o",
-            capsize=4,
-            label="mean and standard error",
-        )
-        top.plot([], [], "o", color=GREY, alpha=0.5, markersize=4, label="folds")
-        legend(top)
-        top.set_ylabel(self.score_name)
+        _draw_folds(self.ax_[0], self.scores, "o-")
+        self.ax_[0].set_ylabel(self.score_name)
         if len(self.ax_) > 1:
             self.ax_[1].bar(places, self.seconds, width=0.5, color=ORANGE)
             self.ax_[1].set_ylabel("fit (s)")
@@ -192,25 +180,23 @@ class TrainingHistoryDisplay:
         scored = any("valid_score" in row for row in self.history)
         self.figure_, self.ax_ = panels(self, ax, 1 + scored)
         epochs = np.arange(1, len(self.history) + 1)
-        names = {
-            "train_loss": ("training", BLUE, "o-"),
-            "valid_loss": ("validation", ORANGE, "s--"),
-        }
-        for name, (label, colour, style) in names.items():
+        top, bottom = self.ax_[0], self.ax_[-1]
+        lines = [
+            (top, "train_loss", "o-", {"color": BLUE, "label": "training"}),
+            (top, "valid_loss", "s--", {"color": ORANGE, "label": "validation"}),
+        ]
+        top.set_ylabel("loss")
+        if bottom is not top:
+            lines.append((bottom, "valid_score", "s--", {"color": ORANGE}))
+            bottom.set_ylabel("validation score")
+        for axes, name, style, options in lines:
             values = [row.get(name, np.nan) for row in self.history]
             if not np.isnan(values).all():
-                self.ax_[0].plot(
-                    epochs, values, style, color=colour, label=label, markersize=4
-                )
-        self.ax_[0].set_ylabel("loss")
-        if len(self.ax_) > 1:
-            values = [row.get("valid_score", np.nan) for row in self.history]
-            self.ax_[1].plot(epochs, values, "s--", color=ORANGE, markersize=4)
-            self.ax_[1].set_ylabel("validation score")
+                axes.plot(epochs, values, style, markersize=4, **options)
         self._mark_head_epochs()
-        legend(self.ax_[0])
-        self.ax_[-1].set_xlabel("epoch")
-        self.ax_[-1].xaxis.get_major_locator().set_params(integer=True)
+        legend(top)
+        bottom.set_xlabel("epoch")
+        bottom.xaxis.get_major_locator().set_params(integer=True)
         return self
 
     def _mark_head_epochs(self):
@@ -364,24 +350,12 @@ class TransferReportDisplay:
         """
         names, height = fold_names(self.scores)
         self.figure_, (self.ax_,) = panels(self, ax, 1, height=1.6 + height)
-        places = np.arange(len(self.scores))
         scores = np.array(list(self.scores.values()))
-        self.ax_.plot(scores, places, "o", color=GREY, alpha=0.5, markersize=4)
-        self.ax_.errorbar(
-            scores.mean(axis=1),
-            places,
-            xerr=_standard_error(scores),
-            fmt="D",
-            color=BLUE,
-            capsize=4,
-            label="mean and standard error",
-        )
-        self.ax_.plot([], [], "o", color=GREY, alpha=0.5, markersize=4, label="folds")
+        _draw_folds(self.ax_, scores, "D", upright=False)
         name_rows(self.ax_, names)
         self.ax_.set_xlabel("score")
         # Above the legend, which may be as wide as the axes.
         self.ax_.set_title(self.verdict, loc="left", pad=24)
-        legend(self.ax_)
         return self
 
 
@@ -434,12 +408,21 @@ def _names_of(given, depths) -> dict:
 
 def _depth_of(search, values):
     """Make what gives a freeze depth its place: in the network, or as first given."""
-    model = getattr(search, "best_estimator_", None)
-    model = model[-1] if hasattr(model, "named_steps") else model
+    *_, model = ends_of(search)
     backbone = getattr(model, "backbone_", None)
     return values.index if backbone is None else backbone.freeze_depth
 
 
-def _standard_error(scores: np.ndarray) -> np.ndarray | None:
-    n_folds = scores.shape[1]
-    return scores.std(axis=1, ddof=1) / np.sqrt(n_folds) if n_folds > 1 else None
+def _draw_folds(axes, scores: np.ndarray, marks: str, upright=True) -> None:
+    """Draw the score of each fold, and the mean of each row with its standard error."""
+    places, folds = np.arange(len(scores)), {"color": GREY, "alpha": 0.5}
+    means, errors = scores.mean(axis=1), None
+    if scores.shape[1] > 1:
+        errors = scores.std(axis=1, ddof=1) / np.sqrt(scores.shape[1])
+    # Rows lie beside each other, or one above the other.
+    order, error = (1, "yerr") if upright else (-1, "xerr")
+    axes.plot(*(places, scores)[::order], "o", markersize=4, **folds)
+    options = {error: errors, "fmt": marks, "label": "mean and standard error"}
+    axes.errorbar(*(places, means)[::order], color=BLUE, capsize=4, **options)
+    axes.plot([], [], "o", markersize=4, label="folds", **folds)
+    legend(axes)

@@ -8,6 +8,7 @@ from sklearn.utils.validation import check_is_fitted
 from sktransfer.displays._drawing import grid
 from sktransfer.embedding._extractor import PretrainedFeatureExtractor
 from sktransfer.embedding._reading import read_samples
+from sktransfer.finetuning._parts import parts_of
 from sktransfer.inputs._images import ImageReader
 from sktransfer.inputs._reader import Samples
 from sktransfer.inputs._validate import as_samples, check_samples
@@ -188,8 +189,8 @@ def _refuse_no_classifier(estimator) -> None:
 
 
 def find_images(estimator, X) -> Samples:
-    """Read `X` as the estimator does; of a pipeline, as its first own step does."""
-    for part in _parts(estimator):
+    """Read `X` as the first part of the estimator does that reads images."""
+    for part in parts_of(estimator):
         if hasattr(part, "image_shape"):
             value_range = getattr(part, "value_range_", None)
             checked = check_samples(part, X, reader=_THUMBNAIL, reset=False)
@@ -197,20 +198,6 @@ def find_images(estimator, X) -> Samples:
     part = PretrainedFeatureExtractor()
     checked = check_samples(part, X, reader=_THUMBNAIL, reset=True)
     return as_samples(_THUMBNAIL, checked)
-
-
-def _parts(estimator):
-    """Give an estimator and its steps; of searches, the best estimators."""
-    estimator = best_of(estimator)
-    yield estimator
-    for _, step in getattr(estimator, "steps", []):
-        yield from _parts(step)
-
-
-def best_of(estimator):
-    """Give what a search has found best, or the estimator itself if it is none."""
-    found = getattr(estimator, "best_estimator_", None)
-    return estimator if found is None else best_of(found)
 
 
 def picture_of(square: torch.Tensor) -> np.ndarray:

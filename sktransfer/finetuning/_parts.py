@@ -1,17 +1,24 @@
-"""The one part of an estimator that has a pretrained network."""
+"""The parts of an estimator: steps, what a search has found, members of an ensemble."""
+
+from collections.abc import Iterator
+
+from sklearn.base import BaseEstimator
+from sklearn.model_selection._search import BaseSearchCV
+from sklearn.pipeline import Pipeline
 
 from sktransfer.embedding._extractor import PretrainedFeatureExtractor
 from sktransfer.finetuning._base import BaseFineTune
 
+_NETWORKS = (BaseFineTune, PretrainedFeatureExtractor)
+
 
 def find_source(estimator):
     """Name and value of the one part of an estimator that has a pretrained network."""
-    kinds = (BaseFineTune, PretrainedFeatureExtractor)
     parts = {"": estimator, **estimator.get_params(deep=True)}
-    found = {name: part for name, part in parts.items() if isinstance(part, kinds)}
+    found = {name: part for name, part in parts.items() if isinstance(part, _NETWORKS)}
     # A network that another one starts from is a part of that one.
     outer = [
-        name for name in found if not any(_is_within(name, other) for other in found)
+        name for name in found if not any(is_within(name, other) for other in found)
     ]
     if len(outer) != 1:
         raise ValueError(
@@ -23,5 +30,58 @@ def find_source(estimator):
     return outer[0], found[outer[0]]
 
 
-def _is_within(name, other) -> bool:
+def is_within(name, other) -> bool:
+    """Whether a parameter is one of the part that another parameter names."""
     return name != other and (not other or name.startswith(f"{other}__"))
+
+
+def ends_of(estimator) -> Iterator:
+    """An estimator, then its last step, or what it has found or will search, and so on.
+
+    A search that was fitted without a refit has nothing to predict with: the end.
+    """
+    yield estimator
+    if hasattr(estimator, "best_estimator_"):
+        yield from ends_of(estimator.best_estimator_)
+    elif isinstance(estimator, BaseSearchCV) and not hasattr(estimator, "cv_results_"):
+        yield from ends_of(estimator.estimator)
+    elif isinstance(estimator, Pipeline):
+        yield from ends_of(estimator[-1])
+
+
+def parts_of(value, _seen=None) -> Iterator:
+    """Whatever an estimator is made of, outermost first, and each object once.
+
+    Fitted parts stand for those that they were fitted from. What a network of this
+    package starts from is no part.
+    """
+    seen = set() if _seen is None else _seen
+    if id(value) in seen:
+        return
+    seen.add(id(value))
+    if isinstance(value, dict):
+        held = value.values()
+    elif isinstance(value, list | tuple):
+        held = value
+    else:
+        yield value
+        held = _held_by(value)
+    for part in held:
+        yield from parts_of(part, seen)
+
+
+def _is_of_scikit_learn(value) -> bool:
+    return type(value).__module__.startswith("sklearn.")
+
+
+def _held_by(value) -> list:
+    """Values of the attributes that may be, or hold, parts of an estimator."""
+    if hasattr(value, "best_estimator_"):
+        # Its candidates may be estimators too, which are not what was found.
+        return [value.best_estimator_]
+    known = isinstance(value, BaseEstimator) or _is_of_scikit_learn(value)
+    if isinstance(value, _NETWORKS) or not known:
+        return []
+    # Of scikit-learn, `estimator` is fitted to `estimator_`, or several `estimators_`.
+    held = vars(value) if hasattr(value, "__dict__") else {}
+    return [v for k, v in held.items() if not {f"{k}_", f"{k}s_"} & held.keys()]

@@ -176,6 +176,8 @@ def _orientation(image: PIL.Image.Image) -> int:
 
 def _upright(array: np.ndarray, orientation: int) -> np.ndarray:
     """Undo an EXIF orientation (1 to 8; anything else is as good as 1)."""
+    # PIL.ImageOps.exif_transpose would copy what needs no turn, and refuse a picture
+    # with some other tag that cannot be written again.
     if orientation in (5, 6, 7, 8):
         array = array.swapaxes(0, 1)
     flips = {2: 1, 3: (0, 1), 4: 0, 6: 1, 7: (0, 1), 8: 0}

@@ -11,7 +11,9 @@ from sktransfer._tables import Table
 from sktransfer._version import __version__
 from sktransfer.backbones._backbone import Backbone, Tuned
 from sktransfer.backbones._load import Named, weights_licence, weights_path
+from sktransfer.embedding._mixin import StagesReprMixin
 from sktransfer.finetuning._base import BaseFineTune
+from sktransfer.finetuning._parts import parts_of
 
 _PACKAGES = ("scikit-learn", "torch", "torchvision", "skorch", "numpy")
 _MOST_CLASSES = 50
@@ -57,7 +59,8 @@ def model_card(estimator, scores=None, *, title=None, description=None):
             f"model_card takes a fitted estimator, and got {estimator!r:.80}."
         )
     check_is_fitted(estimator)
-    parts = _find_parts(estimator)
+    networks = [p for p in parts_of(estimator) if isinstance(p, StagesReprMixin)]
+    parts = [part for part in networks if part._summary() is not None]
     if not parts:
         raise ValueError(
             f"{type(estimator).__name__} holds no fitted estimator of sktransfer, and "
@@ -79,22 +82,6 @@ def model_card(estimator, scores=None, *, title=None, description=None):
     rows = [{"package": name, "version": text} for name, text in packages.items()]
     sections += ["## Versions", Table(rows).to_markdown()]
     return "\n\n".join(sections) + "\n"
-
-
-def _find_parts(value) -> list:
-    """Fitted estimators of this package in an estimator, outermost first."""
-    if hasattr(value, "_summary") and value._summary() is not None:
-        return [value]
-    if hasattr(value, "extractor_"):
-        return _find_parts(value.extractor_)
-    if hasattr(value, "best_estimator_"):
-        return _find_parts(value.best_estimator_)
-    if isinstance(value, BaseEstimator):
-        fitted = getattr(value, "transformers_", None)
-        value = fitted or list(vars(value).values())
-    if isinstance(value, list | tuple):
-        return [part for item in value for part in _find_parts(item)]
-    return []
 
 
 def _describe(part) -> list[str]:

@@ -3,6 +3,9 @@
 A plain number, text, truth value or None is itself in JSON, a list is a list; all else
 is an object of one tag, such as ``{"tuple": [1, 2]}`` or ``{"array": "7"}``, the latter
 a name among the arrays.
+
+skops alone would not do: it stores no tensors, and all of an object or nothing, so that
+a network could not be referred to by its name and digest, with only tuned stages kept.
 """
 
 import copy
@@ -10,7 +13,6 @@ import importlib
 import math
 import os
 from dataclasses import dataclass, field
-from enum import Enum
 from pathlib import Path
 
 import numpy as np
@@ -20,19 +22,46 @@ from sklearn.base import BaseEstimator
 from sklearn.model_selection._search import BaseSearchCV
 from sklearn.utils import Bunch
 from torch import nn
-from torchvision.models import get_weight
+from torchvision.models import WeightsEnum, get_weight
 
 from sktransfer._tables import Table
 from sktransfer.backbones._backbone import Backbone, Tuned, checked
 from sktransfer.backbones._load import Named, weights_path
 from sktransfer.embedding._cache import EmbeddingCache
 from sktransfer.finetuning._network import Standardise
+from sktransfer.finetuning._parts import parts_of
 from sktransfer.saving._skops import HARMLESS, import_skops
 
 _LAYERS = {kind.__name__: kind for kind in (nn.Linear, nn.ReLU, nn.Dropout)}
 # The net that trained is not needed to predict or to go on.
 _LEFT_OUT = ("net_",)
 _ROUTED = "_metadata_request"
+
+
+def _random_state(state) -> np.random.RandomState:
+    generator = np.random.RandomState()
+    generator.set_state(state)
+    return generator
+
+
+# By tag: what is one call away from a value that is encoded in its place, that call,
+# and the one that leads back. A subclass stands before its base class.
+_SIMPLE = {
+    "scalar": (np.generic, np.asarray, lambda array: array[()]),
+    "float": (float, str, float),
+    "table": (Table, list, Table),
+    "tuple": (tuple, list, tuple),
+    "bunch": (Bunch, dict, lambda content: Bunch(**content)),
+    "slice": (slice, lambda s: [s.start, s.stop, s.step], lambda ends: slice(*ends)),
+    "path": (Path, str, Path),
+    "weights": (WeightsEnum, str, get_weight),
+    "random_state": (np.random.RandomState, lambda r: r.get_state(), _random_state),
+    "cache": (
+        EmbeddingCache,
+        lambda cache: [cache.location and os.fspath(cache.location), cache.max_bytes],
+        lambda content: EmbeddingCache(content[0], max_bytes=content[1]),
+    ),
+}
 
 
 @dataclass
@@ -48,8 +77,8 @@ class Encoder:
         """Encode a value; `where` names it in an error."""
         if value is None or isinstance(value, bool | str) or type(value) is int:
             return value
-        if type(value) is float:
-            return value if math.isfinite(value) else {"float": str(value)}
+        if type(value) is float and math.isfinite(value):
+            return value
         if id(value) in self._numbers:
             return {"same": self._numbers[id(value)]}
         record = self._record(value, where)
@@ -59,10 +88,14 @@ class Encoder:
         return record
 
     def _record(self, value, where):
+        for tag, (kind, simplify, _) in _SIMPLE.items():
+            if isinstance(value, kind):
+                return {tag: self.encode(simplify(value), where)}
         for kind, encode in _ENCODERS:
             if isinstance(value, kind):
                 return encode(self, value, where)
-        ours = _ours_in(value)
+        kinds = map(type, parts_of(value))
+        ours = next(filter(_is_ours, kinds), None)
         if ours is None:
             return self.other(value, where)
         if isinstance(value, BaseSearchCV):
@@ -74,7 +107,7 @@ class Encoder:
         if isinstance(value, BaseEstimator):
             return self.estimator(value, where)
         raise ValueError(
-            f"{where} is a {type(value).__name__} that holds a {ours}, and no "
+            f"{where} is a {type(value).__name__} that holds a {ours.__name__}, and no "
             "estimator: with parts of sktransfer inside, only estimators, lists and "
             "dicts can be kept in a file without code. Save the estimator around it "
             "before it is fitted, and fit it once loaded; or keep it with joblib.dump, "
@@ -92,17 +125,8 @@ class Encoder:
         self.arrays[name] = np.asarray(value, dtype=native, order="C")
         return {"array": name}
 
-    def scalar(self, value, where):
-        return {"scalar": self.array(np.asarray(value), where)}
-
     def items(self, values, where) -> list:
         return [self.encode(v, f"{where}[{i}]") for i, v in enumerate(values)]
-
-    def tuple(self, value, where):
-        return {"tuple": self.items(value, where)}
-
-    def table(self, value, where):
-        return {"table": self.items(value, where)}
 
     def mapping(self, value, where):
         pairs = [
@@ -110,28 +134,6 @@ class Encoder:
             for key, v in value.items()
         ]
         return {"dict": pairs}
-
-    def bunch(self, value, where):
-        return {"bunch": self.encode(dict(value), where)}
-
-    def slice(self, value, where):
-        return {"slice": [value.start, value.stop, value.step]}
-
-    def path(self, value, where):
-        return {"path": str(value)}
-
-    def enum(self, value, where):
-        entry = str(value)
-        if type(value).__module__.startswith("torchvision.models"):
-            return {"weights": entry}
-        raise _refusal(where, f"{entry} of {type(value).__module__}")
-
-    def random_state(self, value, where):
-        return {"random_state": self.tuple(value.get_state(), where)}
-
-    def cache(self, value, where):
-        location = value.location and os.fspath(value.location)
-        return {"cache": [location, value.max_bytes]}
 
     def tensors(self, module: nn.Module, where) -> dict:
         state = module.state_dict()
@@ -187,17 +189,8 @@ class Encoder:
 
 _ENCODERS = [
     (np.ndarray, Encoder.array),
-    (np.generic, Encoder.scalar),
-    (Table, Encoder.table),
     (list, Encoder.items),
-    (tuple, Encoder.tuple),
-    (Bunch, Encoder.bunch),
     (dict, Encoder.mapping),
-    (slice, Encoder.slice),
-    (Path, Encoder.path),
-    (Enum, Encoder.enum),
-    (np.random.RandomState, Encoder.random_state),
-    (EmbeddingCache, Encoder.cache),
     (nn.Sequential, Encoder.head),
     (Backbone, Encoder.backbone),
 ]
@@ -224,7 +217,10 @@ class Decoder:
         if not isinstance(record, dict):
             return record
         ((tag, content),) = record.items()
-        value = _DECODERS[tag](self, content)
+        if tag in _SIMPLE:
+            value = _SIMPLE[tag][2](self.decode(content))
+        else:
+            value = _DECODERS[tag](self, content)
         if tag in _NUMBERED:
             self._numbered.append(value)
         return value
@@ -241,35 +237,11 @@ class Decoder:
             flat[i] = self.decode(item)
         return flat.reshape(shape)
 
-    def scalar(self, content):
-        return self.decode(content)[()]
-
-    def tuple(self, content):
-        return tuple(self.decode(content))
-
-    def table(self, content):
-        return Table(self.decode(content))
-
     def mapping(self, content):
         return {self.decode(key): self.decode(value) for key, value in content}
 
-    def bunch(self, content):
-        return Bunch(**self.decode(content))
-
-    def slice(self, content):
-        return slice(*content)
-
     def same(self, number):
         return self._numbered[number]
-
-    def random_state(self, content):
-        state = np.random.RandomState()
-        state.set_state(self.decode(content))
-        return state
-
-    def cache(self, content):
-        location, max_bytes = content
-        return EmbeddingCache(location, max_bytes=max_bytes)
 
     def optimizer(self, name):
         kind = getattr(torch.optim, name)
@@ -347,18 +319,8 @@ class Decoder:
 _DECODERS = {
     "array": Decoder.array,
     "objects": Decoder.objects,
-    "scalar": Decoder.scalar,
-    "float": lambda decoder, text: float(text),
-    "tuple": Decoder.tuple,
-    "table": Decoder.table,
     "dict": Decoder.mapping,
-    "bunch": Decoder.bunch,
-    "slice": Decoder.slice,
-    "path": lambda decoder, text: Path(text),
-    "weights": lambda decoder, entry: get_weight(entry),
     "same": Decoder.same,
-    "random_state": Decoder.random_state,
-    "cache": Decoder.cache,
     "optimizer": Decoder.optimizer,
     "head": Decoder.head,
     "named": Decoder.named,
@@ -383,21 +345,6 @@ def _refusal(where: str, what: str) -> ValueError:
 
 def _is_ours(kind: type) -> bool:
     return kind.__module__.split(".")[0] == "sktransfer"
-
-
-def _ours_in(value, seen: tuple = ()) -> str | None:
-    """Name of the type of the first object of this package within another one."""
-    kind = type(value)
-    if _is_ours(kind):
-        return kind.__name__
-    if isinstance(value, BaseEstimator) or kind.__module__.startswith("sklearn."):
-        value = getattr(value, "__dict__", {})
-    parts = value.values() if isinstance(value, dict) else value
-    # Requests for metadata hold the estimator that holds them.
-    if not isinstance(value, dict | list | tuple) or any(value is v for v in seen):
-        return None
-    found = (_ours_in(part, (*seen, value)) for part in parts)
-    return next(filter(None, found), None)
 
 
 def _class_name(kind: type, where: str) -> str:

@@ -272,6 +272,28 @@ def test_a_picture_is_the_same_in_whatever_bands_it_is_converted(monkeypatch):
     assert whole[4].dtype == whole[2].dtype == torch.float32
 
 
+# Tags of EXIF, of which the first says that the picture lies on its side.
+_TURNED = struct.pack("<HHIHH", 0x0112, 3, 1, 6, 0)
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        struct.pack("<HHI4s", 0x0100, 2, 4, b"abc\0"),
+        struct.pack("<HHIi", 0x0100, 9, 1, -5),
+        struct.pack("<HHIhH", 0x0102, 8, 1, -5, 0),
+    ],
+)
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+def test_a_picture_is_turned_whatever_other_tags_it_has(kind, odd):
+    # A width in words and negative numbers can be read, but not written again.
+    tags = b"II*\0" + struct.pack("<IH", 8, 2) + odd + _TURNED + bytes(4)
+    picture, file = PIL.Image.new("RGB", (6, 4)), io.BytesIO()
+    picture.save(file, kind, exif=b"Exif\0\0" + tags)
+    assert _decoding.decode(file.getvalue()).size == (4, 6)
+    assert _decoding.pil_array(PIL.Image.open(file)).shape == (6, 4, 3)
+
+
 def bytes_per_pixel():
     """Return what a pixel of a picture with alpha takes at most, of 25 million."""
     ImageReader().read(dds(400, 400, bytes(80_000)))
