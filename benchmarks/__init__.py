@@ -1,4 +1,4 @@
-"""What is slow, what is good: run from the root, as ``python -m benchmarks.speed``.
+"""Scripts that measure: run from the root, as ``python -m benchmarks.speed.caching``.
 
 README.md tells which figure of the documentation is whose.
 """
