@@ -37,6 +37,15 @@ autosummary_generate = True
 numpydoc_show_class_members = False
 # Without a network, types would be called ``python:str``.
 numpydoc_xref_param_type = False
+# All checks of public docstrings, but that each has an extended summary, an example and
+# a list of what to see also.
+numpydoc_validation_checks = {"all", "ES01", "EX01", "SA01"}
+numpydoc_validation_exclude = {
+    # The steps of reading, a sentence each; `Reader` tells what they take and give.
+    r"\.ImageReader\.",
+    # Inherited from scikit-learn, and from Exception.
+    r"\.(fit_transform|get_feature_names_out|add_note|with_traceback)$",
+}
 
 intersphinx_mapping = {
     "python": ("https://docs.python.org/3", None),
