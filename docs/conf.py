@@ -1,5 +1,7 @@
 """Settings of the documentation: ``sphinx-build -W -b html docs docs/_build/html``."""
 
+import logging
+
 import sktransfer
 
 project = "sktransfer"
@@ -10,9 +12,12 @@ version = release = sktransfer.__version__
 extensions = [
     "sphinx.ext.autodoc",
     "sphinx.ext.autosummary",
+    "sphinx.ext.intersphinx",
     "numpydoc",
     "sphinx_gallery.gen_gallery",
 ]
+# What stands between single backticks is a link, if it is the name of something.
+default_role = "autolink"
 templates_path = ["_templates"]
 exclude_patterns = ["_build"]
 html_theme = "pydata_sphinx_theme"
@@ -30,7 +35,39 @@ html_theme_options = {
 autosummary_generate = True
 # Methods stand on the page of their class, not on pages of their own.
 numpydoc_show_class_members = False
+# Without a network, types would be called ``python:str``.
 numpydoc_xref_param_type = False
+# All checks of public docstrings, but that each has an extended summary, an example and
+# a list of what to see also.
+numpydoc_validation_checks = {"all", "ES01", "EX01", "SA01"}
+numpydoc_validation_exclude = {
+    # The steps of reading, a sentence each; `Reader` tells what they take and give.
+    r"\.ImageReader\.",
+    # Inherited from scikit-learn, and from Exception.
+    r"\.(fit_transform|get_feature_names_out|add_note|with_traceback)$",
+}
+
+intersphinx_mapping = {
+    "python": ("https://docs.python.org/3", None),
+    "numpy": ("https://numpy.org/doc/stable", None),
+    "scipy": ("https://docs.scipy.org/doc/scipy", None),
+    "sklearn": ("https://scikit-learn.org/stable", None),
+    "torch": ("https://docs.pytorch.org/docs/stable", None),
+    "torchvision": ("https://docs.pytorch.org/vision/stable", None),
+    "matplotlib": ("https://matplotlib.org/stable", None),
+    "pandas": ("https://pandas.pydata.org/docs", None),
+    "skorch": ("https://skorch.readthedocs.io/en/stable", None),
+}
+intersphinx_timeout = 5
+
+
+def _not_of_inventories(record):
+    return "failed to reach any of the inventories" not in record.getMessage()
+
+
+# Without a network there are no links to the documentation of others, and that is no
+# error of this one. The warning has no type, by which suppress_warnings would know it.
+logging.getLogger("sphinx.sphinx.ext.intersphinx").addFilter(_not_of_inventories)
 
 sphinx_gallery_conf = {
     "examples_dirs": "../examples",

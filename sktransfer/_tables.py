@@ -41,7 +41,13 @@ class Table(list):
         return 1
 
     def to_markdown(self):
-        """Give the table as Markdown."""
+        """Give the table as Markdown.
+
+        Returns
+        -------
+        str
+            A line of heads and a line for each row.
+        """
         rows = [self.columns, ["---"] * len(self.columns), *self._texts()]
         return "\n".join(
             "| " + " | ".join(text.replace("|", "\\|") for text in row) + " |"

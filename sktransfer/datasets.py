@@ -101,6 +101,7 @@ def list_images(folder):
     Parameters
     ----------
     folder : str or path-like
+        The folder to go through.
 
     Returns
     -------

@@ -70,6 +70,17 @@ def test_no_modules_import_each_other_in_circles():
             del imported[name]
 
 
+def test_all_modules_are_on_the_map_for_contributors():
+    page = (FOLDER.parent / "docs" / "contributing.rst").read_text()
+    _, page = page.split("\nMap\n---\n")
+    page, _ = page.split("\nRecipes\n-------\n")
+    for module, _ in modules():
+        *folder, name = module.split(".")
+        lines = page.split(f"\n``{folder[0]}/``" if folder else "\nOn top\n")[1]
+        # Up to the next folder.
+        assert f"``{name}.py``" in lines.split("\n\n")[0], f"{module} is missing"
+
+
 @pytest.mark.parametrize(
     ("code", "modules"),
     [

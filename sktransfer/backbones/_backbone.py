@@ -139,11 +139,22 @@ class Backbone:
         return _joined(stage.digest for stage in self._stages.values())
 
     def cause(self, depth):
-        """SHA-256, in hex digits, of all that decides what `depth` stages compute."""
+        """Hash all that decides what some leading stages compute.
+
+        Parameters
+        ----------
+        depth : int
+            Number of leading stages.
+
+        Returns
+        -------
+        str
+            SHA-256 in hex digits.
+        """
         return _joined(stage.cause for stage in list(self._stages.values())[:depth])
 
     def depth(self, stage, *, parameter="stage"):
-        """Number of leading stages that a specification means.
+        """Find the number of leading stages that a specification means.
 
         Parameters
         ----------
@@ -152,6 +163,16 @@ class Backbone:
             the last of them, or "all" (None means the same).
         parameter : str, default="stage"
             What the specification is called in an error message.
+
+        Returns
+        -------
+        int
+            From 0 to the number of stages.
+
+        Raises
+        ------
+        ValueError
+            If there is no such stage.
         """
         count = len(self.stages)
         if stage is None or isinstance(stage, str):
@@ -176,9 +197,17 @@ class Backbone:
         )
 
     def freeze_depth(self, freeze):
-        """Number of leading stages that a ``freeze`` parameter keeps as they are.
+        """Find the number of leading stages that ``freeze`` keeps as they are.
 
-        Where only stages without parameters would be left to train, it is all of them.
+        Parameters
+        ----------
+        freeze : int or str
+            As in `FineTuneClassifier`.
+
+        Returns
+        -------
+        int
+            All stages, where only such without parameters would be left to train.
         """
         depth = self.depth(freeze, parameter="freeze")
         trained = any(True for _ in self.stages[depth:].parameters())
@@ -186,6 +215,16 @@ class Backbone:
 
     def at_size(self, side):
         """Return the same network for inputs of another size.
+
+        Parameters
+        ----------
+        side : int
+            Side of the square input in pixels, or whatever size its reader has.
+
+        Returns
+        -------
+        Backbone
+            It shares the stages with this one.
 
         Raises
         ------
@@ -222,6 +261,16 @@ class Backbone:
 
         In evaluation mode, batch norm folded into the convolutions and channels last:
         equal to `stages` up to rounding.
+
+        Parameters
+        ----------
+        device : str, default="cpu"
+            Where they are to run.
+
+        Returns
+        -------
+        torch.nn.Sequential
+            The same one in each call.
         """
         if device not in self._fastest:
             stages = [stage.fused(device) for stage in self._stages.values()]
@@ -233,6 +282,18 @@ class Backbone:
 
         It shares the others with this backbone, and all that is known of them. Its
         pickles hold the new stages and refer to this backbone for the rest.
+
+        Parameters
+        ----------
+        depth : int
+            Number of leading stages to keep.
+        suffix : torch.nn.Sequential
+            The stages after them, which are copied.
+
+        Returns
+        -------
+        Backbone
+            Its name says that it is tuned.
         """
         stages = {**dict(list(self._stages.items())[:depth]), **_frozen(suffix)}
         # Tuned again and again, a network refers to the first one alone.

@@ -110,6 +110,7 @@ def load_backbone(
     Returns
     -------
     Backbone
+        The network without its classifier, in evaluation mode.
 
     Raises
     ------

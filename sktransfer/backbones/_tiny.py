@@ -8,7 +8,7 @@ from torch import nn
 
 WIDTHS = (32, 64, 160, 256)
 N_FEATURES = 384
-# Made by benchmarks/pretrain_tiny.py.
+# Made by benchmarks/tiny/pretrain.py.
 SHA256 = "7561ba0075de0bcce65ba737ffdc2905bd6b003899c0ee44ffeffd00d81d00ef"
 WEIGHTS = (Path(__file__).parents[1] / "data" / "tiny.safetensors", f"sha256:{SHA256}")
 

@@ -54,6 +54,7 @@ def rank_backbones(
     Parameters
     ----------
     X : sequence of images, or array-like of shape (n_samples, n_pixels)
+        The images of the task.
     y : array-like of shape (n_samples,)
         Labels, or numbers to regress on.
     backbones : list, default=("tiny",)
@@ -70,7 +71,7 @@ def rank_backbones(
         it, are one row, by the name of the last of them.
     cv : int, splitter, iterable or None, default=5
         Folds of the linear probe, the same for all candidates; None leaves it out.
-    image_shape, image_size, device, precision, cache, random_state
+    image_shape, image_size, device, precision, cache, random_state : optional
         As in `PretrainedFeatureExtractor`.
     verbose : int, default=0
         1 shows a progress bar.

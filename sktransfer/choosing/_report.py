@@ -63,8 +63,10 @@ _SIMPLER = {
 class TransferReport(Table):
     """What `transfer_report` has found: a table of models, and a verdict.
 
-    Attributes
+    Parameters
     ----------
+    rows : list of dict
+        The table: a row for each model.
     scores : dict of str to ndarray of shape (n_folds,)
         Test score of each model in each fold.
     verdict : {"transfer helps", "no evidence", "negative transfer"}
@@ -111,6 +113,7 @@ def transfer_report(
         Of a pipeline or a search, one part has to be one of these, or a
         `PretrainedFeatureExtractor`, and `X` has to be images.
     X : sequence of images, or array-like of shape (n_samples, n_pixels)
+        The images of the task.
     y : array-like of shape (n_samples,) or (n_samples, n_outputs)
         Labels, or numbers for a regressor.
     cv : int, splitter or iterable, default=5

@@ -36,6 +36,7 @@ def logme_score(features, y) -> float:
     Parameters
     ----------
     features : array-like of shape (n_samples, n_features)
+        The embeddings.
     y : array-like of shape (n_samples,) or, for regression, (n_samples, n_targets)
         Labels (strings, integers, booleans), or numbers.
 
@@ -134,6 +135,7 @@ def h_score(features, y) -> float:
     Parameters
     ----------
     features : array-like of shape (n_samples, n_features)
+        The embeddings.
     y : array-like of shape (n_samples,)
         Labels.
 
@@ -186,6 +188,7 @@ def knn_score(features, y, n_neighbors=5) -> float:
     Parameters
     ----------
     features : array-like of shape (n_samples, n_features)
+        The embeddings.
     y : array-like of shape (n_samples,) or, for regression, (n_samples, n_targets)
         Labels (strings, integers, booleans), or numbers.
     n_neighbors : int, default=5

@@ -28,11 +28,12 @@ class SearchCost:
     Which candidate is the best, and fitted once more, is not known beforehand. Where
     candidates differ, that fit counts as the costliest of them.
 
-    Attributes
+    Parameters
     ----------
     n_candidates, n_splits, n_fits : int
         Combinations of parameters, folds, and fits in all, the refit included.
     n_images : int
+        Number of images that the search is given.
     n_passes : int
         How often the source network runs over all images, for the frozen stages and
         for the first head. It is the most: parts of a pass count as a whole one.
@@ -99,6 +100,7 @@ def search_cost(search, X, y=None, groups=None):
     Returns
     -------
     SearchCost
+        The numbers; ``print`` shows them in words.
 
     Raises
     ------

@@ -47,7 +47,7 @@ class BackboneSelector(
     stages : "all", list of str or None, default=None
         The stages to choose from; None is the last one of each backbone. Of those
         whose embeddings are the same, the last is one to choose.
-    image_shape, image_size, device, precision, cache, random_state
+    image_shape, image_size, device, precision, cache, random_state : optional
         As in `PretrainedFeatureExtractor`.
     verbose : int, default=0
         1 shows a progress bar.
@@ -128,6 +128,7 @@ class BackboneSelector(
         Parameters
         ----------
         X : sequence of images, or array-like of shape (n_samples, n_pixels)
+            The images to choose by.
         y : array-like of shape (n_samples,)
             Labels, or numbers to regress on.
 
@@ -171,10 +172,12 @@ class BackboneSelector(
         Parameters
         ----------
         X : sequence of images, or array-like of shape (n_samples, n_pixels)
+            The images to embed.
 
         Returns
         -------
         ndarray of shape (n_samples, n_features), float32
+            The embedding of each image.
         """
         check_is_fitted(self)
         return self.extractor_.transform(X)

@@ -41,6 +41,7 @@ class AttributionDisplay:
     maps : ndarray of shape (n_pictures, height, width)
         Between 0 and 1, the latter the place of the strongest evidence.
     titles : list of str
+        What stands above each picture.
 
     Attributes
     ----------
@@ -120,6 +121,7 @@ class AttributionDisplay:
         ax : sequence of matplotlib Axes, optional
             One for each picture.
         cmap : str or matplotlib Colormap, default="viridis"
+            The colours of the maps.
         alpha : float, default=0.7
             Opacity of the maps where the evidence is strongest; where there is none,
             they are transparent.
@@ -129,6 +131,7 @@ class AttributionDisplay:
         Returns
         -------
         AttributionDisplay
+            This display.
         """
         below = 0.6 if colorbar else 0.0
         self.figure_, self.ax_ = grid(

@@ -22,9 +22,11 @@ class FreezeDepthDisplay:
     depths : list of str
         Freeze depths, from none frozen to all.
     scores : ndarray of shape (n_depths, n_folds)
+        Test score of each depth in each fold.
     seconds : ndarray of shape (n_depths,)
         Mean time of a fit.
     score_name : str, default="score"
+        What the score is called on its axis.
 
     Attributes
     ----------
@@ -61,9 +63,11 @@ class FreezeDepthDisplay:
         Parameters
         ----------
         search : fitted GridSearchCV, RandomizedSearchCV or halving search
+            Over an estimator with a ``freeze`` parameter.
         param : str, optional
             The parameter that is the freeze depth; None looks for one.
         ax : matplotlib Axes, optional
+            Where to draw the scores alone; None makes a new figure.
 
         Returns
         -------
@@ -101,6 +105,7 @@ class FreezeDepthDisplay:
         Returns
         -------
         FreezeDepthDisplay
+            This display.
         """
         self.figure_, self.ax_ = panels(self, ax, 2, height_ratios=(2.4, 1))
         places = np.arange(len(self.depths))
@@ -157,7 +162,9 @@ class TrainingHistoryDisplay:
         Parameters
         ----------
         estimator : fitted FineTuneClassifier or FineTuneRegressor
+            The estimator whose ``history_`` is drawn.
         ax : matplotlib Axes, optional
+            Where to draw the losses alone; None makes a new figure.
 
         Returns
         -------
@@ -176,6 +183,7 @@ class TrainingHistoryDisplay:
         Returns
         -------
         TrainingHistoryDisplay
+            This display.
         """
         scored = any("valid_score" in row for row in self.history)
         self.figure_, self.ax_ = panels(self, ax, 1 + scored)
@@ -212,12 +220,15 @@ class BackboneRankingDisplay:
     Parameters
     ----------
     names : list of str
+        The candidates, best first.
     scores : ndarray of shape (n_candidates,)
+        Score of each candidate.
     errors : ndarray of shape (n_candidates,) or None
         Standard errors of the scores.
     chance : float or None
         What guessing gets.
     score_name : str, default="score"
+        What the score is called on its axis.
 
     Attributes
     ----------
@@ -246,9 +257,11 @@ class BackboneRankingDisplay:
         Parameters
         ----------
         ranking : Table
+            What `rank_backbones` returned, or a selector's ``ranking_``.
         column : str, optional
             The column to show; None is the probe, or else the first score.
         ax : matplotlib Axes, optional
+            Where to draw; None makes a new figure.
 
         Returns
         -------
@@ -276,10 +289,12 @@ class BackboneRankingDisplay:
         Parameters
         ----------
         ax : matplotlib Axes, optional
+            Where to draw; None makes a new figure.
 
         Returns
         -------
         BackboneRankingDisplay
+            This display.
         """
         names, height = fold_names(self.names)
         self.figure_, (self.ax_,) = panels(self, ax, 1, height=1.2 + height)
@@ -303,6 +318,7 @@ class TransferReportDisplay:
     scores : dict of str to ndarray of shape (n_folds,)
         By model, as in `TransferReport.scores`.
     verdict : str, default=""
+        Stands above the chart.
 
     Attributes
     ----------
@@ -329,7 +345,9 @@ class TransferReportDisplay:
         Parameters
         ----------
         report : TransferReport
+            What `transfer_report` returned.
         ax : matplotlib Axes, optional
+            Where to draw; None makes a new figure.
 
         Returns
         -------
@@ -343,10 +361,12 @@ class TransferReportDisplay:
         Parameters
         ----------
         ax : matplotlib Axes, optional
+            Where to draw; None makes a new figure.
 
         Returns
         -------
         TransferReportDisplay
+            This display.
         """
         names, height = fold_names(self.scores)
         self.figure_, (self.ax_,) = panels(self, ax, 1, height=1.6 + height)

@@ -25,9 +25,11 @@ class TopLossesDisplay:
     Parameters
     ----------
     pictures : list of ndarray of shape (H, W, 3), uint8
+        The pictures to show.
     rows : ndarray of shape (n_pictures,)
         Where in the data they are.
     labels, predictions : ndarray of shape (n_pictures,)
+        The label and the predicted class of each.
     label_probabilities, predicted_probabilities : ndarray of shape (n_pictures,)
         What the classifier gave the label, and the class it predicts.
 
@@ -77,6 +79,7 @@ class TopLossesDisplay:
             With ``predict_proba`` and ``classes_``: a `FineTuneClassifier`, or a
             pipeline or search from images to labels.
         X : sequence of images, or array-like of shape (n_samples, n_pixels)
+            The images to look among.
         y : array-like of shape (n_samples,)
             Their labels.
         n_pictures : int, default=9
@@ -146,6 +149,7 @@ class TopLossesDisplay:
         Returns
         -------
         TopLossesDisplay
+            This display.
         """
         titles = self._titles()
         if titles:

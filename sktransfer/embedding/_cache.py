@@ -95,7 +95,18 @@ class EmbeddingCache:
         self._hits = self._misses = 0
 
     def get_many(self, keys: Iterable[bytes]) -> dict[bytes, np.ndarray]:
-        """Return the arrays, read-only, of those keys that are stored."""
+        """Return the arrays of those keys that are stored.
+
+        Parameters
+        ----------
+        keys : iterable of bytes
+            Digests of 32 bytes.
+
+        Returns
+        -------
+        dict of bytes to ndarray
+            The arrays, which are read-only; without the keys that are not stored.
+        """
         keys = list(dict.fromkeys(keys))
         with _LOCK:
             found = self._opened().get_many(keys)
@@ -104,13 +115,26 @@ class EmbeddingCache:
         return found
 
     def put_many(self, items: Mapping[bytes, np.ndarray]) -> None:
-        """Store arrays under their 32-byte keys; keys already stored are skipped."""
+        """Store arrays; keys that are stored already are skipped.
+
+        Parameters
+        ----------
+        items : mapping of bytes to ndarray
+            Arrays of float32, float16 or uint8 by digests of 32 bytes.
+        """
         rows = {_checked_key(key): _frozen(value) for key, value in items.items()}
         with _LOCK:
             self._opened().put_many(rows)
 
     def info(self) -> CacheInfo:
-        """Return a `CacheInfo`: rows, bytes, max_bytes, hits, misses, location."""
+        """Tell what is stored and how it was used.
+
+        Returns
+        -------
+        CacheInfo
+            A named tuple of ``rows``, ``bytes``, ``max_bytes``, ``hits``, ``misses``
+            and ``location``.
+        """
         with _LOCK:
             n_rows, n_bytes, folder = self._opened().info()
             counts = self._hits, self._misses

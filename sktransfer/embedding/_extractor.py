@@ -171,6 +171,7 @@ class PretrainedFeatureExtractor(
         X : sequence of images, or array-like of shape (n_samples, n_pixels)
             None of them is decoded.
         y : ignored
+            Not used; present for the API's sake.
 
         Returns
         -------
@@ -191,10 +192,12 @@ class PretrainedFeatureExtractor(
         Parameters
         ----------
         X : sequence of images, or array-like of shape (n_samples, n_pixels)
+            The images to embed.
 
         Returns
         -------
         ndarray of shape (n_samples, n_features_out), float32
+            The embedding of each image.
 
         Raises
         ------

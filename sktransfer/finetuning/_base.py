@@ -186,7 +186,9 @@ class BaseFineTune(StagesReprMixin, SourceMixin, BaseEstimator):
         Parameters
         ----------
         X : sequence of images, or array-like of shape (n_samples, n_pixels)
+            The training images.
         y : array-like of shape (n_samples,) or (n_samples, n_outputs)
+            Their targets: labels for a classifier, numbers for a regressor.
         sample_weight : array-like of shape (n_samples,), optional
             A weight of k is the same as k copies of the image, one of 0 as none.
         groups : array-like of shape (n_samples,), optional

@@ -61,9 +61,6 @@ class FineTuneClassifier(ClassifierMixin, BaseFineTune):
         ``weights=None``, where there are no features to keep.
     max_epochs : int, default=10
         Epochs in which stages and head are trained.
-    unfreeze_every : int, default=0
-        Gradual unfreezing [3]_: at first only the last of the stages that `freeze`
-        leaves is trained, and one more every so many epochs. 0 trains all at once.
     lr_schedule : {"cosine", "one-cycle", "constant"}, default="cosine"
         How learning rates change from batch to batch.
     batch_size : int, default=32
@@ -100,8 +97,8 @@ class FineTuneClassifier(ClassifierMixin, BaseFineTune):
         candidates and epochs of a search then share them. "auto" in memory, a folder
         between processes and runs, None nowhere.
     warm_start : bool, default=False
-        Start a further `fit` from the weights of the last one. (A solved head has one
-        optimum, whatever it starts from.)
+        Start a further `fit` from the weights of the last one. A solved head has one
+        optimum, whatever it starts from.
     random_state : int, RandomState instance or None, default=None
         Seed of initialisation, order, augmentation and dropout.
     verbose : int, default=0
@@ -113,6 +110,9 @@ class FineTuneClassifier(ClassifierMixin, BaseFineTune):
         that takes ``reduction="none"``, as torch's losses do. With
         ``"accelerator"``, an ``accelerate.Accelerator``, the processes that it knows
         train together. Parameters of this estimator, such as ``lr``, are refused here.
+    unfreeze_every : int, default=0
+        Gradual unfreezing [3]_: at first only the last of the stages that `freeze`
+        leaves is trained, and one more every so many epochs. 0 trains all at once.
     teacher : fitted classifier or None, default=None
         A classifier whose scores are learned together with the labels: distillation
         of a large model into a small one [4]_. It must know the same classes.
@@ -293,11 +293,14 @@ class FineTuneClassifier(ClassifierMixin, BaseFineTune):
         Parameters
         ----------
         X : sequence of images, or array-like of shape (n_samples, n_pixels)
+            The training images of this call.
         y : array-like of shape (n_samples,) or (n_samples, n_labels)
+            Their labels.
         classes : array-like of shape (n_classes,), optional
             All labels that will ever come; needed in the first call, and the same in
             any other.
         sample_weight : array-like of shape (n_samples,), optional
+            A weight of k is the same as k copies of the image.
 
         Returns
         -------
@@ -317,10 +320,13 @@ class FineTuneClassifier(ClassifierMixin, BaseFineTune):
         Parameters
         ----------
         X : sequence of images, or array-like of shape (n_samples, n_pixels)
+            The images to classify.
 
         Returns
         -------
         ndarray of shape (n_samples,) or, for multilabel targets, (n_samples, n_labels)
+            The most probable class of each image; for multilabel targets, 1 for each
+            label that is more probable than not.
         """
         scores = self._outputs(X)
         if self.multilabel_:
@@ -333,6 +339,7 @@ class FineTuneClassifier(ClassifierMixin, BaseFineTune):
         Parameters
         ----------
         X : sequence of images, or array-like of shape (n_samples, n_pixels)
+            The images to classify.
 
         Returns
         -------
@@ -348,6 +355,7 @@ class FineTuneClassifier(ClassifierMixin, BaseFineTune):
         Parameters
         ----------
         X : sequence of images, or array-like of shape (n_samples, n_pixels)
+            The images to classify.
 
         Returns
         -------

@@ -58,9 +58,6 @@ class FineTuneRegressor(RegressorMixin, BaseFineTune):
         ``weights=None``, where there are no features to keep.
     max_epochs : int, default=10
         Epochs in which stages and head are trained.
-    unfreeze_every : int, default=0
-        Gradual unfreezing [3]_: at first only the last of the stages that `freeze`
-        leaves is trained, and one more every so many epochs. 0 trains all at once.
     lr_schedule : {"cosine", "one-cycle", "constant"}, default="cosine"
         How learning rates change from batch to batch.
     batch_size : int, default=32
@@ -95,8 +92,8 @@ class FineTuneRegressor(RegressorMixin, BaseFineTune):
         candidates and epochs of a search then share them. "auto" in memory, a folder
         between processes and runs, None nowhere.
     warm_start : bool, default=False
-        Start a further `fit` from the weights of the last one. (A solved head has one
-        optimum, whatever it starts from.)
+        Start a further `fit` from the weights of the last one. A solved head has one
+        optimum, whatever it starts from.
     random_state : int, RandomState instance or None, default=None
         Seed of initialisation, order, augmentation and dropout.
     verbose : int, default=0
@@ -108,6 +105,9 @@ class FineTuneRegressor(RegressorMixin, BaseFineTune):
         ``reduction="none"``, as torch's losses do. With ``"accelerator"``, an
         ``accelerate.Accelerator``, the processes that it knows train together.
         Parameters of this estimator, such as ``lr``, are refused here.
+    unfreeze_every : int, default=0
+        Gradual unfreezing [3]_: at first only the last of the stages that `freeze`
+        leaves is trained, and one more every so many epochs. 0 trains all at once.
     solve_head : bool, default=True
         Whether a linear head on stages that are all frozen is solved to its optimum,
         by scikit-learn's `Ridge` on the standardised embeddings. Then the parameters
@@ -260,8 +260,11 @@ class FineTuneRegressor(RegressorMixin, BaseFineTune):
         Parameters
         ----------
         X : sequence of images, or array-like of shape (n_samples, n_pixels)
+            The training images of this call.
         y : array-like of shape (n_samples,) or (n_samples, n_outputs)
+            Their targets.
         sample_weight : array-like of shape (n_samples,), optional
+            A weight of k is the same as k copies of the image.
 
         Returns
         -------
@@ -276,10 +279,12 @@ class FineTuneRegressor(RegressorMixin, BaseFineTune):
         Parameters
         ----------
         X : sequence of images, or array-like of shape (n_samples, n_pixels)
+            The images to predict numbers from.
 
         Returns
         -------
         ndarray of shape (n_samples,) or (n_samples, n_outputs), float64
+            The predicted targets of each image.
         """
         y = self._outputs(X) * self.target_scale_ + self.target_mean_
         return y if self.multi_output_ else y[:, 0]

@@ -93,6 +93,7 @@ def load(path):
     Parameters
     ----------
     path : str or path-like
+        A file that `save` wrote.
 
     Returns
     -------

@@ -1,6 +1,6 @@
 """Which recipe makes the best model of few images: a probe, ours, or the tutorials'?
 
-    python benchmarks/defaults.py DATA --networks tiny mobilenet_v2=FILE
+    python -m benchmarks.quality.defaults DATA --networks tiny mobilenet_v2=FILE
 
 DATA holds the folders `hymenoptera` and `cifar10`, each with `train` and `test` (or
 `val`), which have one folder of images for each class; `--sets NAME=NUMBER` takes so
@@ -20,7 +20,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from side_by_side import print_machine, print_table
 from sklearn.calibration import CalibratedClassifierCV
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import accuracy_score, log_loss
@@ -31,6 +30,7 @@ from torch import nn
 from torch.optim.lr_scheduler import StepLR
 from torchvision.transforms import v2
 
+from benchmarks.side_by_side import print_machine, print_table
 from sktransfer import FineTuneClassifier, PretrainedFeatureExtractor, load_backbone
 from sktransfer.datasets import load_image_folder
 

@@ -1,6 +1,6 @@
 """Grid searches: a linear probe and a freeze depth, against the plain way.
 
-    python benchmarks/searches.py FOLDER [--images N] [--one-core]
+    python -m benchmarks.speed.searches FOLDER [--images N] [--one-core]
 
 FOLDER holds pictures in class folders. All weights are random, which changes no time
 but that of the solved head: for random features it takes longer than for trained ones.
@@ -13,11 +13,9 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-import peers
 import torch
 from joblib import Memory
 from safetensors.torch import save_file
-from side_by_side import measure, precisions, print_machine, print_table, ratio
 from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV
@@ -25,6 +23,14 @@ from sklearn.pipeline import Pipeline
 from skorch import NeuralNetClassifier
 from torchvision.models import resnet18
 
+from benchmarks.side_by_side import (
+    measure,
+    precisions,
+    print_machine,
+    print_table,
+    ratio,
+)
+from benchmarks.speed import peers
 from sktransfer import (
     EmbeddingCache,
     FineTuneClassifier,

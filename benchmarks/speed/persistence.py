@@ -1,6 +1,6 @@
 """Size of a saved model, time to load it, and whether it predicts the same.
 
-    python benchmarks/persistence.py [--backbone resnet50] [--weights FILE]
+    python -m benchmarks.speed.persistence [--backbone resnet50] [--weights FILE]
 
 Fits a head on the frozen backbone, saves the classifier by sktransfer.save and by
 pickle, and prints what each takes. Without a file, the backbone has random weights:

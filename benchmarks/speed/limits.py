@@ -1,6 +1,6 @@
 """From pictures to embeddings on one device: against the two limits of a machine.
 
-    python benchmarks/limits.py FOLDER [--device cuda] [--images N]
+    python -m benchmarks.speed.limits FOLDER [--device cuda] [--images N]
 
 The limits are what all cores prepare (read, decode and resize), and what the network
 computes of batches that are on the device already. A GPU does its part beside the
@@ -15,7 +15,8 @@ from itertools import cycle, islice
 import numpy as np
 import torch
 from PIL import Image
-from side_by_side import (
+
+from benchmarks.side_by_side import (
     finish,
     measure,
     precisions,
@@ -24,7 +25,6 @@ from side_by_side import (
     ratio,
     tf32,
 )
-
 from sktransfer import PretrainedFeatureExtractor, load_backbone
 from sktransfer.datasets import load_image_folder
 from sktransfer.embedding._embed import read_images

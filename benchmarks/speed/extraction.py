@@ -1,6 +1,6 @@
 """From files to embeddings: against the bare network, and against others.
 
-    python benchmarks/extraction.py FOLDER [--weights FILE] [--files N]
+    python -m benchmarks.speed.extraction FOLDER [--weights FILE] [--files N]
 
 FOLDER holds photographs in class folders. `--weights` is a file of mobilenet_v2's, for
 the distance of our embeddings from those of torchvision's preset; without it the
@@ -10,11 +10,17 @@ distance is measured with random weights, where it says little.
 import argparse
 
 import numpy as np
-import peers
 import torch
 from PIL import Image
-from side_by_side import busy_core, measure, print_machine, print_table, ratio
 
+from benchmarks.side_by_side import (
+    busy_core,
+    measure,
+    print_machine,
+    print_table,
+    ratio,
+)
+from benchmarks.speed import peers
 from sktransfer import PretrainedFeatureExtractor, load_backbone
 from sktransfer.datasets import load_image_folder
 

@@ -1,6 +1,6 @@
 """Do the transferability scores rank networks as a cross-validated probe does?
 
-    python benchmarks/ranking.py FOLDER NAME=WEIGHTS [NAME=WEIGHTS ...]
+    python -m benchmarks.quality.ranking FOLDER NAME=WEIGHTS [NAME=WEIGHTS ...]
 
 FOLDER has one folder of images for each class. Each network NAME is ranked with the
 file WEIGHTS and with random weights, beside "tiny"; Kendall's tau tells how far the

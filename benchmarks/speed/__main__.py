@@ -1,6 +1,6 @@
 """All figures of docs/performance.rst, as tables in Markdown.
 
-    python benchmarks/speed.py PHOTOS SMALL [--weights FILE] > figures.md
+    python -m benchmarks.speed PHOTOS SMALL [--weights FILE] > figures.md
 
 PHOTOS and SMALL hold pictures in class folders: photographs, and pictures of some 32
 pixels, as of CIFAR-10. FILE is one of mobilenet_v2's weights. The peers that are
@@ -11,7 +11,6 @@ is one, is measured as well.
 import argparse
 import subprocess
 import sys
-from pathlib import Path
 
 import torch
 
@@ -38,5 +37,5 @@ if torch.cuda.is_available():
     ]
 for name, *options in runs:
     print(f"\n## {name}\n", flush=True)
-    script = Path(__file__).with_name(f"{name}.py")
-    subprocess.run([sys.executable, "-W", "ignore", script, *options], check=True)
+    script = ["-m", f"benchmarks.speed.{name}"]
+    subprocess.run([sys.executable, "-W", "ignore", *script, *options], check=True)

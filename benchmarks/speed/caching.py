@@ -1,6 +1,6 @@
 """What the cache costs when it is cold and saves when it is warm; growth of memory.
 
-    python benchmarks/caching.py FOLDER [--files N]
+    python -m benchmarks.speed.caching FOLDER [--files N]
 
 FOLDER holds photographs in class folders.
 """
@@ -14,8 +14,8 @@ from itertools import cycle, islice
 from pathlib import Path
 
 import numpy as np
-from side_by_side import measure, print_machine, print_table, ratio
 
+from benchmarks.side_by_side import measure, print_machine, print_table, ratio
 from sktransfer import EmbeddingCache, PretrainedFeatureExtractor, load_backbone
 from sktransfer.datasets import load_image_folder
 

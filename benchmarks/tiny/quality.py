@@ -1,6 +1,6 @@
 """How good are the features of "tiny", and how fast is it?
 
-    python benchmarks/tiny_quality.py --hymenoptera DIR --cifar10 DIR --teacher WEIGHTS
+    python -m benchmarks.tiny.quality --hymenoptera DIR --cifar10 DIR --teacher WEIGHTS
 
 DIR holds `train` and `test` (or `val`), with one folder of images for each class;
 WEIGHTS is a file of torchvision's mobilenet_v2. `--weights` tries another file in place
@@ -18,13 +18,13 @@ import numpy as np
 import skimage.data
 import torch
 from PIL import Image
-from side_by_side import print_machine, print_table
 from skimage.feature import hog
 from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from benchmarks.side_by_side import print_machine, print_table
 from sktransfer import FineTuneClassifier, PretrainedFeatureExtractor, load_backbone
 from sktransfer.backbones._fusion import fuse
 from sktransfer.datasets import load_image_folder

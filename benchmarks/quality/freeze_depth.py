@@ -1,6 +1,6 @@
 """A linear probe, fine-tuning at freeze depths, and training from scratch.
 
-    python benchmarks/freeze_depth.py TRAIN TEST WEIGHTS [--image-size N]
+    python -m benchmarks.quality.freeze_depth TRAIN TEST WEIGHTS [--image-size N]
 
 TRAIN and TEST are folders with one folder of images for each class, and WEIGHTS is a
 file of mobilenet_v2's. `--depths` are values of `freeze`.

@@ -1,6 +1,6 @@
 """Extraction by two workers of dask against this process, and what is sent to them.
 
-    python benchmarks/scaling_out.py FOLDER [--images N]
+    python -m benchmarks.speed.scaling_out FOLDER [--images N]
 
 FOLDER holds pictures in class folders.
 """
@@ -15,9 +15,9 @@ import dask
 import joblib
 import numpy as np
 from distributed import Client, LocalCluster
-from side_by_side import print_machine, print_table
 
-from sktransfer import PretrainedFeatureExtractor, _embeddings
+from benchmarks.side_by_side import print_machine, print_table
+from sktransfer import PretrainedFeatureExtractor
 from sktransfer.datasets import load_image_folder
 
 
@@ -32,7 +32,7 @@ def sent(extractor, files):
 
         return call
 
-    with mock.patch.object(_embeddings, "delayed", weighed):
+    with mock.patch("sktransfer.embedding._embed.delayed", weighed):
         extractor.set_params(n_jobs=2).transform(files)
     return sizes
 

@@ -1,6 +1,6 @@
 """An epoch of fine-tuning, against a plain PyTorch loop that does the same work.
 
-    python benchmarks/fine_tuning.py FOLDER [--device cuda] [--backbone NAME]
+    python -m benchmarks.speed.fine_tuning FOLDER [--device cuda] [--backbone NAME]
 
 Both train all of the network on the same pictures, decoded before the first epoch.
 """
@@ -11,9 +11,16 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from side_by_side import finish, precisions, print_machine, print_table, ratio, tf32
 from torch.nn import functional as F
 
+from benchmarks.side_by_side import (
+    finish,
+    precisions,
+    print_machine,
+    print_table,
+    ratio,
+    tf32,
+)
 from sktransfer import FineTuneClassifier, load_backbone
 from sktransfer.datasets import load_image_folder
 

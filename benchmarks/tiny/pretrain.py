@@ -1,6 +1,6 @@
 r"""Make the bundled backbone "tiny": distil an ImageNet teacher into a small network.
 
-    python benchmarks/pretrain_tiny.py PART1.zip PART2.zip --teacher WEIGHTS \
+    python -m benchmarks.tiny.pretrain PART1.zip PART2.zip --teacher WEIGHTS \
         --work-dir DIR --output sktransfer/data/tiny.safetensors
 
 Three phases, each resumed where it stopped when the script is run again:
