@@ -27,6 +27,7 @@ from sktransfer.embedding._prefix import (
     resolve_device,
     resolve_precision,
 )
+from sktransfer.finetuning._callbacks import LR_SCHEDULES
 from sktransfer.finetuning._examples import Examples, Inputs, embed_tuned
 from sktransfer.finetuning._head import prior_scores, solve_head
 from sktransfer.finetuning._network import (
@@ -35,13 +36,7 @@ from sktransfer.finetuning._network import (
     make_head,
     restandardise,
 )
-from sktransfer.finetuning._train import (
-    LR_SCHEDULES,
-    OPTIMIZERS,
-    Plan,
-    epochs_table,
-    train,
-)
+from sktransfer.finetuning._train import OPTIMIZERS, Plan, epochs_table, train
 from sktransfer.inputs._augment import resolve_augment
 from sktransfer.inputs._images import check_images, checked_images, table_range
 
