@@ -3,7 +3,6 @@
 import functools
 import math
 
-import numpy as np
 import torch
 from skorch import NeuralNet
 from skorch.callbacks import Callback, EarlyStopping, EpochScoring, LRScheduler
@@ -12,45 +11,38 @@ from torch.optim import lr_scheduler
 
 from sktransfer.finetuning._network import Network
 
-LR_SCHEDULES = ("cosine", "one-cycle", "constant")
 # Li et al. (2018) weigh the head's decay at a tenth of the pull to the source.
 _HEAD_PULL = 0.1
 
 
-def callbacks_of(plan, n_steps, valid) -> list:
-    callbacks = [("real_rows", CountRealRows()), ("divergence", RefuseDivergence())]
-    if valid is not None:
-        regression = plan.kind == "values"
-        score = validation_r2 if regression else validation_accuracy
-        scoring = EpochScoring(score, lower_is_better=False, name="valid_score")
-        callbacks.append(("valid_score", scoring))
-    if plan.lr_schedule == "cosine" and n_steps:
-        factor = functools.partial(cosine, n_steps)
-        schedule = LRScheduler(
-            lr_scheduler.LambdaLR, lr_lambda=factor, step_every="batch"
-        )
-        callbacks.append(("lr_schedule", schedule))
-    elif plan.lr_schedule == "one-cycle" and n_steps:
-        own = {"optimizer__momentum", "optimizer__betas"} & plan.net_params.keys()
-        schedule = LRScheduler(
-            _one_cycle, n_steps=n_steps, keep_momentum=bool(own), step_every="batch"
-        )
-        callbacks.append(("lr_schedule", schedule))
-    if plan.l2_sp:
-        callbacks.append(("l2_sp", PullToSource(plan.l2_sp, plan.source)))
-    if plan.unfreeze_every:
-        unfreezing = GradualUnfreezing(plan.unfreeze_every, plan.epochs_done)
-        callbacks.append(("unfreezing", unfreezing))
-    return callbacks
+def callbacks_of(plan, n_steps: int, validates: bool) -> list:
+    """Callbacks of a phase of training, each with its name.
+
+    A regulariser or schedule more is a callback here and a parameter of the estimator.
+    """
+    estimator = plan.estimator
+    # The head that is trained first rests on stages that nobody trains yet.
+    unfreezes = estimator.unfreeze_every and plan.phase != "head"
+    made = {
+        "real_rows": CountRealRows(),
+        "divergence": RefuseDivergence(),
+        "valid_score": validates and _scoring(plan.targets),
+        "lr_schedule": n_steps and _schedule(plan, n_steps),
+        "l2_sp": estimator.l2_sp and PullToSource(estimator.l2_sp, plan.source),
+        "unfreezing": unfreezes and GradualUnfreezing(unfreezes, plan.epochs_done),
+    }
+    return [(name, callback) for name, callback in made.items() if callback]
 
 
-def stopping(plan, epochs) -> list:
+def stopping_of(plan) -> list:
     """Stop early; after all other callbacks, which are to hear of the last epoch."""
-    if plan.patience is None or not epochs:
+    estimator = plan.estimator
+    if not estimator.early_stopping or plan.phase == "head" or not plan.epochs:
         return []
     # Any fall of the loss is one, however small.
     settings = {"threshold": 0.0, "load_best": True, "sink": silent}
-    return [("early_stopping", EarlyStopping(patience=plan.patience, **settings))]
+    patience = estimator.n_iter_no_change
+    return [("early_stopping", EarlyStopping(patience=patience, **settings))]
 
 
 def stopped_early(net) -> bool:
@@ -61,21 +53,44 @@ def stopped_early(net) -> bool:
     )
 
 
+def _schedule(plan, n_steps: int) -> LRScheduler | None:
+    policy = LR_SCHEDULES[plan.estimator.lr_schedule]
+    # Nobody knows how many calls of `partial_fit` will come.
+    if policy is None or plan.phase != "tune":
+        return None
+    return LRScheduler(
+        policy, n_steps=n_steps, given={*plan.net_params}, step_every="batch"
+    )
+
+
+def _cosine(optimizer, n_steps, given, last_epoch=-1):
+    # Torch's own computes each rate from the one before, and adds up the roundings.
+    factor = functools.partial(cosine, n_steps)
+    return lr_scheduler.LambdaLR(optimizer, factor)
+
+
 def cosine(n_steps: int, step: int) -> float:
     """Factor of the learning rate at a step: half a cosine from 1 to 0."""
     return 0.5 * (1 + math.cos(math.pi * min(step / n_steps, 1)))
 
 
-def _one_cycle(optimizer, n_steps, keep_momentum, last_epoch=-1):
+def _one_cycle(optimizer, n_steps, given, last_epoch=-1):
     has_momentum = not optimizer.defaults.keys().isdisjoint(("momentum", "betas"))
+    # A momentum of the user stays as it is.
+    own = not given.isdisjoint(("optimizer__momentum", "optimizer__betas"))
     peaks = [group["lr"] for group in optimizer.param_groups]
     # One step more than there are, since skorch asks for the rate after the last.
     return lr_scheduler.OneCycleLR(
         optimizer,
         max_lr=peaks,
         total_steps=n_steps + 1,
-        cycle_momentum=has_momentum and not keep_momentum,
+        cycle_momentum=has_momentum and not own,
     )
+
+
+# How rates change from step to step: functions of the optimizer, the number of steps
+# and the names of what the user has set.
+LR_SCHEDULES = {"cosine": _cosine, "one-cycle": _one_cycle, "constant": None}
 
 
 def bare(net: NeuralNet) -> Network:
@@ -163,24 +178,15 @@ class RefuseDivergence(Callback):
             )
 
 
-def validation_accuracy(net, X, y) -> float:
-    """Accuracy on the validation rows, for the table of epochs."""
-    scores = net.predict_proba(X)
-    target, weights = X.y[:, :-1].numpy(), X.y[:, -1].numpy()
-    if net.criterion_.kind == "labels":
-        right = ((scores > 0) == (target > 0.5)).mean(axis=1)
-    else:
-        right = scores.argmax(axis=1) == target[:, 0]
-    return float(np.average(right, weights=weights))
+def _scoring(targets) -> EpochScoring:
+    """A score on the validation rows, for the table of epochs."""
+    score = functools.partial(_validation_score, targets)
+    return EpochScoring(score, lower_is_better=False, name="valid_score")
 
 
-def validation_r2(net, X, y) -> float:
-    """R2 on the validation rows, the mean of that of each target."""
-    target, weights = X.y[:, :-1].numpy(), X.y[:, -1].numpy()
-    mean = np.average(target, axis=0, weights=weights)
-    left = weights @ (target - net.predict_proba(X)) ** 2
-    total = weights @ (target - mean) ** 2
-    return float(np.mean(1 - left / np.maximum(total, 1e-12)))
+def _validation_score(targets, net, X, y) -> float:
+    encoded, weights = X.y[:, :-1].numpy(), X.y[:, -1].numpy()
+    return targets.validation_score(net.predict_proba(X), encoded, weights)
 
 
 def silent(*args, **kwargs):

@@ -2,16 +2,11 @@
 
 from numbers import Real
 
-import numpy as np
-from scipy.special import expit, softmax
 from sklearn.base import ClassifierMixin, _fit_context
-from sklearn.model_selection import ShuffleSplit, StratifiedShuffleSplit
-from sklearn.utils import _safe_indexing, compute_class_weight
 from sklearn.utils._param_validation import Interval, StrOptions
-from sklearn.utils.multiclass import check_classification_targets, type_of_target
-from sklearn.utils.validation import check_is_fitted
 
 from sktransfer.finetuning._base import POSITIVE, BaseFineTune
+from sktransfer.finetuning._targets import fitted_targets, label_targets
 
 
 class FineTuneClassifier(ClassifierMixin, BaseFineTune):
@@ -323,9 +318,7 @@ class FineTuneClassifier(ClassifierMixin, BaseFineTune):
         ndarray of shape (n_samples,) or, for multilabel targets, (n_samples, n_labels)
         """
         scores = self._outputs(X)
-        if self.multilabel_:
-            return (scores > 0).astype(np.int64)
-        return self.classes_[scores.argmax(axis=1)]
+        return fitted_targets(self).predictions(scores)
 
     def predict_proba(self, X):
         """Predict probabilities.
@@ -340,7 +333,7 @@ class FineTuneClassifier(ClassifierMixin, BaseFineTune):
             In the order of `classes_`; for multilabel targets, of each label.
         """
         scores = self._outputs(X)
-        return expit(scores) if self.multilabel_ else softmax(scores, axis=1)
+        return fitted_targets(self).probabilities(scores)
 
     def decision_function(self, X):
         """Give the scores that predictions are made of.
@@ -355,143 +348,10 @@ class FineTuneClassifier(ClassifierMixin, BaseFineTune):
             Logits; of two classes, the second one's minus the first one's.
         """
         scores = self._outputs(X)
-        if len(self.classes_) == 2 and not self.multilabel_:
-            return scores[:, 1] - scores[:, 0]
-        return scores
+        return fitted_targets(self).decisions(scores)
 
-    def _encode(self, y, weights, classes, known):
-        """Targets as numbers, and what is then known of them."""
-        kind = type_of_target(y)
-        if kind.startswith("unknown"):
-            kinds = sorted({type(value).__name__ for value in y.ravel()})
-            raise ValueError(
-                f"Unknown label type: y, of dtype {y.dtype}, has values of types "
-                f"{kinds}. Accepted is one label for each image, all of str, int or "
-                "bool. Nothing was fitted. Pass numpy.array(list(y)) of labels of one "
-                "type; of several labels for an image, the indicator matrix of "
-                "sklearn.preprocessing.MultiLabelBinarizer."
-            )
-        check_classification_targets(y)
-        if kind == "multiclass-multioutput":
-            raise ValueError(
-                f"y of shape {y.shape} has several targets of several classes. "
-                "Accepted are one label for each image, and an indicator matrix of 0 "
-                "and 1 (multilabel). Fit one classifier for each column, as "
-                "sklearn.multioutput.MultiOutputClassifier does."
-            )
-        multilabel = kind == "multilabel-indicator"
-        if known is not None:
-            self._check_known(known, y, multilabel, classes)
-            classes = known["classes_"]
-        if multilabel:
-            if not np.isin(y, (0, 1)).all():
-                raise ValueError(
-                    f"y is a matrix with the values {np.unique(y)[:5].tolist()}. "
-                    "Accepted for several labels is an indicator matrix of 0 and 1: "
-                    "pass y == <the value that means yes>."
-                )
-            known = {"classes_": np.arange(y.shape[1]), "multilabel_": True}
-            return y.astype(np.float64), known
-        classes = np.unique(y[weights > 0] if classes is None else classes)
-        unknown = np.setdiff1d(y[weights > 0], classes)
-        if len(unknown):
-            raise ValueError(
-                f"y has labels {unknown[:5].tolist()} that are not among the classes "
-                f"{classes[:10].tolist()}. Pass all of them as classes to the first "
-                "partial_fit, or fit anew with warm_start=False."
-            )
-        if len(classes) < 2:
-            raise ValueError(
-                f"y has only one class, {classes.tolist()[0]!r}, and a classifier "
-                "needs two. Pass examples of another class too (of positive sample "
-                "weight)."
-            )
-        codes = np.searchsorted(classes, y) % len(classes)
-        return codes[:, None], {"classes_": classes, "multilabel_": False}
-
-    def _check_known(self, known, y, multilabel, classes):
-        """Refuse targets of another kind than those that a fit goes on from."""
-        if classes is not None and not np.array_equal(
-            known["classes_"], np.unique(classes)
-        ):
-            raise ValueError(
-                f"classes={np.unique(classes)[:10].tolist()} is not the same as in "
-                f"the first fit, {known['classes_'][:10].tolist()}. Leave classes out "
-                "after the first call, or fit anew."
-            )
-        was, n_labels = known["multilabel_"], len(known["classes_"])
-        if multilabel != was or (multilabel and y.shape[1] != n_labels):
-            kind = f"an indicator matrix of {n_labels} columns" if was else "one label"
-            raise ValueError(
-                f"y has shape {y.shape}, and the model was fitted on {kind} for each "
-                "image. Pass targets of that kind, or fit anew with warm_start=False."
-            )
-
-    def _known(self):
-        return {"classes_": self.classes_, "multilabel_": self.multilabel_}
-
-    def _counts(self, targets, known):
-        if known["multilabel_"]:
-            return {"class_count_": targets.sum(axis=0).astype(np.int64)}
-        n_classes = len(known["classes_"])
-        return {"class_count_": np.bincount(targets[:, 0], minlength=n_classes)}
-
-    def _class_weights(self, targets, weights, known):
-        """Factor of each example's weight."""
-        if self.class_weight is None:
-            return 1.0
-        if known["multilabel_"]:
-            raise ValueError(
-                "class_weight does not apply to multilabel targets. Use "
-                "class_weight=None, and sample_weight to weigh images."
-            )
-        classes, codes = known["classes_"], targets[:, 0].astype(int)
-        if self.class_weight == "balanced":
-            # Weighted counts, so that a weight of k stays the same as k copies.
-            counts = np.bincount(codes, weights=weights, minlength=len(classes))
-            return (weights.sum() / (len(classes) * np.maximum(counts, 1e-12)))[codes]
-        factors = compute_class_weight(
-            self.class_weight, classes=classes, y=classes[codes]
-        )
-        if factors.min() < 0:
-            raise ValueError(
-                f"class_weight={self.class_weight!r} has a negative weight. Accepted "
-                "are weights from 0, which leaves a class out."
-            )
-        return factors[codes]
-
-    def _teacher_scores(self, X, rows, known):
-        if self.teacher is None:
-            return None
-        check_is_fitted(self.teacher)
-        taught = getattr(self.teacher, "classes_", None)
-        if known["multilabel_"] or not np.array_equal(taught, known["classes_"]):
-            raise ValueError(
-                f"The teacher knows the classes {taught}, and y has "
-                f"{known['classes_']}. Distillation needs a classifier fitted on the "
-                "same labels, one for each image."
-            )
-        # Of each image once: what a teacher says may depend on its neighbours, by a
-        # rounding, and copies of an image are to be taught the same.
-        X = X[rows] if hasattr(X, "detach") else _safe_indexing(X, rows)
-        proba = np.asarray(self.teacher.predict_proba(X), dtype=np.float64)
-        return np.log(np.maximum(proba, 1e-12))
-
-    def _kind(self, known):
-        if known is None or not known["multilabel_"]:
-            return "classes"
-        return "labels"
-
-    def _n_outputs(self, known):
-        return len(known["classes_"])
-
-    def _loss_options(self):
-        if self.teacher is None:
-            return {}
-        return {"temperature": self.temperature, "distill_weight": self.distill_weight}
-
-    def _splitter(self, known):
-        return ShuffleSplit if known["multilabel_"] else StratifiedShuffleSplit
+    def _targets(self, y, weights, classes, before):
+        return label_targets(y, weights, classes, before, self.class_weight)
 
     def __sklearn_tags__(self):
         tags = super().__sklearn_tags__()

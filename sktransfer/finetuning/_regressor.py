@@ -1,13 +1,9 @@
 """FineTuneRegressor: a pretrained network, tuned to predict numbers."""
 
-import numpy as np
 from sklearn.base import RegressorMixin, _fit_context
-from sklearn.model_selection import ShuffleSplit
 
 from sktransfer.finetuning._base import POSITIVE, BaseFineTune
-
-# Of float64, with a margin: targets that vary less than this share are equal.
-_ROUNDING = 1e-12
+from sktransfer.finetuning._targets import ValueTargets, fitted_targets
 
 
 class FineTuneRegressor(RegressorMixin, BaseFineTune):
@@ -281,83 +277,8 @@ class FineTuneRegressor(RegressorMixin, BaseFineTune):
         -------
         ndarray of shape (n_samples,) or (n_samples, n_outputs), float64
         """
-        y = self._outputs(X) * self.target_scale_ + self.target_mean_
-        return y if self.multi_output_ else y[:, 0]
+        scores = self._outputs(X)
+        return fitted_targets(self).predictions(scores)
 
-    def _encode(self, y, weights, classes, known):
-        """Targets as columns, and what is then known of them."""
-        try:
-            columns = y.astype(np.float64).reshape(len(y), -1)
-        except (TypeError, ValueError) as error:
-            raise ValueError(
-                f"y has what is no number ({error}). Accepted are numbers, one or more "
-                "for each image. Nothing was fitted. Labels are for FineTuneClassifier."
-            ) from error
-        if known is None:
-            known = {"multi_output_": y.ndim == 2, "target_mean_": columns[0]}
-        if columns.shape[1] != len(known["target_mean_"]):
-            raise ValueError(
-                f"y has {columns.shape[1]} targets, and the first fit had "
-                f"{len(known['target_mean_'])}. Pass as many, or fit anew."
-            )
-        return columns, known
-
-    def _standardised(self, examples, rows, known, before):
-        y, weights = examples.targets[rows], examples.weights[rows]
-        mean = np.average(y, axis=0, weights=weights)
-        variance = np.average((y - mean) ** 2, axis=0, weights=weights)
-        if before is not None:
-            so_far = known["target_mean_"], known["target_variance_"], before.seen[0]
-            mean, variance = _joined((mean, variance, weights.sum()), so_far)
-        scale = np.sqrt(variance)
-        # The rounding of equal targets is no scale, and nothing to train on either.
-        equal = ~(scale > _ROUNDING * np.abs(mean))
-        mean = np.where(equal, y[0], mean)
-        scale = np.where(equal, 1.0, scale)
-        # A head that goes on speaks in these units: in others, of targets that are a
-        # thousand times as large, it would have all of them to learn by its bias.
-        examples.targets = (examples.targets - mean) / scale
-        found = {"mean": mean, "variance": variance, "scale": scale}
-        return known | {f"target_{name}_": value for name, value in found.items()}
-
-    def _known(self):
-        return {
-            "target_mean_": self.target_mean_,
-            "target_scale_": self.target_scale_,
-            "target_variance_": self.target_variance_,
-            "multi_output_": self.multi_output_,
-        }
-
-    def _counts(self, targets, known):
-        return {}
-
-    def _class_weights(self, targets, weights, known):
-        return 1.0
-
-    def _teacher_scores(self, X, rows, known):
-        return None
-
-    def _kind(self, known):
-        return "values"
-
-    def _n_outputs(self, known):
-        return len(known["target_mean_"])
-
-    def _loss_options(self):
-        return {}
-
-    def _splitter(self, known):
-        return ShuffleSplit
-
-
-def _joined(one, other) -> tuple:
-    """Mean and variance of two parts, each given as (mean, variance, weight).
-
-    Chan, Golub and LeVeque, "Algorithms for computing the sample variance", The
-    American Statistician 37, 1983.
-    """
-    (mean, variance, weight), (before, variance_before, weight_before) = one, other
-    share = weight / (weight + weight_before)
-    away = mean - before
-    joined = share * variance + (1 - share) * variance_before
-    return before + share * away, joined + share * (1 - share) * away**2
+    def _targets(self, y, weights, classes, before):
+        return before or ValueTargets.of(y)

@@ -5,7 +5,7 @@ import functools
 import inspect
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -19,11 +19,12 @@ from sktransfer.finetuning._callbacks import (
     callbacks_of,
     silent,
     stopped_early,
-    stopping,
+    stopping_of,
 )
-from sktransfer.finetuning._loss import LOSSES, WeightedLoss, criterion_of
+from sktransfer.finetuning._loss import make_criterion
 from sktransfer.finetuning._net_params import check_net_params
 from sktransfer.finetuning._network import Network
+from sktransfer.finetuning._targets import Targets
 
 OPTIMIZERS = {
     "adamw": (torch.optim.AdamW, {}),
@@ -91,67 +92,93 @@ def as_batch(batch):
 
 @dataclass
 class Plan:
-    """How to train: the parameters of an estimator, resolved to plain values."""
+    """How a network is to be trained in one phase of a fit.
 
-    kind: str
-    optimizer: str | type
-    lr: float
-    backbone_lr_mult: float = 1.0
-    layer_decay: float = 1.0
-    weight_decay: float = 0.0
-    l2_sp: float = 0.0
-    lr_schedule: str = "cosine"
-    batch_size: int = 32
-    unfreeze_every: int = 0
+    Parameters
+    ----------
+    estimator : BaseFineTune
+        Whose parameters are read where they are used: nothing passes them on.
+    targets : Targets
+    phase : {"head", "tune", "call"}
+        The head alone, before anything else is trained; a fit; or a call of
+        `partial_fit`, after which another one may go on.
+    device : str
+    epochs : int
+    epochs_done : int
+        Those of the fits before.
+    source : nn.Module, optional
+        The trained stages as they were before the first fit.
+    optimizer_before : torch.optim.Optimizer, optional
+        What the call before has left.
+    """
+
+    estimator: object
+    targets: Targets
+    phase: str
+    device: str
+    epochs: int
     epochs_done: int = 0
     source: nn.Module | None = None
-    patience: int | None = None
-    device: str = "cpu"
-    verbose: int = 0
-    net_params: dict = field(default_factory=dict)
-    loss_options: dict = field(default_factory=dict)
-    # Whether another call may go on, and what a call before has left for this one.
-    goes_on: bool = False
     optimizer_before: torch.optim.Optimizer | None = None
 
+    @property
+    def net_params(self) -> dict:
+        return self.estimator.net_params or {}
 
-def train(network: Network, rows: Rows, valid: Rows | None, plan: Plan, epochs: int):
+    @property
+    def users_callbacks(self) -> list:
+        return self.net_params.get("callbacks") or []
+
+
+def train(network: Network, rows: Rows, valid: Rows | None, plan: Plan) -> NeuralNet:
     """Train a network; return the skorch net that did it.
 
     Ctrl-C propagates, where skorch's own ``fit`` would swallow it.
     """
     keep_freed_memory()
-    net = _make_net(network, len(rows), valid, plan, epochs)
+    net = _make_net(network, len(rows), valid, plan)
     net.initialize()
     if plan.optimizer_before is not None:
         _take_over_state(net.optimizer_, plan.optimizer_before)
     net.notify("on_train_begin", X=rows, y=None)
-    if epochs:
-        try:
-            net.fit_loop(rows, None, epochs=epochs)
-        except KeyboardInterrupt:
-            if not stopped_early(net):
-                raise
-        except torch.OutOfMemoryError as error:
-            raise RuntimeError(
-                f"Training does not fit in the memory of {plan.device!r} at "
-                f"batch_size={plan.batch_size} ({error}). Use a smaller batch_size or "
-                "image_size, freeze more stages, or precision='bfloat16'; in a search, "
-                "fewer n_jobs, whose processes share that memory."
-            ) from error
+    if plan.epochs:
+        _run_epochs(net, rows, plan)
     net.notify("on_train_end", X=rows, y=None)
-    # The net is kept, and pickled, without the data it was validated on, and without
-    # callbacks that hold what it was trained with, on a GPU perhaps.
+    _tidy(net, plan)
+    return net
+
+
+def _run_epochs(net, rows, plan) -> None:
+    try:
+        net.fit_loop(rows, None, epochs=plan.epochs)
+    except KeyboardInterrupt:
+        if not stopped_early(net):
+            raise
+    except torch.OutOfMemoryError as error:
+        raise RuntimeError(
+            f"Training does not fit in the memory of {plan.device!r} at "
+            f"batch_size={plan.estimator.batch_size} ({error}). Use a smaller "
+            "batch_size or image_size, freeze more stages, or precision='bfloat16'; in "
+            "a search, fewer n_jobs, whose processes share that memory."
+        ) from error
+
+
+def _tidy(net, plan) -> None:
+    """Leave out of a net, which is kept and pickled, what it was trained with.
+
+    That is the data it was validated on, and callbacks that hold tensors, on a GPU
+    perhaps.
+    """
     net.train_split = None
-    ours = {name for name, _ in callbacks_of(plan, 1, valid) + stopping(plan, 1)}
-    net.callbacks = plan.net_params.get("callbacks") or []
+    theirs = plan.users_callbacks
+    ours = {pair[0] for pair in net.callbacks if pair not in theirs}
+    net.callbacks = theirs
     net.callbacks_ = [pair for pair in net.callbacks_ if pair[0] not in ours]
-    if not plan.goes_on:
+    if plan.phase != "call":
         # The averages of AdamW are twice the size of the network.
         net.optimizer_.state.clear()
     if isinstance(net, SpreadNet):
         net.let_go()
-    return net
 
 
 def _take_over_state(optimizer, before) -> None:
@@ -168,41 +195,38 @@ def _take_over_state(optimizer, before) -> None:
         optimizer.load_state_dict({**now, "state": state})
 
 
-def _make_net(network, n_rows, valid, plan, epochs) -> NeuralNet:
-    optimizer, _ = _optimizer(plan)
-    check_net_params(plan.net_params, optimizer, LOSSES[plan.kind])
-    settings = {
-        **_optimizer_settings(network, plan),
-        "lr": plan.lr,
-        "criterion": functools.partial(
-            WeightedLoss,
-            plan.kind,
-            criterion=criterion_of(plan.net_params),
-            **plan.loss_options,
-        ),
-        "batch_size": plan.batch_size,
-        "max_epochs": epochs,
+def _make_net(network, n_rows, valid, plan) -> NeuralNet:
+    estimator = plan.estimator
+    optimizer, _ = _optimizer(estimator)
+    check_net_params(plan.net_params, optimizer, plan.targets.loss)
+    arguments = {
+        **_optimizer_arguments(network, estimator, plan.device),
+        "lr": estimator.lr,
+        "criterion": make_criterion(estimator, plan.targets),
+        "batch_size": estimator.batch_size,
+        "max_epochs": plan.epochs,
         "iterator_train__shuffle": True,
         "iterator_train__collate_fn": as_batch,
         "iterator_valid__collate_fn": as_batch,
         "train_split": None if valid is None else predefined_split(valid),
         "device": plan.device,
-        "verbose": plan.verbose,
+        "verbose": estimator.verbose,
         **{name: v for name, v in plan.net_params.items() if name not in _OURS},
     }
     kind = NeuralNet
-    rows_per_step = settings.get("iterator_train__batch_size", settings["batch_size"])
-    if (accelerator := settings.get("accelerator")) is not None:
+    rows_per_step = arguments.get("iterator_train__batch_size", arguments["batch_size"])
+    if (accelerator := arguments.get("accelerator")) is not None:
         kind, rows_per_step = SpreadNet, rows_per_step * accelerator.num_processes
         # The accelerator chooses the device, and one process prints for all.
-        sink = accelerator.print if plan.verbose else silent
-        settings |= {"device": None, "callbacks__print_log__sink": sink}
+        sink = accelerator.print if estimator.verbose else silent
+        arguments |= {"device": None, "callbacks__print_log__sink": sink}
+    n_steps = plan.epochs * math.ceil(n_rows / rows_per_step)
     callbacks = [
-        *callbacks_of(plan, epochs * math.ceil(n_rows / rows_per_step), valid),
-        *(plan.net_params.get("callbacks") or []),
-        *stopping(plan, epochs),
+        *callbacks_of(plan, n_steps, validates=valid is not None),
+        *plan.users_callbacks,
+        *stopping_of(plan),
     ]
-    return kind(_Factory(network), callbacks=callbacks, **settings)
+    return kind(_Factory(network), callbacks=callbacks, **arguments)
 
 
 def split_decay(optimizer: type, groups, **options):
@@ -216,17 +240,17 @@ def split_decay(optimizer: type, groups, **options):
     return optimizer(split, **options)
 
 
-def _optimizer(plan) -> tuple:
-    return OPTIMIZERS.get(plan.optimizer, (plan.optimizer, {}))
+def _optimizer(estimator) -> tuple:
+    return OPTIMIZERS.get(estimator.optimizer, (estimator.optimizer, {}))
 
 
-def _optimizer_settings(network, plan) -> dict:
-    optimizer, options = _optimizer(plan)
-    if plan.optimizer in OPTIMIZERS and torch.device(plan.device).type in _FUSED:
+def _optimizer_arguments(network, estimator, device: str) -> dict:
+    optimizer, options = _optimizer(estimator)
+    if estimator.optimizer in OPTIMIZERS and torch.device(device).type in _FUSED:
         # One pass over each tensor, in place of ten with copies between them.
         options = {"fused": True, **options}
     # L2-SP takes the place of the decay to zero, which would pull against it.
-    decay = 0.0 if plan.l2_sp else plan.weight_decay
+    decay = 0.0 if estimator.l2_sp else estimator.weight_decay
     parameters = inspect.signature(optimizer).parameters
     any_name = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     if "weight_decay" in parameters or any_name:
@@ -238,19 +262,19 @@ def _optimizer_settings(network, plan) -> dict:
         )
     return {
         "optimizer": functools.partial(split_decay, optimizer),
-        "optimizer__param_groups": _stage_rates(network.suffix, plan),
+        "optimizer__param_groups": _stage_rates(network.suffix, estimator),
         **{f"optimizer__{name}": value for name, value in options.items()},
     }
 
 
-def _stage_rates(suffix, plan) -> list:
+def _stage_rates(suffix, estimator) -> list:
     """Learning rate of each stage: lower the further from the head."""
     # Pooling and the like learn nothing, and are no step towards the input.
     trained = [name for name, stage in suffix._modules.items() if [*stage.parameters()]]
     rates = {}
     for distance, name in enumerate(reversed(trained)):
-        factor = plan.backbone_lr_mult * plan.layer_decay**distance
-        rates[name] = plan.lr * factor
+        factor = estimator.backbone_lr_mult * estimator.layer_decay**distance
+        rates[name] = estimator.lr * factor
     # Below whatever wraps the network, as torch.compile does.
     return [(f"*suffix.{name}.*", {"lr": rate}) for name, rate in rates.items()]
 

@@ -5,7 +5,7 @@ from sklearn.base import BaseEstimator
 from torch import nn
 
 from sktransfer import FineTuneClassifier, FineTuneRegressor
-from sktransfer.finetuning._loss import WeightedLoss
+from sktransfer.finetuning._loss import ClassLoss, DistillingLoss, WeightedLoss
 from sktransfer.finetuning._train import Rows
 from tests.small_network import small_backbone
 
@@ -27,7 +27,7 @@ def mean_loss(weights, batch_size, training=False):
     for first in range(0, len(rows), batch_size):
         batch = range(first, min(first + batch_size, len(rows)))
         output, target = rows.__getitems__(batch)
-        total += len(batch) * float(WeightedLoss("classes")(output, target))
+        total += len(batch) * float(ClassLoss(nn.CrossEntropyLoss)(output, target))
     losses = nn.functional.cross_entropy(
         outputs.double(), torch.from_numpy(targets[:, 0]), reduction="none"
     )
@@ -45,11 +45,10 @@ def test_a_row_weighs_the_same_in_any_batch(weights, batch_size, training):
     assert found == pytest.approx(expected, rel=1e-5)
 
 
-@pytest.mark.parametrize("kind", ["values", "labels"])
-def test_a_criterion_is_weighed_by_row(kind):
+def test_a_loss_is_weighed_by_row():
     output, target = torch.randn(5, 2), torch.rand(5, 2)
     weight = torch.arange(5.0)
-    loss = WeightedLoss(kind, criterion=nn.L1Loss)
+    loss = WeightedLoss(nn.L1Loss)
     found = loss(output, torch.cat([target, weight[:, None]], dim=1))
     rows = (output - target).abs().mean(dim=1)
     torch.testing.assert_close(found, (rows * weight).sum() / 4)
@@ -77,7 +76,7 @@ def test_distillation_has_the_scale_of_its_temperature():
     )
     hard = nn.functional.cross_entropy(output, target[:, 0].long())
     expected = share * heat**2 * gap + (1 - share) * hard
-    loss = WeightedLoss("classes", temperature=heat, distill_weight=share)
+    loss = DistillingLoss(nn.CrossEntropyLoss, heat, share)
     torch.testing.assert_close(loss(output, target), expected)
 
 

@@ -7,10 +7,7 @@ from torch import nn
 
 from sktransfer import FineTuneClassifier
 from sktransfer.finetuning._network import Network
-from sktransfer.finetuning._train import (
-    Plan,
-    _optimizer_settings,
-)
+from sktransfer.finetuning._train import _optimizer_arguments
 from sktransfer.inputs._augment import resolve_augment
 from tests.small_network import small_backbone
 
@@ -91,10 +88,8 @@ def test_what_no_part_of_a_net_takes_is_refused(name, taker, accepted):
 )
 def test_optimizers_are_fused_where_torch_has_them_so(device, fused):
     network = Network(nn.Sequential(), nn.Linear(2, 2))
-    settings = _optimizer_settings(
-        network, Plan("classes", "adamw", 0.1, device=device)
-    )
-    assert settings.get("optimizer__fused", False) == fused
+    arguments = _optimizer_arguments(network, model(), device)
+    assert arguments.get("optimizer__fused", False) == fused
 
 
 @pytest.mark.parametrize(
