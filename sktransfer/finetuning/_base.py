@@ -3,7 +3,7 @@
 import copy
 import time
 from dataclasses import dataclass, replace
-from numbers import Integral, Real
+from numbers import Integral
 
 import numpy as np
 import torch
@@ -11,7 +11,6 @@ from scipy.sparse import issparse
 from sklearn.base import BaseEstimator, _fit_context
 from sklearn.model_selection import GroupShuffleSplit
 from sklearn.utils import check_random_state
-from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import (
     _check_sample_weight,
     check_is_fitted,
@@ -27,7 +26,6 @@ from sktransfer.embedding._prefix import (
     resolve_device,
     resolve_precision,
 )
-from sktransfer.finetuning._callbacks import LR_SCHEDULES
 from sktransfer.finetuning._examples import Examples, Inputs, embed_tuned
 from sktransfer.finetuning._head import solve_head
 from sktransfer.finetuning._loss import distils, teacher_scores
@@ -37,15 +35,12 @@ from sktransfer.finetuning._network import (
     make_head,
     restandardise,
 )
+from sktransfer.finetuning._parameters import SharedParameters
 from sktransfer.finetuning._targets import fitted_targets
-from sktransfer.finetuning._train import OPTIMIZERS, Plan, epochs_table, train
+from sktransfer.finetuning._train import Plan, epochs_table, train
 from sktransfer.inputs._augment import resolve_augment
 from sktransfer.inputs._images import check_images, checked_images, table_range
 
-POSITIVE = Interval(Real, 0, None, closed="neither")
-_NOT_NEGATIVE = Interval(Real, 0, None, closed="left")
-_COUNT = Interval(Integral, 0, None, closed="left")
-_AT_LEAST_ONE = Interval(Integral, 1, None, closed="left")
 # What scikit-learn keeps of a table.
 _COLUMNS = ("n_features_in_", "feature_names_in_")
 
@@ -60,107 +55,8 @@ class _Job:
     partial: bool = False
 
 
-class BaseFineTune(StagesReprMixin, SourceMixin, BaseEstimator):
+class BaseFineTune(SharedParameters, StagesReprMixin, SourceMixin, BaseEstimator):
     """What classifier and regressor share: all but the meaning of `y`."""
-
-    # What is resolved where it is used, with errors of its own.
-    _parameter_constraints: dict = {
-        "backbone": "no_validation",
-        "weights": "no_validation",
-        "augment": "no_validation",
-        "device": "no_validation",
-        "cache": "no_validation",
-        "freeze": [Integral, str],
-        "hidden_layer_sizes": ["array-like"],
-        "dropout": [Interval(Real, 0, 1, closed="left")],
-        "optimizer": [StrOptions(set(OPTIMIZERS)), callable],
-        "lr": [POSITIVE],
-        "backbone_lr_mult": [_NOT_NEGATIVE],
-        "layer_decay": [Interval(Real, 0, 1, closed="right")],
-        "weight_decay": [_NOT_NEGATIVE],
-        "l2_sp": [_NOT_NEGATIVE],
-        "head_epochs": [_COUNT],
-        "max_epochs": [_COUNT],
-        "unfreeze_every": [_COUNT],
-        "lr_schedule": [StrOptions(set(LR_SCHEDULES))],
-        "batch_size": [_AT_LEAST_ONE],
-        "early_stopping": ["boolean"],
-        "validation_fraction": [Interval(Real, 0, 1, closed="neither")],
-        "n_iter_no_change": [_AT_LEAST_ONE],
-        "image_shape": [list, tuple, None],
-        "image_size": [_AT_LEAST_ONE, None],
-        "precision": [StrOptions({"float32", "bfloat16"})],
-        "warm_start": ["boolean"],
-        "random_state": ["random_state"],
-        "verbose": ["verbose"],
-        "net_params": [dict, None],
-        "solve_head": ["boolean"],
-    }
-
-    def __init__(
-        self,
-        backbone,
-        *,
-        weights,
-        freeze,
-        hidden_layer_sizes,
-        dropout,
-        optimizer,
-        lr,
-        backbone_lr_mult,
-        layer_decay,
-        weight_decay,
-        l2_sp,
-        head_epochs,
-        max_epochs,
-        unfreeze_every,
-        lr_schedule,
-        batch_size,
-        augment,
-        early_stopping,
-        validation_fraction,
-        n_iter_no_change,
-        image_shape,
-        image_size,
-        device,
-        precision,
-        cache,
-        warm_start,
-        random_state,
-        verbose,
-        net_params,
-        solve_head,
-    ):
-        self.backbone = backbone
-        self.weights = weights
-        self.freeze = freeze
-        self.hidden_layer_sizes = hidden_layer_sizes
-        self.dropout = dropout
-        self.optimizer = optimizer
-        self.lr = lr
-        self.backbone_lr_mult = backbone_lr_mult
-        self.layer_decay = layer_decay
-        self.weight_decay = weight_decay
-        self.l2_sp = l2_sp
-        self.head_epochs = head_epochs
-        self.max_epochs = max_epochs
-        self.unfreeze_every = unfreeze_every
-        self.lr_schedule = lr_schedule
-        self.batch_size = batch_size
-        self.augment = augment
-        self.early_stopping = early_stopping
-        self.validation_fraction = validation_fraction
-        self.n_iter_no_change = n_iter_no_change
-        self.image_shape = image_shape
-        self.image_size = image_size
-        self.device = device
-        self.precision = precision
-        self.cache = cache
-        self.warm_start = warm_start
-        self.random_state = random_state
-        self.verbose = verbose
-        self.net_params = net_params
-        self.solve_head = solve_head
 
     @_fit_context(prefer_skip_nested_validation=True)
     def fit(self, X, y, sample_weight=None, groups=None):

@@ -5,7 +5,8 @@ from numbers import Real
 from sklearn.base import ClassifierMixin, _fit_context
 from sklearn.utils._param_validation import Interval, StrOptions
 
-from sktransfer.finetuning._base import POSITIVE, BaseFineTune
+from sktransfer.finetuning._base import BaseFineTune
+from sktransfer.finetuning._parameters import POSITIVE, shared_parameters
 from sktransfer.finetuning._targets import fitted_targets, label_targets
 
 
@@ -77,8 +78,6 @@ class FineTuneClassifier(ClassifierMixin, BaseFineTune):
         The part set aside if `early_stopping`.
     n_iter_no_change : int, default=5
         Epochs without a better validation loss before stopping.
-    class_weight : dict, "balanced" or None, default=None
-        Weight of each class; "balanced" makes all classes weigh the same.
     image_shape : tuple of int or None, default=None
         How to read the rows of a 2-D numeric `X`, as in `numpy.reshape`; None infers
         a square grey or RGB image. Numbers other than uint8 and uint16 that leave
@@ -108,6 +107,15 @@ class FineTuneClassifier(ClassifierMixin, BaseFineTune):
         that takes ``reduction="none"``, as torch's losses do. With
         ``"accelerator"``, an ``accelerate.Accelerator``, the processes that it knows
         train together. Parameters of this estimator, such as ``lr``, are refused here.
+    solve_head : bool, default=True
+        Whether a linear head on stages that are all frozen is solved to its optimum,
+        by scikit-learn's `LogisticRegression` on the standardised embeddings (one for
+        each label if there are several). Then the parameters of the training, such as
+        `lr`, `max_epochs` and `early_stopping`, do not matter. False trains this last
+        layer by gradient descent, as do `hidden_layer_sizes`, `dropout`, `augment`,
+        `teacher`, `net_params` and an optimizer class.
+    class_weight : dict, "balanced" or None, default=None
+        Weight of each class; "balanced" makes all classes weigh the same.
     teacher : fitted classifier or None, default=None
         A classifier whose scores are learned together with the labels: distillation
         of a large model into a small one [4]_. It must know the same classes.
@@ -116,13 +124,6 @@ class FineTuneClassifier(ClassifierMixin, BaseFineTune):
     distill_weight : float, default=0.5
         Weight of the teacher's term in the loss, from 0 to 1; that of the labels is
         what is left.
-    solve_head : bool, default=True
-        Whether a linear head on stages that are all frozen is solved to its optimum,
-        by scikit-learn's `LogisticRegression` on the standardised embeddings (one for
-        each label if there are several). Then the parameters of the training, such as
-        `lr`, `max_epochs` and `early_stopping`, do not matter. False trains this last
-        layer by gradient descent, as do `hidden_layer_sizes`, `dropout`, `augment`,
-        `teacher`, `net_params` and an optimizer class.
     C : float or None, default=None
         Inverse of the regularisation strength of a solved head, as in
         `LogisticRegression`. None chooses it by the cross-validated log loss of the
@@ -200,77 +201,19 @@ class FineTuneClassifier(ClassifierMixin, BaseFineTune):
     _sources = ("backbone", "teacher")
     _penalty = "C"
 
+    @shared_parameters
     def __init__(
         self,
         backbone="tiny",
         *,
-        weights="default",
-        freeze=0,
-        hidden_layer_sizes=(),
-        dropout=0.0,
-        optimizer="adamw",
-        lr=1e-3,
-        backbone_lr_mult=0.1,
-        layer_decay=1.0,
-        weight_decay=1e-4,
-        l2_sp=0.0,
-        head_epochs=1,
-        max_epochs=10,
-        lr_schedule="cosine",
-        batch_size=32,
-        augment=None,
-        early_stopping=False,
-        validation_fraction=0.1,
-        n_iter_no_change=5,
         class_weight=None,
-        image_shape=None,
-        image_size=None,
-        device="auto",
-        precision="float32",
-        cache="auto",
-        warm_start=False,
-        random_state=None,
-        verbose=0,
-        net_params=None,
-        unfreeze_every=0,
         teacher=None,
         temperature=2.0,
         distill_weight=0.5,
-        solve_head=True,
         C=None,
+        **shared,
     ):
-        super().__init__(
-            backbone,
-            weights=weights,
-            freeze=freeze,
-            hidden_layer_sizes=hidden_layer_sizes,
-            dropout=dropout,
-            optimizer=optimizer,
-            lr=lr,
-            backbone_lr_mult=backbone_lr_mult,
-            layer_decay=layer_decay,
-            weight_decay=weight_decay,
-            l2_sp=l2_sp,
-            head_epochs=head_epochs,
-            max_epochs=max_epochs,
-            lr_schedule=lr_schedule,
-            batch_size=batch_size,
-            augment=augment,
-            early_stopping=early_stopping,
-            validation_fraction=validation_fraction,
-            n_iter_no_change=n_iter_no_change,
-            image_shape=image_shape,
-            image_size=image_size,
-            device=device,
-            precision=precision,
-            cache=cache,
-            warm_start=warm_start,
-            random_state=random_state,
-            verbose=verbose,
-            net_params=net_params,
-            unfreeze_every=unfreeze_every,
-            solve_head=solve_head,
-        )
+        super().__init__(backbone, **shared)
         self.class_weight = class_weight
         self.teacher = teacher
         self.temperature = temperature

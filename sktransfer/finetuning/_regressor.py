@@ -2,7 +2,8 @@
 
 from sklearn.base import RegressorMixin, _fit_context
 
-from sktransfer.finetuning._base import POSITIVE, BaseFineTune
+from sktransfer.finetuning._base import BaseFineTune
+from sktransfer.finetuning._parameters import POSITIVE, shared_parameters
 from sktransfer.finetuning._targets import ValueTargets, fitted_targets
 
 
@@ -176,73 +177,9 @@ class FineTuneRegressor(RegressorMixin, BaseFineTune):
     }
     _penalty = "alpha"
 
-    def __init__(
-        self,
-        backbone="tiny",
-        *,
-        weights="default",
-        freeze=0,
-        hidden_layer_sizes=(),
-        dropout=0.0,
-        optimizer="adamw",
-        lr=1e-3,
-        backbone_lr_mult=0.1,
-        layer_decay=1.0,
-        weight_decay=1e-4,
-        l2_sp=0.0,
-        head_epochs=1,
-        max_epochs=10,
-        lr_schedule="cosine",
-        batch_size=32,
-        augment=None,
-        early_stopping=False,
-        validation_fraction=0.1,
-        n_iter_no_change=5,
-        image_shape=None,
-        image_size=None,
-        device="auto",
-        precision="float32",
-        cache="auto",
-        warm_start=False,
-        random_state=None,
-        verbose=0,
-        net_params=None,
-        unfreeze_every=0,
-        solve_head=True,
-        alpha=None,
-    ):
-        super().__init__(
-            backbone,
-            weights=weights,
-            freeze=freeze,
-            hidden_layer_sizes=hidden_layer_sizes,
-            dropout=dropout,
-            optimizer=optimizer,
-            lr=lr,
-            backbone_lr_mult=backbone_lr_mult,
-            layer_decay=layer_decay,
-            weight_decay=weight_decay,
-            l2_sp=l2_sp,
-            head_epochs=head_epochs,
-            max_epochs=max_epochs,
-            lr_schedule=lr_schedule,
-            batch_size=batch_size,
-            augment=augment,
-            early_stopping=early_stopping,
-            validation_fraction=validation_fraction,
-            n_iter_no_change=n_iter_no_change,
-            image_shape=image_shape,
-            image_size=image_size,
-            device=device,
-            precision=precision,
-            cache=cache,
-            warm_start=warm_start,
-            random_state=random_state,
-            verbose=verbose,
-            net_params=net_params,
-            unfreeze_every=unfreeze_every,
-            solve_head=solve_head,
-        )
+    @shared_parameters
+    def __init__(self, backbone="tiny", *, alpha=None, **shared):
+        super().__init__(backbone, **shared)
         self.alpha = alpha
 
     @_fit_context(prefer_skip_nested_validation=True)
