@@ -3,7 +3,7 @@
 import copy
 import time
 from dataclasses import dataclass, replace
-from numbers import Integral, Real
+from numbers import Integral
 
 import numpy as np
 import torch
@@ -11,7 +11,6 @@ from scipy.sparse import issparse
 from sklearn.base import BaseEstimator, _fit_context
 from sklearn.model_selection import GroupShuffleSplit
 from sklearn.utils import check_random_state
-from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import (
     _check_sample_weight,
     check_is_fitted,
@@ -28,43 +27,22 @@ from sktransfer.embedding._prefix import (
     resolve_precision,
 )
 from sktransfer.finetuning._examples import Examples, Inputs, embed_tuned
-from sktransfer.finetuning._head import prior_scores, solve_head
+from sktransfer.finetuning._head import solve_head
+from sktransfer.finetuning._loss import distils, teacher_scores
 from sktransfer.finetuning._network import (
     Network,
     Standardise,
     make_head,
     restandardise,
 )
-from sktransfer.finetuning._train import (
-    LR_SCHEDULES,
-    OPTIMIZERS,
-    Plan,
-    epochs_table,
-    train,
-)
+from sktransfer.finetuning._parameters import SharedParameters
+from sktransfer.finetuning._targets import fitted_targets
+from sktransfer.finetuning._train import Plan, epochs_table, train
 from sktransfer.inputs._image_tables import table_range
 from sktransfer.inputs._validate import as_samples, check_samples
 
-POSITIVE = Interval(Real, 0, None, closed="neither")
-_NOT_NEGATIVE = Interval(Real, 0, None, closed="left")
-_COUNT = Interval(Integral, 0, None, closed="left")
-_AT_LEAST_ONE = Interval(Integral, 1, None, closed="left")
 # What scikit-learn keeps of a table.
 _COLUMNS = ("n_features_in_", "feature_names_in_")
-
-
-@dataclass
-class _Start:
-    """A fitted estimator as the start of a further fit."""
-
-    backbone: Backbone
-    head: torch.nn.Module
-    known: dict
-    value_range: tuple[float, float] | None
-    source: Backbone
-    n_iter: int
-    seen: tuple[float, int]
-    optimizer: torch.optim.Optimizer | None
 
 
 @dataclass
@@ -77,107 +55,8 @@ class _Job:
     partial: bool = False
 
 
-class BaseFineTune(StagesReprMixin, SourceMixin, BaseEstimator):
+class BaseFineTune(SharedParameters, StagesReprMixin, SourceMixin, BaseEstimator):
     """What classifier and regressor share: all but the meaning of `y`."""
-
-    # What is resolved where it is used, with errors of its own.
-    _parameter_constraints: dict = {
-        "backbone": "no_validation",
-        "weights": "no_validation",
-        "augment": "no_validation",
-        "device": "no_validation",
-        "cache": "no_validation",
-        "freeze": [Integral, str],
-        "hidden_layer_sizes": ["array-like"],
-        "dropout": [Interval(Real, 0, 1, closed="left")],
-        "optimizer": [StrOptions(set(OPTIMIZERS)), callable],
-        "lr": [POSITIVE],
-        "backbone_lr_mult": [_NOT_NEGATIVE],
-        "layer_decay": [Interval(Real, 0, 1, closed="right")],
-        "weight_decay": [_NOT_NEGATIVE],
-        "l2_sp": [_NOT_NEGATIVE],
-        "head_epochs": [_COUNT],
-        "max_epochs": [_COUNT],
-        "unfreeze_every": [_COUNT],
-        "lr_schedule": [StrOptions(set(LR_SCHEDULES))],
-        "batch_size": [_AT_LEAST_ONE],
-        "early_stopping": ["boolean"],
-        "validation_fraction": [Interval(Real, 0, 1, closed="neither")],
-        "n_iter_no_change": [_AT_LEAST_ONE],
-        "image_shape": [list, tuple, None],
-        "image_size": [_AT_LEAST_ONE, None],
-        "precision": [StrOptions({"float32", "bfloat16"})],
-        "warm_start": ["boolean"],
-        "random_state": ["random_state"],
-        "verbose": ["verbose"],
-        "net_params": [dict, None],
-        "solve_head": ["boolean"],
-    }
-
-    def __init__(
-        self,
-        backbone,
-        *,
-        weights,
-        freeze,
-        hidden_layer_sizes,
-        dropout,
-        optimizer,
-        lr,
-        backbone_lr_mult,
-        layer_decay,
-        weight_decay,
-        l2_sp,
-        head_epochs,
-        max_epochs,
-        unfreeze_every,
-        lr_schedule,
-        batch_size,
-        augment,
-        early_stopping,
-        validation_fraction,
-        n_iter_no_change,
-        image_shape,
-        image_size,
-        device,
-        precision,
-        cache,
-        warm_start,
-        random_state,
-        verbose,
-        net_params,
-        solve_head,
-    ):
-        self.backbone = backbone
-        self.weights = weights
-        self.freeze = freeze
-        self.hidden_layer_sizes = hidden_layer_sizes
-        self.dropout = dropout
-        self.optimizer = optimizer
-        self.lr = lr
-        self.backbone_lr_mult = backbone_lr_mult
-        self.layer_decay = layer_decay
-        self.weight_decay = weight_decay
-        self.l2_sp = l2_sp
-        self.head_epochs = head_epochs
-        self.max_epochs = max_epochs
-        self.unfreeze_every = unfreeze_every
-        self.lr_schedule = lr_schedule
-        self.batch_size = batch_size
-        self.augment = augment
-        self.early_stopping = early_stopping
-        self.validation_fraction = validation_fraction
-        self.n_iter_no_change = n_iter_no_change
-        self.image_shape = image_shape
-        self.image_size = image_size
-        self.device = device
-        self.precision = precision
-        self.cache = cache
-        self.warm_start = warm_start
-        self.random_state = random_state
-        self.verbose = verbose
-        self.net_params = net_params
-        self.solve_head = solve_head
 
     @_fit_context(prefer_skip_nested_validation=True)
     def fit(self, X, y, sample_weight=None, groups=None):
@@ -186,9 +65,7 @@ class BaseFineTune(StagesReprMixin, SourceMixin, BaseEstimator):
         Parameters
         ----------
         X : sequence of images, or array-like of shape (n_samples, n_pixels)
-            The training images.
         y : array-like of shape (n_samples,) or (n_samples, n_outputs)
-            Their targets: labels for a classifier, numbers for a regressor.
         sample_weight : array-like of shape (n_samples,), optional
             A weight of k is the same as k copies of the image, one of 0 as none.
         groups : array-like of shape (n_samples,), optional
@@ -202,7 +79,7 @@ class BaseFineTune(StagesReprMixin, SourceMixin, BaseEstimator):
             This estimator, fitted. If the fit fails or is interrupted, it is unfitted;
             a parameter that is refused leaves it as it was.
         """
-        start = self._start() if self.warm_start and self._is_fitted() else None
+        start = copy.copy(self) if self.warm_start and self._is_fitted() else None
         kept = _COLUMNS if start is not None else ()
         for name in [name for name in vars(self) if name.endswith("_")]:
             if name not in kept:
@@ -212,7 +89,7 @@ class BaseFineTune(StagesReprMixin, SourceMixin, BaseEstimator):
         return self
 
     def _partial_fit(self, X, y, sample_weight, classes=None):
-        start = self._start() if self._is_fitted() else None
+        start = self if self._is_fitted() else None
         job = _Job(1, classes=classes, partial=True)
         fitted = self._fitted(X, y, sample_weight, start, job)
         if start is not None:
@@ -224,24 +101,10 @@ class BaseFineTune(StagesReprMixin, SourceMixin, BaseEstimator):
         vars(self).update(fitted)
         return self
 
-    def _start(self):
-        """What a further fit starts from."""
-        return _Start(
-            self.backbone_,
-            self.head_,
-            self._known(),
-            self.value_range_,
-            self.source_,
-            self.n_iter_,
-            self.seen_,
-            # After loading, there is no net.
-            getattr(getattr(self, "net_", None), "optimizer_", None),
-        )
-
     def _fitted(self, X, y, sample_weight, start, job):
         """Fit; return what is to be known of it."""
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
-        backbone = self._source_network(seed) if start is None else start.backbone
+        backbone = self._load(seed) if start is None else start.backbone_
         reader, reset = backbone.reader, start is None
         checked, y = check_samples(
             self, X, y, reader=reader, reset=reset, multi_output=True
@@ -253,24 +116,63 @@ class BaseFineTune(StagesReprMixin, SourceMixin, BaseEstimator):
         _check_some_weigh(weights, "sample")
         value_range = None
         if isinstance(checked, np.ndarray):
-            known_range = start and start.value_range
+            known_range = start and start.value_range_
             value_range = known_range or table_range(checked[weights > 0])
         samples = as_samples(reader, checked, self.image_shape, value_range)
-        targets, known = self._encode(y, weights, job.classes, start and start.known)
-        weights = weights * self._class_weights(targets, weights, known)
+        before = start and fitted_targets(start)
+        targets = self._targets(y, weights, job.classes, before)
+        encoded = targets.encode(y, weights)
+        weights = targets.weighted(encoded, weights)
         _check_some_weigh(weights, "class")
-        counts = {"n_images_": int((weights > 0).sum())}
-        counts |= self._counts(targets[weights > 0], known)
-        examples = Examples(samples, targets, weights, _codes(job.groups, y))
+        positive = weights > 0
+        counts = {"n_images_": int(positive.sum()), **targets.counts(encoded[positive])}
+        examples = Examples(samples, encoded, weights, _codes(job.groups, y))
         if start is not None and job.partial:
-            examples.go_on_from(*start.seen)
-        teacher = self._teacher_scores(X, examples.samples.rows, known)
-        if teacher is not None:
-            examples.targets = np.column_stack([examples.targets, teacher])
-        tuned = self._tune(examples, backbone, seed, start, job, known)
-        return {**known, **counts, **tuned, "value_range_": value_range}
+            examples.go_on_from(*start.seen_)
+        if distils(self):
+            scores = teacher_scores(self, targets, X, examples.samples.rows)
+            examples.targets = np.column_stack([examples.targets, scores])
+        inputs = self._inputs(backbone, examples)
+        tuned = self._tune(inputs, targets, seed, start, job)
+        return {**counts, **tuned, "value_range_": value_range}
 
-    def _source_network(self, seed: int) -> Backbone:
+    def _tune(self, inputs, targets, seed, start, job) -> dict:
+        """Train on examples; return the fitted attributes."""
+        examples, prefix = inputs.examples, inputs.prefix
+        source, done = prefix.backbone, 0
+        if start is not None:
+            source, done = start.source_, start.n_iter_
+        solves = self._solves_head(inputs.all_frozen) and not job.partial
+        self._refuse_no_training(inputs, start, job.epochs or solves)
+        parts = self._split(examples, targets, seed, solves)
+        # Another fit, though a warm one, sees all its data: another call may not.
+        before = start if job.partial else None
+        targets, examples.targets = targets.standardised(
+            examples, parts[0], before.seen_[0] if before else 0.0
+        )
+        plan = Plan(
+            self,
+            targets,
+            "call" if job.partial else "tune",
+            prefix.device,
+            epochs=0 if solves else job.epochs,
+            epochs_done=done,
+            source=source.stages[prefix.depth :],
+            # After loading, there is no net.
+            optimizer_before=getattr(getattr(before, "net_", None), "optimizer_", None),
+        )
+        # Other pictures, orders and drops in each call that goes on.
+        with seeded(_mixed(seed, done), prefix.device):
+            head, found = self._head(inputs, parts, plan, start, solves)
+            network, net = self._train(inputs, parts, plan, head)
+        history = found.pop("history_", []) + epochs_table(net, "tune")
+        n_iter = done + len(net.history)
+        training = {"net_": net, "history_": history, "n_iter_": n_iter}
+        further = {"source_": source, "seen_": examples.seen}
+        tuned = _tuned(prefix, network)
+        return targets.attributes | found | training | further | tuned
+
+    def _load(self, seed: int) -> Backbone:
         return load_backbone(
             self.backbone,
             weights=self.weights,
@@ -278,61 +180,35 @@ class BaseFineTune(StagesReprMixin, SourceMixin, BaseEstimator):
             random_state=seed,
         )
 
-    def _tune(self, examples, backbone, seed, start, job, known) -> dict:
-        """Train on examples; return the fitted attributes."""
-        source, done = (start.source, start.n_iter) if start else (backbone, 0)
-        depth = backbone.freeze_depth(self.freeze)
-        prefix = self._prefix(backbone, depth)
+    def _inputs(self, backbone, examples) -> Inputs:
+        prefix = self._prefix(backbone, backbone.freeze_depth(self.freeze))
         augment = backbone.reader.augmentation(self.augment)
-        inputs = Inputs(prefix, resolve_cache(self.cache), examples, augment)
-        solves = self._solves_head(inputs.all_frozen) and not job.partial
-        self._refuse_no_training(inputs, start, job.epochs or solves)
-        rows, held_out = self._split(examples, known, seed, solves)
-        # Another fit, though a warm one, sees all its data: another call may not.
-        before = start if job.partial else None
-        known = self._standardised(examples, rows, known, before)
-        # Other pictures, orders and drops in each call that goes on.
-        with seeded(_mixed(seed, done), prefix.device):
-            if solves:
-                head, history, known = self._solved_head(inputs, known)
-            elif start is None:
-                head, history = self._first_head(inputs, rows, held_out, known)
-            else:
-                head, history = copy.deepcopy(start.head), []
-                if before and inputs.all_frozen:
-                    restandardise(head, inputs.embeddings(), before.seen[1])
-            network = inputs.network(
-                head, self.precision, fixed_norms=self.weights is not None
-            )
-            plan = replace(
-                self._plan(known, prefix.device, partial=job.partial),
-                epochs_done=done,
-                source=source.stages[depth:],
-                optimizer_before=before.optimizer if before else None,
-            )
-            net = train(
-                network,
-                inputs.rows(rows, training=True),
-                None if held_out is None else inputs.rows(held_out),
-                plan,
-                0 if solves else job.epochs,
-            )
-        return known | {
-            "backbone_": backbone.tuned(depth, network.suffix),
-            # On the CPU, as the backbone: a pickle must open where there is no GPU.
-            "head_": copy.deepcopy(network.head).cpu(),
-            "net_": net,
-            "history_": history + epochs_table(net, "tune"),
-            "freeze_depth_": depth,
-            "source_": source,
-            "n_iter_": done + len(net.history),
-            "seen_": examples.seen,
-        }
+        return Inputs(prefix, resolve_cache(self.cache), examples, augment)
+
+    def _head(self, inputs, parts, plan, start, solves):
+        """Make the head that the training begins with, and what is to be told of it."""
+        if solves:
+            return self._solved_head(inputs, plan.targets)
+        if start is None:
+            return self._first_head(inputs, parts, plan)
+        head = copy.deepcopy(start.head_)
+        if plan.phase == "call" and inputs.all_frozen:
+            restandardise(head, inputs.embeddings(), start.seen_[1])
+        return head, {}
+
+    def _train(self, inputs, parts, plan, head):
+        """Train the stages that are not frozen, and the head."""
+        network = inputs.network(
+            head, self.precision, fixed_norms=self.weights is not None
+        )
+        rows, held_out = parts
+        valid = None if held_out is None else inputs.rows(held_out)
+        return network, train(network, inputs.rows(rows, training=True), valid, plan)
 
     def _solves_head(self, all_frozen: bool) -> bool:
         """Whether `fit` solves a convex problem, where there is nothing else to do."""
         plain = not (self.net_params or self.dropout or len(self.hidden_layer_sizes))
-        own = callable(self.optimizer) or getattr(self, "teacher", None) is not None
+        own = callable(self.optimizer) or distils(self)
         usual = plain and not own and self.augment is None
         return bool(self.solve_head and all_frozen and usual)
 
@@ -345,21 +221,20 @@ class BaseFineTune(StagesReprMixin, SourceMixin, BaseEstimator):
                 "1, or freeze='all', which fits the head alone."
             )
 
-    def _solved_head(self, inputs, known):
+    def _solved_head(self, inputs, targets):
         """Make the head of a linear probe, with the best coefficients there are."""
-        begin, kind = time.perf_counter(), self._kind(known)
+        begin, name = time.perf_counter(), self._penalty
         embeddings, examples = inputs.embeddings(), inputs.examples
-        zeros = np.zeros(self._n_outputs(known))
+        zeros = np.zeros(targets.n_outputs)
         head = make_head(Standardise.of(embeddings), (), 0.0, zeros)
-        name = self._penalty
         penalty, loss = solve_head(
-            kind, head, embeddings, examples, getattr(self, name)
+            targets, head, embeddings, examples, getattr(self, name)
         )
         seconds = time.perf_counter() - begin
         row = {"phase": "solve", "epoch": 1, "train_loss": loss, "seconds": seconds}
-        return head, [row], {**known, f"{name}_": penalty}
+        return head, {"history_": [row], f"{name}_": penalty}
 
-    def _first_head(self, inputs, rows, held_out, known):
+    def _first_head(self, inputs, parts, plan):
         """Make the head and train it alone, on the embeddings of the source network.
 
         A random head would first spoil the features that it stands on: Kumar et al.,
@@ -372,57 +247,33 @@ class BaseFineTune(StagesReprMixin, SourceMixin, BaseEstimator):
                 f"hidden_layer_sizes={sizes!r} are no sizes. Accepted are positive "
                 "integers, one for each hidden layer, as in (64, 32)."
             )
-        kind, n_outputs = self._kind(known), self._n_outputs(known)
-        targets, weights = examples.targets[rows], examples.weights[rows]
-        layers = sizes, self.dropout, prior_scores(kind, targets, weights, n_outputs)
+        rows, held_out = parts
+        encoded, weights = examples.targets[rows], examples.weights[rows]
+        layers = sizes, self.dropout, plan.targets.prior_scores(encoded, weights)
         if self.weights is None and not inputs.all_frozen:
             # There are no features to keep, nor any scale of them: it is to be learnt.
             neutral = Standardise.nothing(inputs.prefix.backbone.n_features)
-            return make_head(neutral, *layers), []
+            return make_head(neutral, *layers), {}
         embeddings = inputs.embeddings()
         head = make_head(Standardise.of(embeddings[rows]), *layers)
         if not self.head_epochs or inputs.all_frozen:
-            return head, []
+            return head, {}
         read = torch.from_numpy(embeddings).__getitem__
         net = train(
             Network(torch.nn.Sequential(), head),
             examples.rows(read, rows),
             None if held_out is None else examples.rows(read, held_out),
-            self._plan(known, inputs.prefix.device, head_only=True),
-            self.head_epochs,
+            replace(plan, phase="head", epochs=self.head_epochs),
         )
-        return head.cpu(), epochs_table(net, "head")
+        return head.cpu(), {"history_": epochs_table(net, "head")}
 
-    def _plan(self, known, device, head_only=False, partial=False) -> Plan:
-        stops = self.early_stopping and not head_only
-        # A call is an epoch: nobody knows how many will come.
-        constant = head_only or partial
-        return Plan(
-            kind=self._kind(known),
-            optimizer=self.optimizer,
-            lr=self.lr,
-            backbone_lr_mult=self.backbone_lr_mult,
-            layer_decay=self.layer_decay,
-            weight_decay=self.weight_decay,
-            l2_sp=self.l2_sp,
-            lr_schedule="constant" if constant else self.lr_schedule,
-            batch_size=self.batch_size,
-            unfreeze_every=0 if head_only else self.unfreeze_every,
-            patience=self.n_iter_no_change if stops else None,
-            device=device,
-            verbose=self.verbose,
-            net_params=self.net_params or {},
-            loss_options=self._loss_options(),
-            goes_on=partial,
-        )
-
-    def _split(self, examples, known, seed, solves):
+    def _split(self, examples, targets, seed, solves):
         """Numbers of the examples to train on, and of those to validate on, if any."""
         everything, groups = np.arange(len(examples)), examples.groups
         if not self.early_stopping or solves:
             return everything, None
         try:
-            kind = self._splitter(known) if groups is None else GroupShuffleSplit
+            kind = targets.splitter if groups is None else GroupShuffleSplit
             splitter = kind(1, test_size=self.validation_fraction, random_state=seed)
             return next(splitter.split(everything, examples.targets[:, 0], groups))
         except ValueError as error:
@@ -432,10 +283,6 @@ class BaseFineTune(StagesReprMixin, SourceMixin, BaseEstimator):
                 f"{error} Pass more examples, a larger validation_fraction, or "
                 "early_stopping=False."
             ) from error
-
-    def _standardised(self, examples, rows, known, before):
-        """Bring targets to the scale that is trained on, and tell what it is."""
-        return known
 
     def _prefix(self, backbone, depth, pooling="none") -> Prefix:
         device = resolve_device(self.device)
@@ -492,6 +339,16 @@ def _check_some_weigh(weights, kind: str) -> None:
             f"All {kind} weights are zero, which leaves no example to learn from. "
             f"{kind.capitalize()} weights must contain at least one non-zero number."
         )
+
+
+def _tuned(prefix: Prefix, network: Network) -> dict:
+    """What is to be kept of a network that was trained."""
+    return {
+        "backbone_": prefix.backbone.tuned(prefix.depth, network.suffix),
+        # On the CPU, as the backbone: a pickle must open where there is no GPU.
+        "head_": copy.deepcopy(network.head).cpu(),
+        "freeze_depth_": prefix.depth,
+    }
 
 
 def _mixed(seed: int, done: int) -> int:

@@ -2,16 +2,12 @@
 
 from numbers import Real
 
-import numpy as np
-from scipy.special import expit, softmax
 from sklearn.base import ClassifierMixin, _fit_context
-from sklearn.model_selection import ShuffleSplit, StratifiedShuffleSplit
-from sklearn.utils import _safe_indexing, compute_class_weight
 from sklearn.utils._param_validation import Interval, StrOptions
-from sklearn.utils.multiclass import check_classification_targets, type_of_target
-from sklearn.utils.validation import check_is_fitted
 
-from sktransfer.finetuning._base import POSITIVE, BaseFineTune
+from sktransfer.finetuning._base import BaseFineTune
+from sktransfer.finetuning._parameters import POSITIVE, shared_parameters
+from sktransfer.finetuning._targets import fitted_targets, label_targets
 
 
 class FineTuneClassifier(ClassifierMixin, BaseFineTune):
@@ -61,6 +57,9 @@ class FineTuneClassifier(ClassifierMixin, BaseFineTune):
         ``weights=None``, where there are no features to keep.
     max_epochs : int, default=10
         Epochs in which stages and head are trained.
+    unfreeze_every : int, default=0
+        Gradual unfreezing [3]_: at first only the last of the stages that `freeze`
+        leaves is trained, and one more every so many epochs. 0 trains all at once.
     lr_schedule : {"cosine", "one-cycle", "constant"}, default="cosine"
         How learning rates change from batch to batch.
     batch_size : int, default=32
@@ -79,8 +78,6 @@ class FineTuneClassifier(ClassifierMixin, BaseFineTune):
         The part set aside if `early_stopping`.
     n_iter_no_change : int, default=5
         Epochs without a better validation loss before stopping.
-    class_weight : dict, "balanced" or None, default=None
-        Weight of each class; "balanced" makes all classes weigh the same.
     image_shape : tuple of int or None, default=None
         How to read the rows of a 2-D numeric `X`, as in `numpy.reshape`; None infers
         a square grey or RGB image. Numbers other than uint8 and uint16 that leave
@@ -110,9 +107,15 @@ class FineTuneClassifier(ClassifierMixin, BaseFineTune):
         that takes ``reduction="none"``, as torch's losses do. With
         ``"accelerator"``, an ``accelerate.Accelerator``, the processes that it knows
         train together. Parameters of this estimator, such as ``lr``, are refused here.
-    unfreeze_every : int, default=0
-        Gradual unfreezing [3]_: at first only the last of the stages that `freeze`
-        leaves is trained, and one more every so many epochs. 0 trains all at once.
+    solve_head : bool, default=True
+        Whether a linear head on stages that are all frozen is solved to its optimum,
+        by scikit-learn's `LogisticRegression` on the standardised embeddings (one for
+        each label if there are several). Then the parameters of the training, such as
+        `lr`, `max_epochs` and `early_stopping`, do not matter. False trains this last
+        layer by gradient descent, as do `hidden_layer_sizes`, `dropout`, `augment`,
+        `teacher`, `net_params` and an optimizer class.
+    class_weight : dict, "balanced" or None, default=None
+        Weight of each class; "balanced" makes all classes weigh the same.
     teacher : fitted classifier or None, default=None
         A classifier whose scores are learned together with the labels: distillation
         of a large model into a small one [4]_. It must know the same classes.
@@ -121,13 +124,6 @@ class FineTuneClassifier(ClassifierMixin, BaseFineTune):
     distill_weight : float, default=0.5
         Weight of the teacher's term in the loss, from 0 to 1; that of the labels is
         what is left.
-    solve_head : bool, default=True
-        Whether a linear head on stages that are all frozen is solved to its optimum,
-        by scikit-learn's `LogisticRegression` on the standardised embeddings (one for
-        each label if there are several). Then the parameters of the training, such as
-        `lr`, `max_epochs` and `early_stopping`, do not matter. False trains this last
-        layer by gradient descent, as do `hidden_layer_sizes`, `dropout`, `augment`,
-        `teacher`, `net_params` and an optimizer class.
     C : float or None, default=None
         Inverse of the regularisation strength of a solved head, as in
         `LogisticRegression`. None chooses it by the cross-validated log loss of the
@@ -205,77 +201,19 @@ class FineTuneClassifier(ClassifierMixin, BaseFineTune):
     _sources = ("backbone", "teacher")
     _penalty = "C"
 
+    @shared_parameters
     def __init__(
         self,
         backbone="tiny",
         *,
-        weights="default",
-        freeze=0,
-        hidden_layer_sizes=(),
-        dropout=0.0,
-        optimizer="adamw",
-        lr=1e-3,
-        backbone_lr_mult=0.1,
-        layer_decay=1.0,
-        weight_decay=1e-4,
-        l2_sp=0.0,
-        head_epochs=1,
-        max_epochs=10,
-        lr_schedule="cosine",
-        batch_size=32,
-        augment=None,
-        early_stopping=False,
-        validation_fraction=0.1,
-        n_iter_no_change=5,
         class_weight=None,
-        image_shape=None,
-        image_size=None,
-        device="auto",
-        precision="float32",
-        cache="auto",
-        warm_start=False,
-        random_state=None,
-        verbose=0,
-        net_params=None,
-        unfreeze_every=0,
         teacher=None,
         temperature=2.0,
         distill_weight=0.5,
-        solve_head=True,
         C=None,
+        **shared,
     ):
-        super().__init__(
-            backbone,
-            weights=weights,
-            freeze=freeze,
-            hidden_layer_sizes=hidden_layer_sizes,
-            dropout=dropout,
-            optimizer=optimizer,
-            lr=lr,
-            backbone_lr_mult=backbone_lr_mult,
-            layer_decay=layer_decay,
-            weight_decay=weight_decay,
-            l2_sp=l2_sp,
-            head_epochs=head_epochs,
-            max_epochs=max_epochs,
-            lr_schedule=lr_schedule,
-            batch_size=batch_size,
-            augment=augment,
-            early_stopping=early_stopping,
-            validation_fraction=validation_fraction,
-            n_iter_no_change=n_iter_no_change,
-            image_shape=image_shape,
-            image_size=image_size,
-            device=device,
-            precision=precision,
-            cache=cache,
-            warm_start=warm_start,
-            random_state=random_state,
-            verbose=verbose,
-            net_params=net_params,
-            unfreeze_every=unfreeze_every,
-            solve_head=solve_head,
-        )
+        super().__init__(backbone, **shared)
         self.class_weight = class_weight
         self.teacher = teacher
         self.temperature = temperature
@@ -329,9 +267,7 @@ class FineTuneClassifier(ClassifierMixin, BaseFineTune):
             label that is more probable than not.
         """
         scores = self._outputs(X)
-        if self.multilabel_:
-            return (scores > 0).astype(np.int64)
-        return self.classes_[scores.argmax(axis=1)]
+        return fitted_targets(self).predictions(scores)
 
     def predict_proba(self, X):
         """Predict probabilities.
@@ -347,7 +283,7 @@ class FineTuneClassifier(ClassifierMixin, BaseFineTune):
             In the order of `classes_`; for multilabel targets, of each label.
         """
         scores = self._outputs(X)
-        return expit(scores) if self.multilabel_ else softmax(scores, axis=1)
+        return fitted_targets(self).probabilities(scores)
 
     def decision_function(self, X):
         """Give the scores that predictions are made of.
@@ -363,143 +299,10 @@ class FineTuneClassifier(ClassifierMixin, BaseFineTune):
             Logits; of two classes, the second one's minus the first one's.
         """
         scores = self._outputs(X)
-        if len(self.classes_) == 2 and not self.multilabel_:
-            return scores[:, 1] - scores[:, 0]
-        return scores
+        return fitted_targets(self).decisions(scores)
 
-    def _encode(self, y, weights, classes, known):
-        """Targets as numbers, and what is then known of them."""
-        kind = type_of_target(y)
-        if kind.startswith("unknown"):
-            kinds = sorted({type(value).__name__ for value in y.ravel()})
-            raise ValueError(
-                f"Unknown label type: y, of dtype {y.dtype}, has values of types "
-                f"{kinds}. Accepted is one label for each image, all of str, int or "
-                "bool. Nothing was fitted. Pass numpy.array(list(y)) of labels of one "
-                "type; of several labels for an image, the indicator matrix of "
-                "sklearn.preprocessing.MultiLabelBinarizer."
-            )
-        check_classification_targets(y)
-        if kind == "multiclass-multioutput":
-            raise ValueError(
-                f"y of shape {y.shape} has several targets of several classes. "
-                "Accepted are one label for each image, and an indicator matrix of 0 "
-                "and 1 (multilabel). Fit one classifier for each column, as "
-                "sklearn.multioutput.MultiOutputClassifier does."
-            )
-        multilabel = kind == "multilabel-indicator"
-        if known is not None:
-            self._check_known(known, y, multilabel, classes)
-            classes = known["classes_"]
-        if multilabel:
-            if not np.isin(y, (0, 1)).all():
-                raise ValueError(
-                    f"y is a matrix with the values {np.unique(y)[:5].tolist()}. "
-                    "Accepted for several labels is an indicator matrix of 0 and 1: "
-                    "pass y == <the value that means yes>."
-                )
-            known = {"classes_": np.arange(y.shape[1]), "multilabel_": True}
-            return y.astype(np.float64), known
-        classes = np.unique(y[weights > 0] if classes is None else classes)
-        unknown = np.setdiff1d(y[weights > 0], classes)
-        if len(unknown):
-            raise ValueError(
-                f"y has labels {unknown[:5].tolist()} that are not among the classes "
-                f"{classes[:10].tolist()}. Pass all of them as classes to the first "
-                "partial_fit, or fit anew with warm_start=False."
-            )
-        if len(classes) < 2:
-            raise ValueError(
-                f"y has only one class, {classes.tolist()[0]!r}, and a classifier "
-                "needs two. Pass examples of another class too (of positive sample "
-                "weight)."
-            )
-        codes = np.searchsorted(classes, y) % len(classes)
-        return codes[:, None], {"classes_": classes, "multilabel_": False}
-
-    def _check_known(self, known, y, multilabel, classes):
-        """Refuse targets of another kind than those that a fit goes on from."""
-        if classes is not None and not np.array_equal(
-            known["classes_"], np.unique(classes)
-        ):
-            raise ValueError(
-                f"classes={np.unique(classes)[:10].tolist()} is not the same as in "
-                f"the first fit, {known['classes_'][:10].tolist()}. Leave classes out "
-                "after the first call, or fit anew."
-            )
-        was, n_labels = known["multilabel_"], len(known["classes_"])
-        if multilabel != was or (multilabel and y.shape[1] != n_labels):
-            kind = f"an indicator matrix of {n_labels} columns" if was else "one label"
-            raise ValueError(
-                f"y has shape {y.shape}, and the model was fitted on {kind} for each "
-                "image. Pass targets of that kind, or fit anew with warm_start=False."
-            )
-
-    def _known(self):
-        return {"classes_": self.classes_, "multilabel_": self.multilabel_}
-
-    def _counts(self, targets, known):
-        if known["multilabel_"]:
-            return {"class_count_": targets.sum(axis=0).astype(np.int64)}
-        n_classes = len(known["classes_"])
-        return {"class_count_": np.bincount(targets[:, 0], minlength=n_classes)}
-
-    def _class_weights(self, targets, weights, known):
-        """Factor of each example's weight."""
-        if self.class_weight is None:
-            return 1.0
-        if known["multilabel_"]:
-            raise ValueError(
-                "class_weight does not apply to multilabel targets. Use "
-                "class_weight=None, and sample_weight to weigh images."
-            )
-        classes, codes = known["classes_"], targets[:, 0].astype(int)
-        if self.class_weight == "balanced":
-            # Weighted counts, so that a weight of k stays the same as k copies.
-            counts = np.bincount(codes, weights=weights, minlength=len(classes))
-            return (weights.sum() / (len(classes) * np.maximum(counts, 1e-12)))[codes]
-        factors = compute_class_weight(
-            self.class_weight, classes=classes, y=classes[codes]
-        )
-        if factors.min() < 0:
-            raise ValueError(
-                f"class_weight={self.class_weight!r} has a negative weight. Accepted "
-                "are weights from 0, which leaves a class out."
-            )
-        return factors[codes]
-
-    def _teacher_scores(self, X, rows, known):
-        if self.teacher is None:
-            return None
-        check_is_fitted(self.teacher)
-        taught = getattr(self.teacher, "classes_", None)
-        if known["multilabel_"] or not np.array_equal(taught, known["classes_"]):
-            raise ValueError(
-                f"The teacher knows the classes {taught}, and y has "
-                f"{known['classes_']}. Distillation needs a classifier fitted on the "
-                "same labels, one for each image."
-            )
-        # Of each image once: what a teacher says may depend on its neighbours, by a
-        # rounding, and copies of an image are to be taught the same.
-        X = X[rows] if hasattr(X, "detach") else _safe_indexing(X, rows)
-        proba = np.asarray(self.teacher.predict_proba(X), dtype=np.float64)
-        return np.log(np.maximum(proba, 1e-12))
-
-    def _kind(self, known):
-        if known is None or not known["multilabel_"]:
-            return "classes"
-        return "labels"
-
-    def _n_outputs(self, known):
-        return len(known["classes_"])
-
-    def _loss_options(self):
-        if self.teacher is None:
-            return {}
-        return {"temperature": self.temperature, "distill_weight": self.distill_weight}
-
-    def _splitter(self, known):
-        return ShuffleSplit if known["multilabel_"] else StratifiedShuffleSplit
+    def _targets(self, y, weights, classes, before):
+        return label_targets(y, weights, classes, before, self.class_weight)
 
     def __sklearn_tags__(self):
         tags = super().__sklearn_tags__()

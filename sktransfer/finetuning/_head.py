@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from joblib import parallel_config
 from scipy.linalg import qr
-from scipy.special import log_softmax, logit, logsumexp
+from scipy.special import log_softmax, logsumexp
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression, Ridge, RidgeCV
 from sklearn.model_selection import GroupKFold, StratifiedGroupKFold, StratifiedKFold
@@ -46,47 +46,29 @@ class Solution:
         return Z @ self.coef.T + self.intercept
 
 
-def prior_scores(kind: str, targets, weights, n_outputs: int) -> np.ndarray:
+def class_priors(codes, weights, n_classes: int) -> np.ndarray:
     """Scores that give each class its weighted frequency, whatever the image.
 
-    Parameters
-    ----------
-    kind : {"classes", "labels", "values"}
-    targets : ndarray of shape (n_examples, n_columns)
-        The number of the class, an indicator matrix, or standardised numbers.
-    weights : ndarray of shape (n_examples,)
-    n_outputs : int
-
-    Returns
-    -------
-    ndarray of shape (n_outputs,)
-        A class without an example counts as half an example, so that it can be learnt
-        later.
+    A class without an example counts as half an example, so that it can be learnt
+    later.
     """
-    if kind == "values":
-        return np.zeros(n_outputs)
-    least = 0.5 / len(weights)
-    if kind == "labels":
-        shares = np.average(targets[:, :n_outputs], axis=0, weights=weights)
-        return logit(shares.clip(least, 1 - least))
-    codes = targets[:, 0].astype(int)
-    shares = np.bincount(codes, weights=weights, minlength=n_outputs) / weights.sum()
-    return np.log(np.maximum(shares, least))
+    shares = np.bincount(codes, weights=weights, minlength=n_classes) / weights.sum()
+    return np.log(np.maximum(shares, 0.5 / len(weights)))
 
 
-def solve_head(kind: str, head: nn.Sequential, embeddings, examples, penalty=None):
+def solve_head(targets, head: nn.Sequential, embeddings, examples, penalty=None):
     """Set the output layer of a linear head to the optimum of its penalised loss.
 
     Parameters
     ----------
-    kind : {"classes", "labels", "values"}
-        Multinomial logistic regression, a logistic regression for each label, or ridge
-        regression.
+    targets : Targets
+        Multinomial logistic regression of classes, a logistic regression for each
+        label, or ridge regression of values.
     head : nn.Sequential
         A Standardise and a Linear, which is set.
     embeddings : ndarray of shape (n_examples, n_features)
     examples : Examples
-        The targets, weights and groups, in the order of the embeddings.
+        The encoded targets, weights and groups, in the order of the embeddings.
     penalty : float or None
         scikit-learn's C, or alpha for ridge; None chooses it by cross-validation.
 
@@ -111,12 +93,12 @@ def solve_head(kind: str, head: nn.Sequential, embeddings, examples, penalty=Non
         parallel_config(backend="sequential"),
         threadpool_limits(1, user_api="blas"),
     ):
-        found = _SOLVERS[kind](rotated, examples, output.out_features, penalty)
-    loss = _loss(kind, found.scores(rotated), examples)
+        found = targets.solve(rotated, examples, penalty)
+    losses = targets.row_losses(found.scores(rotated), examples.targets)
     with torch.no_grad():
         output.weight.copy_(torch.from_numpy(back(found.coef)))
         output.bias.copy_(torch.from_numpy(found.intercept))
-    return found.penalty, loss
+    return found.penalty, float(np.average(losses, weights=examples.weights))
 
 
 def _fewer_columns(Z: np.ndarray):
@@ -131,24 +113,12 @@ def _fewer_columns(Z: np.ndarray):
     return np.ascontiguousarray(r.T), lambda coef: coef @ q.T
 
 
-def _loss(kind, scores, examples) -> float:
-    targets = examples.targets
-    if kind == "values":
-        rows = ((scores - targets) ** 2).mean(axis=1)
-    elif kind == "labels":
-        rows = np.logaddexp(0, np.where(targets > 0.5, -scores, scores)).mean(axis=1)
-    else:
-        codes = targets[:, 0].astype(int)
-        rows = -log_softmax(scores, axis=1)[np.arange(len(codes)), codes]
-    return float(np.average(rows, weights=examples.weights))
-
-
-def _solve_classes(Z, examples, n_classes, C) -> Solution:
+def solve_classes(Z, examples, n_classes, C) -> Solution:
     codes = examples.targets[:, 0].astype(int)
     return _logistic(Z, codes, examples.weights, examples.groups, n_classes, C)
 
 
-def _solve_labels(Z, examples, n_labels, C) -> Solution:
+def solve_labels(Z, examples, C) -> Solution:
     def solve(codes):
         two = _logistic(Z, codes, examples.weights, examples.groups, 2, C)
         return np.diff(two.coef, axis=0)[0], np.diff(two.intercept)[0], two.penalty
@@ -161,7 +131,7 @@ def _solve_labels(Z, examples, n_labels, C) -> Solution:
 def _logistic(Z, codes, weights, groups, n_classes, C) -> Solution:
     """Multinomial logistic regression; a class that is not there stays improbable."""
     coef, there = np.zeros((n_classes, Z.shape[1])), np.unique(codes)
-    intercept = prior_scores("classes", codes[:, None], weights, n_classes)
+    intercept = class_priors(codes, weights, n_classes)
     # As where sample weights have a mean of 1, in scikit-learn's units.
     scale = 1 / weights.mean()
     if len(there) < 2:
@@ -259,8 +229,9 @@ class _Fold:
         return -float(rows @ weights[known])
 
 
-def _solve_values(Z, examples, n_outputs, alpha) -> Solution:
+def solve_values(Z, examples, alpha) -> Solution:
     y, weights, groups = examples.targets, examples.weights, examples.groups
+    n_outputs = y.shape[1]
     alphas = _ALPHAS * weights.mean()
     if alpha is not None:
         alpha = np.full(n_outputs, float(alpha))
@@ -287,10 +258,3 @@ def _group_losses(Z, y, weights, groups, alphas) -> np.ndarray:
             errors = y[test] - np.reshape(model.predict(Z[test]), (len(test), -1))
             losses[i] += weights[test] @ errors**2
     return losses
-
-
-_SOLVERS = {
-    "classes": _solve_classes,
-    "labels": _solve_labels,
-    "values": _solve_values,
-}

@@ -1,13 +1,10 @@
 """FineTuneRegressor: a pretrained network, tuned to predict numbers."""
 
-import numpy as np
 from sklearn.base import RegressorMixin, _fit_context
-from sklearn.model_selection import ShuffleSplit
 
-from sktransfer.finetuning._base import POSITIVE, BaseFineTune
-
-# Of float64, with a margin: targets that vary less than this share are equal.
-_ROUNDING = 1e-12
+from sktransfer.finetuning._base import BaseFineTune
+from sktransfer.finetuning._parameters import POSITIVE, shared_parameters
+from sktransfer.finetuning._targets import ValueTargets, fitted_targets
 
 
 class FineTuneRegressor(RegressorMixin, BaseFineTune):
@@ -58,6 +55,9 @@ class FineTuneRegressor(RegressorMixin, BaseFineTune):
         ``weights=None``, where there are no features to keep.
     max_epochs : int, default=10
         Epochs in which stages and head are trained.
+    unfreeze_every : int, default=0
+        Gradual unfreezing [3]_: at first only the last of the stages that `freeze`
+        leaves is trained, and one more every so many epochs. 0 trains all at once.
     lr_schedule : {"cosine", "one-cycle", "constant"}, default="cosine"
         How learning rates change from batch to batch.
     batch_size : int, default=32
@@ -105,9 +105,6 @@ class FineTuneRegressor(RegressorMixin, BaseFineTune):
         ``reduction="none"``, as torch's losses do. With ``"accelerator"``, an
         ``accelerate.Accelerator``, the processes that it knows train together.
         Parameters of this estimator, such as ``lr``, are refused here.
-    unfreeze_every : int, default=0
-        Gradual unfreezing [3]_: at first only the last of the stages that `freeze`
-        leaves is trained, and one more every so many epochs. 0 trains all at once.
     solve_head : bool, default=True
         Whether a linear head on stages that are all frozen is solved to its optimum,
         by scikit-learn's `Ridge` on the standardised embeddings. Then the parameters
@@ -180,73 +177,9 @@ class FineTuneRegressor(RegressorMixin, BaseFineTune):
     }
     _penalty = "alpha"
 
-    def __init__(
-        self,
-        backbone="tiny",
-        *,
-        weights="default",
-        freeze=0,
-        hidden_layer_sizes=(),
-        dropout=0.0,
-        optimizer="adamw",
-        lr=1e-3,
-        backbone_lr_mult=0.1,
-        layer_decay=1.0,
-        weight_decay=1e-4,
-        l2_sp=0.0,
-        head_epochs=1,
-        max_epochs=10,
-        lr_schedule="cosine",
-        batch_size=32,
-        augment=None,
-        early_stopping=False,
-        validation_fraction=0.1,
-        n_iter_no_change=5,
-        image_shape=None,
-        image_size=None,
-        device="auto",
-        precision="float32",
-        cache="auto",
-        warm_start=False,
-        random_state=None,
-        verbose=0,
-        net_params=None,
-        unfreeze_every=0,
-        solve_head=True,
-        alpha=None,
-    ):
-        super().__init__(
-            backbone,
-            weights=weights,
-            freeze=freeze,
-            hidden_layer_sizes=hidden_layer_sizes,
-            dropout=dropout,
-            optimizer=optimizer,
-            lr=lr,
-            backbone_lr_mult=backbone_lr_mult,
-            layer_decay=layer_decay,
-            weight_decay=weight_decay,
-            l2_sp=l2_sp,
-            head_epochs=head_epochs,
-            max_epochs=max_epochs,
-            lr_schedule=lr_schedule,
-            batch_size=batch_size,
-            augment=augment,
-            early_stopping=early_stopping,
-            validation_fraction=validation_fraction,
-            n_iter_no_change=n_iter_no_change,
-            image_shape=image_shape,
-            image_size=image_size,
-            device=device,
-            precision=precision,
-            cache=cache,
-            warm_start=warm_start,
-            random_state=random_state,
-            verbose=verbose,
-            net_params=net_params,
-            unfreeze_every=unfreeze_every,
-            solve_head=solve_head,
-        )
+    @shared_parameters
+    def __init__(self, backbone="tiny", *, alpha=None, **shared):
+        super().__init__(backbone, **shared)
         self.alpha = alpha
 
     @_fit_context(prefer_skip_nested_validation=True)
@@ -286,83 +219,8 @@ class FineTuneRegressor(RegressorMixin, BaseFineTune):
         ndarray of shape (n_samples,) or (n_samples, n_outputs), float64
             The predicted targets of each image.
         """
-        y = self._outputs(X) * self.target_scale_ + self.target_mean_
-        return y if self.multi_output_ else y[:, 0]
+        scores = self._outputs(X)
+        return fitted_targets(self).predictions(scores)
 
-    def _encode(self, y, weights, classes, known):
-        """Targets as columns, and what is then known of them."""
-        try:
-            columns = y.astype(np.float64).reshape(len(y), -1)
-        except (TypeError, ValueError) as error:
-            raise ValueError(
-                f"y has what is no number ({error}). Accepted are numbers, one or more "
-                "for each image. Nothing was fitted. Labels are for FineTuneClassifier."
-            ) from error
-        if known is None:
-            known = {"multi_output_": y.ndim == 2, "target_mean_": columns[0]}
-        if columns.shape[1] != len(known["target_mean_"]):
-            raise ValueError(
-                f"y has {columns.shape[1]} targets, and the first fit had "
-                f"{len(known['target_mean_'])}. Pass as many, or fit anew."
-            )
-        return columns, known
-
-    def _standardised(self, examples, rows, known, before):
-        y, weights = examples.targets[rows], examples.weights[rows]
-        mean = np.average(y, axis=0, weights=weights)
-        variance = np.average((y - mean) ** 2, axis=0, weights=weights)
-        if before is not None:
-            so_far = known["target_mean_"], known["target_variance_"], before.seen[0]
-            mean, variance = _joined((mean, variance, weights.sum()), so_far)
-        scale = np.sqrt(variance)
-        # The rounding of equal targets is no scale, and nothing to train on either.
-        equal = ~(scale > _ROUNDING * np.abs(mean))
-        mean = np.where(equal, y[0], mean)
-        scale = np.where(equal, 1.0, scale)
-        # A head that goes on speaks in these units: in others, of targets that are a
-        # thousand times as large, it would have all of them to learn by its bias.
-        examples.targets = (examples.targets - mean) / scale
-        found = {"mean": mean, "variance": variance, "scale": scale}
-        return known | {f"target_{name}_": value for name, value in found.items()}
-
-    def _known(self):
-        return {
-            "target_mean_": self.target_mean_,
-            "target_scale_": self.target_scale_,
-            "target_variance_": self.target_variance_,
-            "multi_output_": self.multi_output_,
-        }
-
-    def _counts(self, targets, known):
-        return {}
-
-    def _class_weights(self, targets, weights, known):
-        return 1.0
-
-    def _teacher_scores(self, X, rows, known):
-        return None
-
-    def _kind(self, known):
-        return "values"
-
-    def _n_outputs(self, known):
-        return len(known["target_mean_"])
-
-    def _loss_options(self):
-        return {}
-
-    def _splitter(self, known):
-        return ShuffleSplit
-
-
-def _joined(one, other) -> tuple:
-    """Mean and variance of two parts, each given as (mean, variance, weight).
-
-    Chan, Golub and LeVeque, "Algorithms for computing the sample variance", The
-    American Statistician 37, 1983.
-    """
-    (mean, variance, weight), (before, variance_before, weight_before) = one, other
-    share = weight / (weight + weight_before)
-    away = mean - before
-    joined = share * variance + (1 - share) * variance_before
-    return before + share * away, joined + share * (1 - share) * away**2
+    def _targets(self, y, weights, classes, before):
+        return before or ValueTargets.of(y)

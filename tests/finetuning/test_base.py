@@ -710,9 +710,9 @@ def test_the_source_of_further_fits_is_that_of_the_first(task, monkeypatch):
     plans = []
     train = _base.train
 
-    def recorded(network, rows, valid, plan, epochs):
+    def recorded(network, rows, valid, plan):
         plans.append(plan)
-        return train(network, rows, valid, plan, epochs)
+        return train(network, rows, valid, plan)
 
     monkeypatch.setattr(_base, "train", recorded)
     fitted = model(freeze=1, head_epochs=0, l2_sp=0.1)

@@ -13,8 +13,8 @@ from sktransfer import (
     FineTuneRegressor,
     PretrainedFeatureExtractor,
 )
-from sktransfer.finetuning import _head
-from sktransfer.finetuning._head import _as_C, _choose_C, _Fold, _folds, prior_scores
+from sktransfer.finetuning._head import _as_C, _choose_C, _Fold, _folds
+from sktransfer.finetuning._targets import ClassTargets
 from tests.small_network import small_backbone
 
 RNG = np.random.default_rng(0)
@@ -289,7 +289,7 @@ def test_groups_keep_the_choice_honest():
 
 
 def test_one_thread_of_blas_solves_and_others_are_as_they_were(monkeypatch):
-    seen, solve = [], _head._SOLVERS["classes"]
+    seen, solve = [], ClassTargets.solve
 
     def threads():
         return [
@@ -302,7 +302,7 @@ def test_one_thread_of_blas_solves_and_others_are_as_they_were(monkeypatch):
         seen.extend(threads())
         return solve(*arguments)
 
-    monkeypatch.setitem(_head._SOLVERS, "classes", recorded)
+    monkeypatch.setattr(ClassTargets, "solve", recorded)
     with threadpool_limits(2, user_api="blas"):
         before = threads()
         probe().fit(X[:30], Y[:30])
@@ -342,18 +342,6 @@ def test_small_tasks_choose_by_more_folds_and_large_ones_by_fewer():
     for n, count in [(60, 25), (90, 20), (200, 10), (1000, 5), (2500, 2), (20000, 1)]:
         codes = np.arange(n) % 2
         assert len(_folds(np.zeros((n, 1)), codes, None)) == count
-
-
-@pytest.mark.parametrize("kind", ["classes", "labels"])
-def test_prior_scores_are_the_weighted_frequencies(kind):
-    codes, weights = np.array([0, 0, 1, 1, 1]), np.array([1, 1, 1, 2, 3.0])
-    if kind == "classes":
-        scores = prior_scores(kind, codes[:, None], weights, 3)
-        assert np.exp(scores).tolist() == pytest.approx([0.25, 0.75, 0.1])
-    else:
-        targets = np.column_stack([codes, np.zeros(5)])
-        scores = prior_scores(kind, targets, weights, 2)
-        assert 1 / (1 + np.exp(-scores)) == pytest.approx([0.75, 0.1])
 
 
 @pytest.mark.parametrize("hidden", [(), (5,)])

@@ -1,0 +1,104 @@
+"""The parameters that FineTuneClassifier and FineTuneRegressor share."""
+
+import inspect
+from numbers import Integral, Real
+
+from sklearn.utils._param_validation import Interval, StrOptions
+
+from sktransfer.finetuning._callbacks import LR_SCHEDULES
+from sktransfer.finetuning._train import OPTIMIZERS
+
+POSITIVE = Interval(Real, 0, None, closed="neither")
+_NOT_NEGATIVE = Interval(Real, 0, None, closed="left")
+_COUNT = Interval(Integral, 0, None, closed="left")
+_AT_LEAST_ONE = Interval(Integral, 1, None, closed="left")
+
+
+class SharedParameters:
+    """Constructor and constraints of the parameters that both estimators have."""
+
+    # What is resolved where it is used, with errors of its own.
+    _parameter_constraints: dict = {
+        "backbone": "no_validation",
+        "weights": "no_validation",
+        "augment": "no_validation",
+        "device": "no_validation",
+        "cache": "no_validation",
+        "freeze": [Integral, str],
+        "hidden_layer_sizes": ["array-like"],
+        "dropout": [Interval(Real, 0, 1, closed="left")],
+        "optimizer": [StrOptions(set(OPTIMIZERS)), callable],
+        "lr": [POSITIVE],
+        "backbone_lr_mult": [_NOT_NEGATIVE],
+        "layer_decay": [Interval(Real, 0, 1, closed="right")],
+        "weight_decay": [_NOT_NEGATIVE],
+        "l2_sp": [_NOT_NEGATIVE],
+        "head_epochs": [_COUNT],
+        "max_epochs": [_COUNT],
+        "unfreeze_every": [_COUNT],
+        "lr_schedule": [StrOptions(set(LR_SCHEDULES))],
+        "batch_size": [_AT_LEAST_ONE],
+        "early_stopping": ["boolean"],
+        "validation_fraction": [Interval(Real, 0, 1, closed="neither")],
+        "n_iter_no_change": [_AT_LEAST_ONE],
+        "image_shape": [list, tuple, None],
+        "image_size": [_AT_LEAST_ONE, None],
+        "precision": [StrOptions({"float32", "bfloat16"})],
+        "warm_start": ["boolean"],
+        "random_state": ["random_state"],
+        "verbose": ["verbose"],
+        "net_params": [dict, None],
+        "solve_head": ["boolean"],
+    }
+
+    def __init__(
+        self,
+        backbone="tiny",
+        *,
+        weights="default",
+        freeze=0,
+        hidden_layer_sizes=(),
+        dropout=0.0,
+        optimizer="adamw",
+        lr=1e-3,
+        backbone_lr_mult=0.1,
+        layer_decay=1.0,
+        weight_decay=1e-4,
+        l2_sp=0.0,
+        head_epochs=1,
+        max_epochs=10,
+        unfreeze_every=0,
+        lr_schedule="cosine",
+        batch_size=32,
+        augment=None,
+        early_stopping=False,
+        validation_fraction=0.1,
+        n_iter_no_change=5,
+        image_shape=None,
+        image_size=None,
+        device="auto",
+        precision="float32",
+        cache="auto",
+        warm_start=False,
+        random_state=None,
+        verbose=0,
+        net_params=None,
+        solve_head=True,
+    ):
+        # So that a parameter more is a line more.
+        given = dict(locals())
+        del given["self"]
+        vars(self).update(given)
+
+
+def shared_parameters(init):
+    """Give a constructor the parameters of SharedParameters in place of ``**shared``.
+
+    That is what scikit-learn, the documentation and the help in a notebook see; and no
+    parameter nor default is written twice.
+    """
+    own = inspect.signature(init).parameters
+    shared = inspect.signature(SharedParameters.__init__).parameters
+    more = [own[name] for name in own if name not in {*shared, "shared"}]
+    init.__signature__ = inspect.Signature([*shared.values(), *more])
+    return init
