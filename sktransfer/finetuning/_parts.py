@@ -70,18 +70,16 @@ def parts_of(value, _seen=None) -> Iterator:
         yield from parts_of(part, seen)
 
 
-def _is_of_scikit_learn(value) -> bool:
-    return type(value).__module__.startswith("sklearn.")
-
-
 def _held_by(value) -> list:
     """Values of the attributes that may be, or hold, parts of an estimator."""
     if hasattr(value, "best_estimator_"):
         # Its candidates may be estimators too, which are not what was found.
         return [value.best_estimator_]
-    known = isinstance(value, BaseEstimator) or _is_of_scikit_learn(value)
-    if isinstance(value, _NETWORKS) or not known:
+    if isinstance(value, _NETWORKS):
+        return []
+    package, *_ = type(value).__module__.split(".")
+    if package != "sklearn" and not isinstance(value, BaseEstimator):
         return []
     # Of scikit-learn, `estimator` is fitted to `estimator_`, or several `estimators_`.
-    held = vars(value) if hasattr(value, "__dict__") else {}
+    held = getattr(value, "__dict__", {})
     return [v for k, v in held.items() if not {f"{k}_", f"{k}s_"} & held.keys()]
