@@ -27,27 +27,27 @@ from benchmarks.side_by_side import (
 )
 from sktransfer import PretrainedFeatureExtractor, load_backbone
 from sktransfer.datasets import load_image_folder
-from sktransfer.embedding._embed import read_images
 from sktransfer.embedding._prefix import Prefix
-from sktransfer.inputs._images import Images
+from sktransfer.embedding._reading import read_samples
+from sktransfer.inputs._reader import Samples
 
 NETWORKS = ("resnet50", "vit_b_16", "mobilenet_v3_small")
 ARRAY_SIDE = 256
 
 
-def network_alone(way, n_images):
+def network_alone(prefix, n_images):
     """Return the network, in extraction's form and batches, on what is there."""
-    stages = way.backbone.inference_stages(way.device)
-    side, kind = way.backbone.reader.crop, torch.device(way.device).type
-    batch = torch.randn(way.size, 3, side, side, device=way.device)
+    stages = prefix.backbone.inference_stages(prefix.device)
+    side, kind = prefix.backbone.reader.crop, torch.device(prefix.device).type
+    batch = torch.randn(prefix.size, 3, side, side, device=prefix.device)
     batch = batch.contiguous(memory_format=torch.channels_last)
-    low = way.precision == "bfloat16"
+    low = prefix.precision == "bfloat16"
 
     def run():
         with torch.inference_mode(), torch.autocast(kind, torch.bfloat16, enabled=low):
-            for _ in range(-(-n_images // way.size)):
+            for _ in range(-(-n_images // prefix.size)):
                 stages(batch)
-        finish(way.device)
+        finish(prefix.device)
 
     return run
 
@@ -55,7 +55,8 @@ def network_alone(way, n_images):
 def compare(backbone, X, device, precision, rounds):
     """Return the cells of a row: speeds, and ours as a part of the limit's."""
     lower = precision if precision == "bfloat16" else "float32"
-    way = Prefix(backbone, 0, device=device, precision=lower).whole()
+    samples = Samples(X, backbone.reader)
+    prefix = Prefix(backbone, 0, device=device, precision=lower).whole()
     extractor = PretrainedFeatureExtractor(
         backbone, device=device, precision=lower, cache=None
     )
@@ -63,8 +64,10 @@ def compare(backbone, X, device, precision, rounds):
         seconds = measure(
             {
                 "ours": functools.partial(extractor.fit(X).transform, X),
-                "prepared": lambda: read_images(Images(X), range(len(X)), way.read),
-                "computed": network_alone(way, len(X)),
+                "prepared": lambda: read_samples(
+                    samples, range(len(X)), backbone.reader.read
+                ),
+                "computed": network_alone(prefix, len(X)),
             },
             rounds,
         )
