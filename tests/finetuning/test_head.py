@@ -141,7 +141,7 @@ def test_numbers_of_some_weight_are_the_ridge_regression_of_those_weights():
     fitted = FineTuneRegressor(BACKBONE, freeze="all").fit(X, y, weights)
     Z = StandardScaler().fit_transform(FEATURES)
     # In the units in which the weights have a mean of 1.
-    alphas = np.logspace(-2, 7, 19) * weights.mean()
+    alphas = np.logspace(-2, 7, 37) * weights.mean()
     model = RidgeCV(alphas).fit(Z, y, weights)
     assert fitted.alpha_ == pytest.approx(model.alpha_)
     np.testing.assert_allclose(
