@@ -6,10 +6,9 @@ import warnings
 from pathlib import Path
 
 import numpy as np
-import PIL.Image
 from sklearn.utils import Bunch
 
-from sktransfer.inputs._decoding import readable_formats
+from sktransfer.inputs._decoding import readable_suffixes
 
 __all__ = ["list_images", "load_image_folder"]
 
@@ -192,7 +191,7 @@ def _is_open_folder(entry: Path) -> bool:
 def _images_below(folder: Path) -> list[str]:
     # torchvision's make_dataset would list what is hidden, and go round in a link that
     # leads back until the path is too long.
-    suffixes = _image_suffixes()
+    suffixes = readable_suffixes()
     found, seen = [], set()
     for parent, folders, names in os.walk(folder, followlinks=True):
         real = os.path.realpath(parent)
@@ -208,9 +207,3 @@ def _images_below(folder: Path) -> list[str]:
             and os.path.splitext(name)[1].lower() in suffixes
         ]
     return sorted(found)
-
-
-def _image_suffixes() -> set[str]:
-    readable = readable_formats()
-    extensions = PIL.Image.registered_extensions()
-    return {suffix for suffix, kind in extensions.items() if kind in readable}

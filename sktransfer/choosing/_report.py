@@ -25,10 +25,8 @@ from sktransfer.finetuning._base import BaseFineTune
 from sktransfer.finetuning._classifier import FineTuneClassifier
 from sktransfer.finetuning._parts import ends_of, find_source, is_within
 from sktransfer.finetuning._regressor import FineTuneRegressor
-from sktransfer.inputs._images import ImageReader
 
 AS_GIVEN, SCRATCH = "as given", "from scratch"
-_PIXELS_SIDE = 32
 # What says where a network comes from and how it is run, in every estimator.
 _SOURCE = ("backbone", "image_shape", "image_size", "device", "precision", "cache")
 # Nothing of a network that starts from scratch is to be kept, or kept slow.
@@ -55,7 +53,6 @@ _VERDICTS = {
 }
 _SIMPLER = {
     "linear probe": "A linear probe",
-    "pixels": "A linear model of the pixels",
     "guessing": "Guessing",
 }
 
@@ -257,9 +254,6 @@ def _models(estimator, multilabel=False) -> dict:
     else:
         tuner = FineTuneClassifier if classes else FineTuneRegressor
         scratch = tuner(**shared, weights=None, backbone_lr_mult=1.0, random_state=0)
-    pixels = PretrainedFeatureExtractor(
-        _pixels(), image_shape=source.image_shape, cache=source.cache
-    )
     scale, linear = linear_steps(classes)
     if classes and multilabel:
         linear = OneVsRestClassifier(linear)
@@ -267,9 +261,25 @@ def _models(estimator, multilabel=False) -> dict:
         AS_GIVEN: estimator,
         SCRATCH: scratch,
         "linear probe": make_pipeline(extractor, scale, linear),
-        "pixels": make_pipeline(pixels, scale, linear),
+        **{
+            plain: make_pipeline(values, scale, linear)
+            for plain, values in _plain_values(extractor).items()
+        },
         "guessing": DummyClassifier() if classes else DummyRegressor(),
     }
+
+
+def _plain_values(extractor) -> dict[str, PretrainedFeatureExtractor]:
+    """Make what gives the values that a network would be given, by their name."""
+    plain = extractor._prefix().backbone.reader.plain()
+    if plain is None:
+        return {}
+    name, reader = plain
+    backbone = Backbone(
+        nn.Sequential(OrderedDict(flat=nn.Flatten())), reader, name=name
+    )
+    shared = {"image_shape": extractor.image_shape, "cache": extractor.cache}
+    return {name: PretrainedFeatureExtractor(backbone, **shared)}
 
 
 def _unsearched(estimator, name):
@@ -290,14 +300,6 @@ def _unsearched(estimator, name):
             return estimator.estimator
         estimator.set_params(**{outer: parts[outer].estimator})
     return estimator
-
-
-def _pixels() -> Backbone:
-    """Make a network that gives the pixels themselves."""
-    side = _PIXELS_SIDE
-    reader = ImageReader(side, side, mean=(0.0,) * 3, std=(1.0,) * 3)
-    stages = nn.Sequential(OrderedDict(pixels=nn.Flatten()))
-    return Backbone(stages, reader, name="pixels")
 
 
 def _row(name, found, given_scores, test_share) -> dict:
@@ -349,7 +351,8 @@ def _judge(rows, scores, sizes) -> tuple[str, str]:
             f" Differences below {(high - low) / 2:.2g} could not be seen with "
             f"{len(scores[AS_GIVEN])} folds of {_images(sizes)}."
         )
-    for name, what in _SIMPLER.items():
+    for name in [name for name in by_name if name not in (AS_GIVEN, SCRATCH)]:
+        what = _SIMPLER.get(name, f"A linear model of the {name}")
         side, _ = _side(by_name[name], scores)
         if side <= 0:
             how = "is better than" if side < 0 else _ALIKE

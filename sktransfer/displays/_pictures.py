@@ -13,7 +13,7 @@ from sktransfer.inputs._images import ImageReader
 from sktransfer.inputs._reader import Samples
 from sktransfer.inputs._validate import as_samples, check_samples
 
-_THUMBNAIL = ImageReader(160, 160)
+_THUMBNAIL = ImageReader.whole(160)
 
 
 class TopLossesDisplay:

@@ -114,6 +114,13 @@ def readable_formats() -> list[str]:
     return [name for name in PIL.Image.ID if name not in _NOT_READ]
 
 
+def readable_suffixes() -> set[str]:
+    """Suffixes of files in these formats, such as ".jpg"."""
+    readable = readable_formats()
+    extensions = PIL.Image.registered_extensions()
+    return {suffix for suffix, kind in extensions.items() if kind in readable}
+
+
 def _refuse_huge(width: int, height: int, share: int = 1) -> None:
     if max(width, height) > _LONGEST_SIDE:
         raise ValueError(

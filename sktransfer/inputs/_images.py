@@ -20,6 +20,9 @@ from sktransfer.inputs._reader import Reader, Samples
 # Beyond this aspect ratio the ends of an image, which the centre crop would cut anyway,
 # are cut before the resize: 1 x 60,000 pixels would else become 224 x 13.4 M.
 MAX_ASPECT = 16
+# Side of the images of which the pixels are features of a linear model: as in CIFAR-10,
+# large enough to tell things apart, small enough for a linear model.
+_PLAIN_SIDE = 32
 
 
 @dataclass(frozen=True)
@@ -76,6 +79,28 @@ class ImageReader(Reader):
             std=tuple(transforms.std),
             interpolation=transforms.interpolation.value,
         )
+
+    @classmethod
+    def of_timm(cls, config: dict) -> "ImageReader":
+        """Read the fields off a configuration of timm."""
+        side = config["input_size"][-1]
+        return cls(
+            resize=round(side / config["crop_pct"]),
+            crop=side,
+            mean=tuple(config["mean"]),
+            std=tuple(config["std"]),
+            interpolation=config["interpolation"],
+        )
+
+    @classmethod
+    def whole(cls, side: int, **fields) -> "ImageReader":
+        """Return a reader that cuts nothing off a square image."""
+        return cls(resize=side, crop=side, **fields)
+
+    @property
+    def size(self) -> int:
+        """Side of the square, in pixels."""
+        return self.crop
 
     def samples(self, X) -> Sequence | None:
         """Return the images of `X`, or None where `X` is a table of numbers."""
@@ -156,6 +181,11 @@ class ImageReader(Reader):
         own = torch.Generator().manual_seed(0)
         shape = (n, 3, self.crop, self.crop)
         return torch.randint(0, 256, shape, dtype=torch.uint8, generator=own)
+
+    def plain(self) -> "tuple[str, ImageReader]":
+        """Return what a linear model without a network is given: the pixels."""
+        own = {"mean": (0.0,) * 3, "std": (1.0,) * 3}
+        return "pixels", ImageReader.whole(_PLAIN_SIDE, **own)
 
     def cause(self) -> str:
         """Say what decides the inputs; decoding depends on the version of Pillow."""

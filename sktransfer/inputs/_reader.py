@@ -90,6 +90,11 @@ class Reader(ABC):
             f"read. Pass a list of them."
         )
 
+    @property
+    @abstractmethod
+    def size(self) -> int:
+        """Size of the input, which `resized_to` changes."""
+
     @abstractmethod
     def resized_to(self, size: int) -> "Reader":
         """Return the same reader for inputs of another size."""
@@ -97,6 +102,13 @@ class Reader(ABC):
     @abstractmethod
     def example(self, n: int) -> torch.Tensor:
         """Return some stacked inputs, to learn shapes and costs from."""
+
+    def plain(self) -> "tuple[str, Reader] | None":
+        """Return what a linear model without a network is given: its name, and reader.
+
+        None where there is nothing to compare with.
+        """
+        return None
 
     def cause(self) -> str:
         """Say what decides the inputs: the reader's part of a cache key."""

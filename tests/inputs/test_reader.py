@@ -51,6 +51,10 @@ class TextReader(Reader):
     def draft(self, content):
         return torch.tensor([0, *content][: self.max_length])
 
+    @property
+    def size(self):
+        return self.max_length
+
     def resized_to(self, size):
         return replace(self, max_length=size)
 
