@@ -1,33 +1,26 @@
 """A backbone specification -> Backbone: names, modules, weights and fitted models."""
 
-import contextlib
 import copy
 import fnmatch
 import functools
-import os
-import threading
-import warnings
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from difflib import get_close_matches
 
-import torch
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 from torch import nn
-from torchvision import models
 
-from sktransfer.backbones._backbone import Backbone, Recipe
+from sktransfer.backbones import _timm, _tiny, _torchvision
+from sktransfer.backbones._backbone import Backbone
+from sktransfer.backbones._seeding import initialise, seeded
 from sktransfer.backbones._stages import split_stages
-from sktransfer.backbones._tiny import WEIGHTS, tiny
-from sktransfer.backbones._weights import (
-    apply_weights,
-    download_weights,
-    find_entry,
-    initialise,
-    is_weights_path,
-    read_weights,
-)
+from sktransfer.backbones._weights import apply_file, file_stamp, unknown_weights
+
+# Another library is one more module like `_timm`, and its prefix here: `load` gives the
+# stages and the recipe of a name, `recipe_of` the recipe of a model that a user made.
+# The prefix is the name of the package that its models come from.
+_LIBRARIES = {"timm": _timm}
 
 
 def load_backbone(
@@ -107,7 +100,7 @@ def list_backbones(pattern="*"):
     >>> list_backbones("resnet1*")
     ['resnet101', 'resnet152', 'resnet18']
     """
-    names = {"tiny", *_registered, *models.list_models(module=models)}
+    names = {"tiny", *_registered, *_torchvision.names()}
     return sorted(fnmatch.filter(names, pattern))
 
 
@@ -170,8 +163,8 @@ class Named:
         """Take a file as it is now, in case that it changed since it was loaded."""
         weights = tuple(weights) if isinstance(weights, list) else weights
         if not isinstance(weights, Hashable):
-            raise _unknown_weights(f"a {type(weights).__name__}", name)
-        return cls(name, weights, seed, _file_stamp(weights))
+            raise unknown_weights(f"a {type(weights).__name__}", name)
+        return cls(name, weights, seed, file_stamp(weights))
 
     def __call__(self) -> Backbone:
         return _load_named(self)
@@ -182,137 +175,75 @@ def _load_named(origin: Named) -> Backbone:
     name, weights, seed = origin.name, origin.weights, origin.seed
     if name in _registered:
         given = _load_given(_registered[name], weights, seed)
-        return Backbone(given.stages, given.recipe, name=name, rebuild=origin)
-    with seeded(seed):
-        if name == "tiny":
-            stages, recipe = _load_tiny(weights)
-        elif name.startswith("timm/"):
-            stages, recipe = _load_timm(name.removeprefix("timm/"), weights)
-        else:
-            stages, recipe = _load_torchvision(name, weights)
+        stages, recipe = given.stages, given.recipe
+    else:
+        with seeded(seed):
+            stages, recipe = _stages_of(name, weights)
     return Backbone(stages, recipe, name=name, rebuild=origin)
 
 
+def _stages_of(name, weights):
+    library, _, rest = name.partition("/")
+    if library in _LIBRARIES and rest:
+        return _LIBRARIES[library].load(rest, weights)
+    if name == "tiny":
+        return _tiny.load(weights)
+    if name in _torchvision.names():
+        return _torchvision.load(name, weights)
+    names = list_backbones()
+    close = get_close_matches(name.lower(), names, n=3)
+    hint = f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
+    raise ValueError(
+        f"backbone={name!r} is not known.{hint} Accepted are the names that "
+        "sktransfer.list_backbones() lists, 'timm/<name>', or a torch.nn.Module; "
+        "register_backbone makes others known."
+    )
+
+
 def _load_given(backbone, weights, seed):
-    if hasattr(backbone, "get_params"):
-        check_is_fitted(backbone)
-        backbone = getattr(backbone, "best_estimator_", backbone)
-        backbone = getattr(backbone, "backbone_", backbone)
-    elif callable(backbone) and not isinstance(backbone, nn.Module):
-        with seeded(seed):
-            backbone = backbone()
-    recipe, name = None, type(backbone).__name__
-    if isinstance(backbone, Backbone):
+    given = _given(backbone, seed)
+    if isinstance(given, Backbone):
         if weights == "default":
-            return backbone
-        recipe, name = backbone.recipe, backbone.name
-        model = copy.deepcopy(backbone.stages)
-    elif isinstance(backbone, nn.Module):
-        model = copy.deepcopy(backbone)
-        if any(kind.__module__.startswith("timm.") for kind in type(model).__mro__):
-            recipe = _timm_recipe(model)
+            return given
+        model = stages = copy.deepcopy(given.stages)
+        recipe, name = given.recipe, given.name
     else:
-        raise ValueError(
-            f"backbone={backbone!r} is no backbone. Accepted are a name from "
-            "list_backbones(), a torch.nn.Module, a callable that returns one, a "
-            "Backbone, or a fitted FineTuneClassifier or FineTuneRegressor."
-        )
-    stages = model if isinstance(backbone, Backbone) else split_stages(model)
+        model = copy.deepcopy(given)
+        stages = split_stages(model)
+        recipe, name = _recipe_of(model), type(model).__name__
     if weights is None:
         with seeded(seed):
             initialise(stages.cpu())
     elif weights != "default":
-        apply_weights(model, stages, *_read_file(weights, name))
+        apply_file(model, stages, weights, name)
     return Backbone(stages, recipe, name=name)
 
 
-def _load_tiny(weights):
-    stages = tiny()
-    if weights is not None:
-        given = WEIGHTS if weights == "default" else weights
-        apply_weights(stages, stages, *_read_file(given, "tiny"))
-    return stages, Recipe(resize=64, crop=64)
-
-
-def _load_torchvision(name, weights):
-    names = list_backbones()
-    if name not in names:
-        close = get_close_matches(name.lower(), names, n=3)
-        hint = f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
+def _given(backbone, seed) -> Backbone | nn.Module:
+    """What was given itself, or what it makes or was fitted with."""
+    given = backbone
+    if hasattr(backbone, "get_params"):
+        check_is_fitted(backbone)
+        given = getattr(backbone, "best_estimator_", backbone)
+        given = getattr(given, "backbone_", given)
+    elif callable(backbone) and not isinstance(backbone, nn.Module):
+        with seeded(seed):
+            given = backbone()
+    if not isinstance(given, Backbone | nn.Module):
         raise ValueError(
-            f"backbone={name!r} is not known.{hint} Accepted are the names that "
-            "sktransfer.list_backbones() lists, 'timm/<name>', or a torch.nn.Module; "
-            "register_backbone makes others known."
+            f"backbone={given!r} is no backbone. Accepted are a name from "
+            "list_backbones(), a torch.nn.Module, a callable that returns one, a "
+            "Backbone, or a fitted FineTuneClassifier or FineTuneRegressor."
         )
-    entries = models.get_model_weights(name)
-    path = weights_path(weights)
-    entry = _recipe_entry(entries, path)
-    if weights is not None and path is None:
-        entry = find_entry(entries, weights)
-    recipe = Recipe.of(entry.transforms())
-    model = _build_torchvision(name, recipe)
-    # Networks that came from another framework normalise their input once more.
-    if hasattr(model, "transform_input"):
-        model.transform_input = weights is not None
-    stages = split_stages(model)
-    if path is not None:
-        apply_weights(model, stages, *_read_file(weights, name))
-    elif weights is not None:
-        apply_weights(model, stages, download_weights(entry), str(entry))
-    return stages, recipe
+    return given
 
 
-def _build_torchvision(name, recipe):
-    builder = models.get_model_builder(name)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)
-        model = builder(weights=None)
-        if getattr(model, "image_size", recipe.crop) != recipe.crop:
-            model = builder(weights=None, image_size=recipe.crop)
-    return model
-
-
-def _recipe_entry(entries, path):
-    """Entry of a weights file's own name, else the first at the smallest input."""
-    for entry in entries:
-        if path is not None and entry.url.endswith(f"/{os.path.basename(path)}"):
-            return entry
-    return min(entries, key=lambda entry: entry.transforms().crop_size[0])
-
-
-def _load_timm(name, weights):
-    try:
-        import timm
-    except ImportError as error:
-        raise ImportError(
-            f"backbone='timm/{name}' needs the timm package: pip install "
-            "'sktransfer[timm]'."
-        ) from error
-    if name not in timm.list_models():
-        close = get_close_matches(name, timm.list_models(), n=3)
-        raise ValueError(f"timm knows no model {name!r}. Close names: {close}.")
-    model = timm.create_model(name, pretrained=weights == "default")
-    with warnings.catch_warnings():
-        # timm's own split is not known to us: one stage is what there is to say.
-        warnings.simplefilter("ignore", UserWarning)
-        stages = split_stages(model)
-    if weights not in ("default", None):
-        apply_weights(model, stages, *_read_file(weights, f"timm/{name}"))
-    return stages, _timm_recipe(model)
-
-
-def _timm_recipe(model) -> Recipe:
-    from timm.data import resolve_data_config
-
-    config = resolve_data_config({}, model=model)
-    crop = config["input_size"][-1]
-    return Recipe(
-        resize=round(crop / config["crop_pct"]),
-        crop=crop,
-        mean=tuple(config["mean"]),
-        std=tuple(config["std"]),
-        interpolation=config["interpolation"],
-    )
+def _recipe_of(model):
+    """Recipe of a module of one of the libraries, if it is."""
+    packages = {kind.__module__.partition(".")[0] for kind in type(model).__mro__}
+    for package in packages & _LIBRARIES.keys():
+        return _LIBRARIES[package].recipe_of(model)
+    return None
 
 
 def weights_licence(backbone, weights) -> str | None:
@@ -321,54 +252,6 @@ def weights_licence(backbone, weights) -> str | None:
         return None
     if backbone == "tiny" and weights == "default":
         return "BSD-3-Clause"
-    if backbone not in models.list_models(module=models) or weights_path(weights):
-        return None
-    entry = find_entry(models.get_model_weights(backbone), weights)
-    return entry.meta.get("license", "as torchvision's (BSD-3-Clause) and ImageNet's")
-
-
-_generators = threading.RLock()
-
-
-@contextlib.contextmanager
-def seeded(seed, device="cpu"):
-    """Run with torch's generators seeded, and leave them as they were.
-
-    One thread at a time: the generators are those of the whole process.
-    """
-    devices = [torch.device(device)] if torch.device(device).type == "cuda" else []
-    with _generators, torch.random.fork_rng(devices=devices):
-        torch.manual_seed(seed)
-        yield
-
-
-def weights_path(weights) -> str | None:
-    """Path of a weights specification, if it means a file."""
-    if isinstance(weights, tuple) and len(weights) == 2:
-        weights = weights[0]
-    return os.fspath(weights) if is_weights_path(weights) else None
-
-
-def _unknown_weights(what: str, name: str) -> ValueError:
-    return ValueError(
-        f"weights={what} is not known for backbone {name!r}. Accepted are 'default', "
-        "the path of a .safetensors or .pth file, a tuple of such a path and "
-        "'sha256:<hex digits>', or None for random weights."
-    )
-
-
-def _read_file(weights, name):
-    path = weights_path(weights)
-    if path is None:
-        raise _unknown_weights(repr(weights), name)
-    demanded = weights[1] if isinstance(weights, tuple) else None
-    return read_weights(path, demanded), repr(path)
-
-
-def _file_stamp(weights):
-    """What tells that a file was changed since it was loaded."""
-    path = os.path.expanduser(weights_path(weights) or "")
-    if not os.path.exists(path):
-        return None
-    status = os.stat(path)
-    return status.st_mtime_ns, status.st_size
+    if backbone in _torchvision.names():
+        return _torchvision.licence(backbone, weights)
+    return None

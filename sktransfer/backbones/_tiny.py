@@ -6,6 +6,9 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from sktransfer.backbones._backbone import Recipe
+from sktransfer.backbones._weights import apply_file
+
 WIDTHS = (32, 64, 160, 256)
 N_FEATURES = 384
 # Made by benchmarks/pretrain_tiny.py.
@@ -74,3 +77,11 @@ def tiny() -> nn.Sequential:
             pool=nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten()),
         )
     )
+
+
+def load(weights) -> tuple[nn.Sequential, Recipe]:
+    """Load the stages and the recipe."""
+    stages = tiny()
+    if weights is not None:
+        apply_file(stages, stages, WEIGHTS if weights == "default" else weights, "tiny")
+    return stages, Recipe(resize=64, crop=64)

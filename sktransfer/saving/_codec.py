@@ -24,7 +24,8 @@ from torchvision.models import get_weight
 
 from sktransfer._tables import Table
 from sktransfer.backbones._backbone import Backbone, Recipe, Tuned, checked
-from sktransfer.backbones._load import Named, weights_path
+from sktransfer.backbones._load import Named
+from sktransfer.backbones._weights import weights_path
 from sktransfer.embedding._cache import EmbeddingCache
 from sktransfer.finetuning._network import Standardise
 from sktransfer.saving._skops import HARMLESS, import_skops

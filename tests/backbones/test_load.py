@@ -92,15 +92,6 @@ def test_weights_of_another_network_are_refused(tmp_path):
         load_backbone("resnet18", weights=tmp_path / "w.pth")
 
 
-def test_a_file_with_a_known_name_gets_its_entrys_recipe(tmp_path):
-    entry = models.MobileNet_V2_Weights.IMAGENET1K_V2
-    path = tmp_path / entry.url.rpartition("/")[2]
-    torch.save(models.mobilenet_v2().state_dict(), path)
-    assert load_backbone("mobilenet_v2", weights=path).recipe.resize == 232
-    other = path.rename(tmp_path / "mine.pth")
-    assert load_backbone("mobilenet_v2", weights=other).recipe.resize == 256
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -186,46 +177,3 @@ def test_names_can_be_registered():
         del _registered["mine"]
     with pytest.raises(ValueError, match="name and a callable"):
         register_backbone("mine", 3)
-
-
-def test_timm_models_are_one_stage():
-    pytest.importorskip("timm")
-    backbone = load_backbone("timm/resnet10t", weights=None, random_state=0)
-    assert len(backbone.stages) == 1
-    assert backbone.n_features == 512
-
-
-# A classifier may be a layer of the network, or one of a part of it.
-@pytest.mark.parametrize(
-    "timm_name", ["resnet10t", "convnext_atto", "vit_tiny_patch16_224"]
-)
-def test_a_module_of_timm_is_what_its_name_is(timm_name, tmp_path):
-    timm = pytest.importorskip("timm")
-    model = timm.create_model(timm_name, pretrained=False)
-    # A whole checkpoint, with its classifier, and one that was saved without.
-    torch.save(model.state_dict(), tmp_path / "whole.pth")
-    bare = timm.create_model(timm_name, pretrained=False, num_classes=0)
-    bare.load_state_dict(model.state_dict(), strict=False)
-    torch.save(bare.state_dict(), tmp_path / "bare.pth")
-    state = module_digest(model)
-    with pytest.warns(UserWarning, match="one stage, 'all'.* classifier is left out"):
-        given = load_backbone(model)
-    assert module_digest(model) == state
-    x = torch.rand(2, 3, given.recipe.crop, given.recipe.crop)
-    with torch.no_grad():
-        assert torch.equal(given.stages(x), bare.eval()(x))
-    for file in ("whole.pth", "bare.pth"):
-        named = load_backbone(f"timm/{timm_name}", weights=tmp_path / file)
-        assert named.digest == given.digest
-        assert named.recipe == given.recipe
-    other = timm.create_model(timm_name, pretrained=False)
-    with pytest.warns(UserWarning, match="classifier is left out"):
-        again = load_backbone(other, weights=tmp_path / "whole.pth")
-    assert again.digest == given.digest
-
-
-def test_a_file_of_another_model_of_timm_is_refused(tmp_path):
-    timm = pytest.importorskip("timm")
-    torch.save(timm.create_model("resnet10t").state_dict(), tmp_path / "w.pth")
-    with pytest.raises(WeightsMismatchError, match="it lacks .*it has unknown"):
-        load_backbone("timm/mobilenetv3_small_050", weights=tmp_path / "w.pth")

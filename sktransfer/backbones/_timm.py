@@ -1,0 +1,46 @@
+"""Backbones of timm, which is imported when one of them is asked for."""
+
+import warnings
+from difflib import get_close_matches
+
+from torch import nn
+
+from sktransfer.backbones._backbone import Recipe
+from sktransfer.backbones._stages import split_stages
+from sktransfer.backbones._weights import apply_file
+
+
+def load(name, weights) -> tuple[nn.Sequential, Recipe]:
+    """Load the stages and the recipe of a model of timm."""
+    try:
+        import timm
+    except ImportError as error:
+        raise ImportError(
+            f"backbone='timm/{name}' needs the timm package: pip install "
+            "'sktransfer[timm]'."
+        ) from error
+    if name not in timm.list_models():
+        close = get_close_matches(name, timm.list_models(), n=3)
+        raise ValueError(f"timm knows no model {name!r}. Close names: {close}.")
+    model = timm.create_model(name, pretrained=weights == "default")
+    with warnings.catch_warnings():
+        # timm's own split is not known to us: one stage is what there is to say.
+        warnings.simplefilter("ignore", UserWarning)
+        stages = split_stages(model)
+    if weights not in ("default", None):
+        apply_file(model, stages, weights, f"timm/{name}")
+    return stages, recipe_of(model)
+
+
+def recipe_of(model) -> Recipe:
+    from timm.data import resolve_data_config
+
+    config = resolve_data_config({}, model=model)
+    crop = config["input_size"][-1]
+    return Recipe(
+        resize=round(crop / config["crop_pct"]),
+        crop=crop,
+        mean=tuple(config["mean"]),
+        std=tuple(config["std"]),
+        interpolation=config["interpolation"],
+    )
