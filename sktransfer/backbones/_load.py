@@ -1,4 +1,4 @@
-"""A backbone specification -> Backbone: names, modules, weights and fitted models."""
+"""From what a user passes as ``backbone=`` and ``weights=`` to a `Backbone`."""
 
 import copy
 import fnmatch
@@ -32,24 +32,25 @@ def load_backbone(
     ----------
     backbone : str, callable, torch.nn.Module, Backbone or fitted estimator
         A name from `list_backbones`, or ``"timm/<name>"`` with the ``timm`` extra. A
-        callable is called without arguments for a module or backbone. A module is
-        deep-copied and split by `split_stages`; one of timm gets timm's own recipe. Of
-        a fitted `FineTuneClassifier` or `FineTuneRegressor`, the tuned backbone is
-        taken.
+        callable is called without arguments and returns a module or a backbone. A
+        module is deep-copied and split by `split_stages`; a module of timm gets timm's
+        own recipe. A fitted `FineTuneClassifier` or `FineTuneRegressor` stands for its
+        tuned backbone.
     weights : str, enum member, path, (path, "sha256:...") or None, default="default"
-        "default" are the weights of "tiny" that come with the package, torchvision's
-        ``DEFAULT`` entry of its builders, and the module's own where a module is given.
-        Else an entry of torchvision's weights enum or its name ("IMAGENET1K_V1"), or a
-        ``.safetensors`` or state-dict (``.pth``, ``.pt``) file, read without executing
-        code. A file gets the recipe of the entry whose file name it bears, otherwise
-        that of the architecture's first entry. None initialises at random: a module
-        by its parts' ``reset_parameters``; a parameter that none of them sets (a class
-        token, positions, layer scales) keeps its mean and standard deviation, and
-        nothing else; buffers that are no statistics stay as they are.
+        "default" stands for the weights of "tiny" that come with the package, for the
+        ``DEFAULT`` entry of a builder of torchvision, and for the weights that a given
+        module has. Also accepted are an entry of torchvision's weights enum or its name
+        ("IMAGENET1K_V1"), and a ``.safetensors`` or state-dict (``.pth``, ``.pt``)
+        file, which is read without executing code. A file gets the recipe of the entry
+        that has the same file name, otherwise the recipe of the architecture's entry
+        with the smallest input. None initialises the network at random: a module by
+        the ``reset_parameters`` of its parts; a parameter that none of them sets (a
+        class token, positions, layer scales) keeps only its mean and standard
+        deviation; buffers that are no statistics stay as they are.
     image_size : int, optional
-        Side of the square input in pixels; None is the recipe of the weights.
+        The side of the square input in pixels. None takes it from the weights' recipe.
     random_state : int, RandomState instance or None, default=None
-        Seed of the random initialisation when ``weights=None``.
+        The seed of the random initialisation when ``weights=None``.
 
     Returns
     -------
@@ -58,9 +59,9 @@ def load_backbone(
     Raises
     ------
     ValueError
-        If the name, weights or size are not known or do not fit together.
+        If the name, the weights or the size are unknown or do not fit together.
     OSError
-        If weights are neither on this machine nor to be downloaded.
+        If the weights are not on this machine and cannot be downloaded.
 
     Examples
     --------
@@ -87,12 +88,12 @@ def list_backbones(pattern="*"):
     Parameters
     ----------
     pattern : str, default="*"
-        With shell wildcards, as in ``"resnet*"``.
+        Names have to match this pattern of shell wildcards, such as ``"resnet*"``.
 
     Returns
     -------
     list of str
-        Sorted. Names of the timm package work as ``"timm/<name>"`` and are not listed.
+        The sorted names. Those of timm, ``"timm/<name>"``, are not listed.
 
     Examples
     --------
@@ -108,15 +109,15 @@ _registered: dict[str, Callable] = {}
 
 
 def register_backbone(name, factory=None):
-    """Make a network known under a name, as a function or as a decorator.
+    """Register a network under a name, as a function or as a decorator.
 
     Parameters
     ----------
     name : str
-        What ``backbone=`` is then called. A registered name hides torchvision's.
+        The name to pass as ``backbone=``. It hides the same name of torchvision.
     factory : callable, optional
-        Takes nothing, returns a `torch.nn.Module` with its weights, or a `Backbone`.
-        None returns a decorator.
+        A function without arguments that returns a `torch.nn.Module` with its weights,
+        or a `Backbone`. Without it, a decorator is returned.
 
     Returns
     -------
@@ -125,8 +126,8 @@ def register_backbone(name, factory=None):
 
     Notes
     -----
-    Worker processes know the names that the modules they import register: keep the
-    call in an importable module if you search with ``n_jobs``.
+    A worker process knows a name only if it imports the module that registers it: put
+    the call into an importable module if you search with ``n_jobs``.
 
     Examples
     --------
@@ -142,7 +143,8 @@ def register_backbone(name, factory=None):
         return functools.partial(register_backbone, name)
     if not isinstance(name, str) or not callable(factory):
         raise ValueError(
-            f"register_backbone takes a name and a callable; got {name!r}, {factory!r}."
+            f"Invalid name={name!r} and factory={factory!r}: expected a str and a "
+            "callable that returns a torch.nn.Module or a Backbone."
         )
     _registered[name] = factory
     _load_named.cache_clear()
@@ -151,7 +153,7 @@ def register_backbone(name, factory=None):
 
 @dataclass(frozen=True)
 class Named:
-    """How a backbone that has a name is loaded; made anew, it is only looked up."""
+    """How a backbone that has a name is loaded, and a key of those that were."""
 
     name: str
     weights: object
@@ -160,7 +162,8 @@ class Named:
 
     @classmethod
     def of(cls, name, weights, seed) -> "Named":
-        """Take a file as it is now, in case that it changed since it was loaded."""
+        """Take a file as it is now, in case it has changed since it was loaded."""
+        # A configuration file gives a list, which cannot be looked up.
         weights = tuple(weights) if isinstance(weights, list) else weights
         if not isinstance(weights, Hashable):
             raise unknown_weights(f"a {type(weights).__name__}", name)
@@ -170,6 +173,8 @@ class Named:
         return _load_named(self)
 
 
+# Candidates and folds of a search load the same few backbones again and again; more of
+# them, ViT-H for one, would fill the memory.
 @functools.lru_cache(maxsize=4)
 def _load_named(origin: Named) -> Backbone:
     name, weights, seed = origin.name, origin.weights, origin.seed
@@ -193,10 +198,10 @@ def _stages_of(name, weights):
     names = list_backbones()
     close = get_close_matches(name.lower(), names, n=3)
     hint = f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
+    prefixed = ", ".join(f"'{library}/<name>'" for library in _LIBRARIES)
     raise ValueError(
-        f"backbone={name!r} is not known.{hint} Accepted are the names that "
-        "sktransfer.list_backbones() lists, 'timm/<name>', or a torch.nn.Module; "
-        "register_backbone makes others known."
+        f"Invalid backbone={name!r}: expected a name from list_backbones(), {prefixed} "
+        f"or a torch.nn.Module.{hint} Register other names by register_backbone."
     )
 
 
@@ -220,7 +225,7 @@ def _load_given(backbone, weights, seed):
 
 
 def _given(backbone, seed) -> Backbone | nn.Module:
-    """What was given itself, or what it makes or was fitted with."""
+    """Return what was given, or the network that it makes or was fitted with."""
     given = backbone
     if hasattr(backbone, "get_params"):
         check_is_fitted(backbone)
@@ -231,15 +236,15 @@ def _given(backbone, seed) -> Backbone | nn.Module:
             given = backbone()
     if not isinstance(given, Backbone | nn.Module):
         raise ValueError(
-            f"backbone={given!r} is no backbone. Accepted are a name from "
-            "list_backbones(), a torch.nn.Module, a callable that returns one, a "
-            "Backbone, or a fitted FineTuneClassifier or FineTuneRegressor."
+            f"Invalid backbone={given!r}: expected a name from list_backbones(), a "
+            "torch.nn.Module, a callable that returns one, a Backbone, or a fitted "
+            "FineTuneClassifier or FineTuneRegressor."
         )
     return given
 
 
 def _recipe_of(model):
-    """Recipe of a module of one of the libraries, if it is."""
+    """Recipe of a module that comes from one of the libraries, otherwise None."""
     packages = {kind.__module__.partition(".")[0] for kind in type(model).__mro__}
     for package in packages & _LIBRARIES.keys():
         return _LIBRARIES[package].recipe_of(model)
@@ -247,7 +252,7 @@ def _recipe_of(model):
 
 
 def weights_licence(backbone, weights) -> str | None:
-    """Licence of the weights that a specification means, where it is known."""
+    """Licence of the weights of a specification, or None where it is not known."""
     if weights is None or not isinstance(backbone, str):
         return None
     if backbone == "tiny" and weights == "default":

@@ -1,4 +1,4 @@
-"""Backbones of timm, which is imported when one of them is asked for."""
+"""Backbones of timm, which is imported only when one of them is asked for."""
 
 import warnings
 from difflib import get_close_matches
@@ -16,15 +16,18 @@ def load(name, weights) -> tuple[nn.Sequential, Recipe]:
         import timm
     except ImportError as error:
         raise ImportError(
-            f"backbone='timm/{name}' needs the timm package: pip install "
+            f"backbone='timm/{name}' needs the timm package. Install it by pip install "
             "'sktransfer[timm]'."
         ) from error
     if name not in timm.list_models():
         close = get_close_matches(name, timm.list_models(), n=3)
-        raise ValueError(f"timm knows no model {name!r}. Close names: {close}.")
+        raise ValueError(
+            f"Invalid backbone='timm/{name}': expected the name of a model of timm "
+            f"{timm.__version__}. Close names are {close}."
+        )
     model = timm.create_model(name, pretrained=weights == "default")
     with warnings.catch_warnings():
-        # timm's own split is not known to us: one stage is what there is to say.
+        # Every model of timm is one stage: a warning with each would say nothing new.
         warnings.simplefilter("ignore", UserWarning)
         stages = split_stages(model)
     if weights not in ("default", None):
@@ -32,7 +35,8 @@ def load(name, weights) -> tuple[nn.Sequential, Recipe]:
     return stages, recipe_of(model)
 
 
-def recipe_of(model) -> Recipe:
+def recipe_of(model: nn.Module) -> Recipe:
+    """Read the recipe of a model of timm from its configuration."""
     from timm.data import resolve_data_config
 
     config = resolve_data_config({}, model=model)

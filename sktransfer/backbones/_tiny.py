@@ -26,7 +26,7 @@ def _conv(n_in, n_out, kernel_size=3, stride=1):
 
 
 class _Residual(nn.Module):
-    """Two convolutions and a way round them."""
+    """Two convolutions with a shortcut around them."""
 
     def __init__(self, n_in, n_out, stride=1):
         super().__init__()
@@ -80,7 +80,7 @@ def tiny() -> nn.Sequential:
 
 
 def load(weights) -> tuple[nn.Sequential, Recipe]:
-    """Load the stages and the recipe."""
+    """Load the stages and the recipe of "tiny"."""
     stages = tiny()
     if weights is not None:
         apply_file(stages, stages, WEIGHTS if weights == "default" else weights, "tiny")

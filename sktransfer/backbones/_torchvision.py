@@ -30,7 +30,8 @@ def load(name, weights) -> tuple[nn.Sequential, Recipe]:
         entry = find_entry(entries, weights)
     recipe = Recipe.of(entry.transforms())
     model = _build(name, recipe)
-    # Networks that came from another framework normalise their input once more.
+    # Weights that came from another framework were trained on inputs of its own range;
+    # a network from scratch has no such past.
     if hasattr(model, "transform_input"):
         model.transform_input = weights is not None
     stages = split_stages(model)
@@ -44,15 +45,17 @@ def load(name, weights) -> tuple[nn.Sequential, Recipe]:
 def _build(name, recipe):
     builder = models.get_model_builder(name)
     with warnings.catch_warnings():
+        # GoogLeNet and Inception announce another default initialisation.
         warnings.simplefilter("ignore", FutureWarning)
         model = builder(weights=None)
         if getattr(model, "image_size", recipe.crop) != recipe.crop:
+            # Vision transformers have positions for one size of input only.
             model = builder(weights=None, image_size=recipe.crop)
     return model
 
 
 def _recipe_entry(entries, path):
-    """Entry of a weights file's own name, else the first at the smallest input."""
+    """Entry with the file name of a weights file, otherwise with the smallest input."""
     for entry in entries:
         if path is not None and entry.url.endswith(f"/{os.path.basename(path)}"):
             return entry
@@ -60,7 +63,7 @@ def _recipe_entry(entries, path):
 
 
 def licence(name, weights) -> str | None:
-    """Licence of the weights that a specification means, where it is known."""
+    """Licence of the weights of a specification, or None where it is not known."""
     if weights_path(weights):
         return None
     entry = find_entry(models.get_model_weights(name), weights)
@@ -80,17 +83,17 @@ def find_entry(entries: type[Enum], weights) -> Enum:
     close = get_close_matches(name.upper(), names, n=3, cutoff=0.4)
     hint = f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
     raise ValueError(
-        f"weights={weights!r} is not known for this backbone.{hint} Accepted are "
-        f"{['default', *names]}, the path of a .safetensors or .pth file, or None "
-        "for random weights."
+        f"Invalid weights={weights!r} for this backbone: expected one of "
+        f"{['default', *names]}, the path of a .safetensors or .pth file, or None for "
+        f"random weights.{hint}"
     )
 
 
 def download_weights(entry: Enum) -> dict:
-    """Read a torchvision weights entry, from torch's local store or the network.
+    """Read a weights entry of torchvision from torch's local store or the network.
 
-    torch.hub announces a download on standard error, checks the hash that is part
-    of the file's name, and renames the complete file into place.
+    torch.hub announces a download on standard error, checks the hash that is part of
+    the file name, and renames the complete file into place.
     """
     target = Path(torch.hub.get_dir(), "checkpoints", entry.url.rpartition("/")[2])
     try:

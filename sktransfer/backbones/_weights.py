@@ -1,4 +1,4 @@
-"""A weights specification -> verified tensors and their digest.
+"""From a weights specification to verified tensors and their digest.
 
 The one place where weight files are read: no code in them is ever executed.
 """
@@ -22,7 +22,7 @@ _HASH = re.compile(r"sha256:([0-9a-f]{8,64})", re.IGNORECASE)
 
 
 class WeightsMismatchError(ValueError):
-    """Weights that are not those of the network, or not those that were demanded."""
+    """The weights do not belong to the network, or are not those that were demanded."""
 
 
 def read_weights(path: str | os.PathLike, sha256: str | None = None) -> dict:
@@ -34,8 +34,8 @@ def read_weights(path: str | os.PathLike, sha256: str | None = None) -> dict:
         A ``.safetensors`` file, or a state dict saved by `torch.save` (``.pth``,
         ``.pt``), which is read with ``weights_only=True``.
     sha256 : str, optional
-        ``"sha256:<hex digits>"``, at least 8 of them: what the file's hash must
-        begin with.
+        What the hash of the file must begin with, as ``"sha256:<hex digits>"`` with at
+        least 8 digits.
 
     Returns
     -------
@@ -72,7 +72,7 @@ def _load(path: Path):
         return load_file(path)
     if path.suffix in _PICKLED:
         with warnings.catch_warnings():
-            # Of unusual pickle protocols: it loads, or is refused by name.
+            # About unusual pickle protocols: such a file loads, or is refused by name.
             warnings.simplefilter("ignore", UserWarning)
             return torch.load(path, map_location="cpu", weights_only=True)
     raise ValueError(f"its suffix is {path.suffix!r}")
@@ -113,19 +113,20 @@ def _demand_hash(path: Path, demanded: str) -> None:
     match = _HASH.fullmatch(demanded)
     if match is None:
         raise ValueError(
-            f"A demanded hash is 'sha256:' and 8 to 64 hex digits; got {demanded!r}."
+            f"Invalid hash {demanded!r} of weights: expected 'sha256:' and 8 to 64 hex "
+            "digits."
         )
     found = file_sha256(path)
     if not found.startswith(match[1].lower()):
         raise WeightsMismatchError(
             f"The weights file {str(path)!r} has SHA-256 {found}, but {match[1]!r} was "
-            "demanded. Nothing was loaded. Either the file is not the one you think, "
-            "was changed or was cut short on the way: copy it again from its source."
+            "demanded. Nothing was loaded. It is another file, was changed, or was cut "
+            "short on the way: copy it again from where it came from."
         )
 
 
 def weights_path(weights) -> str | None:
-    """Path of a weights specification, if it means a file."""
+    """Path of a weights specification, or None if it does not mean a file."""
     if isinstance(weights, tuple) and len(weights) == 2:
         weights = weights[0]
     is_path = isinstance(weights, os.PathLike) or (
@@ -136,7 +137,7 @@ def weights_path(weights) -> str | None:
 
 
 def file_stamp(weights) -> tuple | None:
-    """What tells that the file of a weights specification was changed."""
+    """Time and size by which a changed weights file is noticed."""
     path = os.path.expanduser(weights_path(weights) or "")
     if not os.path.exists(path):
         return None
@@ -146,14 +147,14 @@ def file_stamp(weights) -> tuple | None:
 
 def unknown_weights(what: str, name: str) -> ValueError:
     return ValueError(
-        f"weights={what} is not known for backbone {name!r}. Accepted are 'default', "
-        "the path of a .safetensors or .pth file, a tuple of such a path and "
+        f"Invalid weights={what} for backbone {name!r}: expected 'default', the path "
+        "of a .safetensors or .pth file, a tuple of such a path and "
         "'sha256:<hex digits>', or None for random weights."
     )
 
 
 def apply_file(model: nn.Module, stages: nn.Module, weights, name: str) -> None:
-    """Load the file that a weights specification means into the stages of a model."""
+    """Load the file of a weights specification into the stages of a model."""
     path = weights_path(weights)
     if path is None:
         raise unknown_weights(repr(weights), name)
@@ -164,7 +165,7 @@ def apply_file(model: nn.Module, stages: nn.Module, weights, name: str) -> None:
 def apply_weights(
     model: nn.Module, stages: nn.Module, state: Mapping, origin: str
 ) -> None:
-    """Load a state dict into the stages of a model, every name accounted for.
+    """Load a state dict into the stages of a model, and account for every name.
 
     The classifier, which the stages leave out, may be missing from the state dict or
     have another number of classes.
@@ -172,7 +173,7 @@ def apply_weights(
     Raises
     ------
     WeightsMismatchError
-        If names or shapes differ: says which.
+        If names or shapes differ. The message says which.
     """
     # A counter may be written as a vector of one number, as torch itself accepts.
     state = {
@@ -185,7 +186,7 @@ def apply_weights(
     problems = _mismatches(own, state, known=everything)
     if problems:
         raise WeightsMismatchError(
-            f"The weights from {origin} are not those of this network: "
+            f"The weights from {origin} do not belong to this network: "
             f"{'; '.join(problems)}. Nothing was loaded. Pass the weights of this "
             "architecture, or the backbone that these weights belong to."
         )

@@ -15,11 +15,11 @@ _SPLITS = "_splits"
 
 
 class SourceMixin:
-    """Cloning and pickling of what is given as ``backbone=``.
+    """Clone and pickle what is given as ``backbone=``.
 
-    A fitted estimator is the source of the weights there, as a file would be, and no
-    part that is to be fitted anew: a clone keeps it fitted. With a module goes the
-    function that the user registered for its type, which worker processes do not know.
+    A fitted estimator there is where the weights come from, as a file would be, and not
+    a part to fit anew: a clone keeps it fitted. A pickled module takes along the
+    function that the user registered for its type, which workers would not know.
     """
 
     _sources = ("backbone",)
@@ -41,7 +41,7 @@ class SourceMixin:
     def __getstate__(self):
         given = [getattr(self, name) for name in self._sources]
         kinds = dict.fromkeys(g if isinstance(g, type) else type(g) for g in given)
-        # By value where it is of a script or notebook, which is no module of a worker.
+        # By value if it is from a script or notebook, which workers cannot import.
         splits = [
             (kind, wrap_non_picklable_objects(split, keep_wrapper=False))
             for kind in kinds

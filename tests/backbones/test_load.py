@@ -1,4 +1,5 @@
 import functools
+import types
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from sktransfer import (
     register_backbone,
     split_stages,
 )
-from sktransfer.backbones._load import _registered
+from sktransfer.backbones._load import _LIBRARIES, _registered
 from sktransfer.backbones._weights import file_sha256, module_digest
 
 
@@ -96,10 +97,13 @@ def test_weights_of_another_network_are_refused(tmp_path):
     ("arguments", "message"),
     [
         ({"backbone": "resnet81"}, "Did you mean 'resnet18'"),
-        ({"backbone": "resnet18", "weights": "V9"}, "Accepted are"),
-        ({"backbone": 3}, "backbone=3 is no backbone"),
+        ({"backbone": "resnet18", "weights": "V9"}, "Invalid weights='V9'"),
+        ({"backbone": 3}, "Invalid backbone=3: expected a name"),
         ({"backbone": "resnet18", "weights": None, "image_size": 0}, "is no size"),
-        ({"backbone": nn.Flatten, "weights": "IMAGENET1K_V1"}, "not known"),
+        (
+            {"backbone": nn.Flatten, "weights": "IMAGENET1K_V1"},
+            "for backbone 'Flatten'",
+        ),
         ({"backbone": "timm/resnet_none"}, "timm"),
     ],
 )
@@ -167,6 +171,24 @@ def test_any_module_is_initialised_at_random(make):
         assert torch.equal(one.stages.get_buffer(name), buffer)
 
 
+def test_a_library_is_one_module_and_its_prefix(monkeypatch):
+    recipe = load_backbone("tiny").recipe.at_size(20)
+    library = types.SimpleNamespace(
+        load=lambda name, weights: ({"net": three_stages}[name](), recipe),
+        recipe_of=lambda model: recipe,
+    )
+    monkeypatch.setitem(_LIBRARIES, "own_library", library)
+    named = load_backbone("own_library/net", weights=None, random_state=0)
+    assert named.name == "own_library/net"
+    assert named.recipe == recipe
+    kind = type("Net", (nn.Sequential,), {"__module__": "own_library.nets"})
+    given = load_backbone(kind(*three_stages()), weights=None, random_state=0)
+    assert given.recipe == recipe
+    for unknown in ("own_library", "no_library/net"):
+        with pytest.raises(ValueError, match="expected .* 'own_library/<name>'"):
+            load_backbone(unknown)
+
+
 def test_names_can_be_registered():
     try:
         register_backbone("mine", three_stages)
@@ -175,5 +197,5 @@ def test_names_can_be_registered():
         assert load_backbone("mine", image_size=32).shapes[0] == (4, 30, 30)
     finally:
         del _registered["mine"]
-    with pytest.raises(ValueError, match="name and a callable"):
+    with pytest.raises(ValueError, match="expected a str and a callable"):
         register_backbone("mine", 3)

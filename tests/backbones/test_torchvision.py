@@ -18,7 +18,7 @@ def test_entries_are_found_by_all_their_names():
         assert find_entry(ResNet18_Weights, weights) is entry
     with pytest.raises(ValueError, match="Did you mean 'IMAGENET1K_V1'"):
         find_entry(ResNet18_Weights, "imagenet1k_v2")
-    with pytest.raises(ValueError, match="weights=3 is not known"):
+    with pytest.raises(ValueError, match="Invalid weights=3"):
         find_entry(ResNet18_Weights, 3)
 
 
