@@ -1,4 +1,4 @@
-"""Batch norm folded into the convolution before it, for inference."""
+"""Batch norm is folded into the convolution before it, for inference."""
 
 import copy
 
@@ -9,7 +9,8 @@ from torchvision.models.googlenet import BasicConv2d as GoogLeNetConv
 from torchvision.models.inception import BasicConv2d as InceptionConv
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
-# Of blocks that are no `nn.Sequential`: which convolution feeds which norm alone.
+# Blocks that are no `nn.Sequential`, with the convolutions that feed one norm each and
+# nothing else. A block that is missing here is computed as well, but slower.
 _PAIRS = {
     BasicBlock: [("conv1", "bn1"), ("conv2", "bn2")],
     Bottleneck: [("conv1", "bn1"), ("conv2", "bn2"), ("conv3", "bn3")],
@@ -20,12 +21,12 @@ _PAIRS = {
 
 
 def fuse(stage: nn.Module) -> nn.Module:
-    """Copy a stage, with batch norms folded in where it is known what feeds them.
+    """Copy a stage, and fold in the batch norms whose input is known.
 
-    That is in an `nn.Sequential` (or a subclass with its `forward`), where each child
-    feeds the next one alone, and in the blocks listed above. (Tracing the network would
-    find more, but `torch.fx` replaces ``nn.Module.__call__`` meanwhile, for all
-    threads.)
+    It is known in an `nn.Sequential` (or a subclass with its `forward`), where each
+    child feeds only the next one, and in the blocks listed above. Tracing the network
+    would find more, but `torch.fx` replaces ``nn.Module.__call__`` meanwhile, for all
+    threads.
     """
     stage = copy.deepcopy(stage)
     for module in stage.modules():
@@ -51,5 +52,5 @@ def _fuse_pair(module: nn.Module, conv: str, norm: str) -> None:
 
 
 def _has_hooks(module: nn.Module) -> bool:
-    """Whether more is done than its `forward`, as by `nn.utils.spectral_norm`."""
+    """Whether a call does more than `forward`, as with `nn.utils.spectral_norm`."""
     return bool(module._forward_pre_hooks or module._forward_hooks)

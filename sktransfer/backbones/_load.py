@@ -1,82 +1,26 @@
-"""A backbone specification -> Backbone: names, modules, weights and fitted models."""
+"""From what a user passes as ``backbone=`` and ``weights=`` to a `Backbone`."""
 
-import contextlib
 import copy
 import fnmatch
 import functools
-import os
-import threading
-import warnings
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from difflib import get_close_matches
 
-import torch
-from joblib import wrap_non_picklable_objects
-from sklearn.frozen import FrozenEstimator
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 from torch import nn
-from torchvision import models
 
+from sktransfer.backbones import _timm, _tiny, _torchvision
 from sktransfer.backbones._backbone import Backbone
-from sktransfer.backbones._stages import registered_split, split_stages
-from sktransfer.backbones._tiny import WEIGHTS, tiny
-from sktransfer.backbones._weights import (
-    apply_weights,
-    download_weights,
-    find_entry,
-    initialise,
-    is_weights_path,
-    read_weights,
-)
-from sktransfer.inputs._images import ImageReader
+from sktransfer.backbones._seeding import initialise, seeded
+from sktransfer.backbones._stages import split_stages
+from sktransfer.backbones._weights import apply_file, file_stamp, unknown_weights
 
-_SPLITS = "_splits"
-
-
-class SourceMixin:
-    """Cloning and pickling of what is given as ``backbone=``.
-
-    A fitted estimator is the source of the weights there, as a file would be, and no
-    part that is to be fitted anew: a clone keeps it fitted. With a module goes the
-    function that the user registered for its type, which worker processes do not know.
-    """
-
-    _sources = ("backbone",)
-
-    def __sklearn_clone__(self):
-        held = {
-            name: source
-            for name in self._sources
-            if hasattr(source := getattr(self, name), "get_params")
-        }
-        frozen = copy.copy(self)
-        for name, source in held.items():
-            setattr(frozen, name, FrozenEstimator(source))
-        cloned = super(SourceMixin, frozen).__sklearn_clone__()
-        for name, source in held.items():
-            setattr(cloned, name, source)
-        return cloned
-
-    def __getstate__(self):
-        given = [getattr(self, name) for name in self._sources]
-        kinds = dict.fromkeys(g if isinstance(g, type) else type(g) for g in given)
-        # By value where it is of a script or notebook, which is no module of a worker.
-        splits = [
-            (kind, wrap_non_picklable_objects(split, keep_wrapper=False))
-            for kind in kinds
-            if (split := registered_split(kind))
-        ]
-        state = super().__getstate__()
-        return {**state, _SPLITS: splits} if splits else state
-
-    def __setstate__(self, state):
-        state = dict(state)
-        for kind, split in state.pop(_SPLITS, ()):
-            if registered_split(kind) is None:
-                split_stages.register(kind, split)
-        super().__setstate__(state)
+# Another library is one more module like `_timm`, and its prefix here: `load` gives the
+# stages and the reader of a name, `reader_of` the reader of a model that a user made.
+# The prefix is the name of the package that its models come from.
+_LIBRARIES = {"timm": _timm}
 
 
 def load_backbone(
@@ -88,36 +32,36 @@ def load_backbone(
     ----------
     backbone : str, callable, torch.nn.Module, Backbone or fitted estimator
         A name from `list_backbones`, or ``"timm/<name>"`` with the ``timm`` extra. A
-        callable is called without arguments for a module or backbone. A module is
-        deep-copied and split by `split_stages`; one of timm gets timm's own recipe. Of
-        a fitted `FineTuneClassifier` or `FineTuneRegressor`, the tuned backbone is
-        taken.
+        callable is called without arguments and returns a module or a backbone. A
+        module is deep-copied and split by `split_stages`; a module of timm gets timm's
+        own reader. A fitted `FineTuneClassifier` or `FineTuneRegressor` stands for its
+        tuned backbone.
     weights : str, enum member, path, (path, "sha256:...") or None, default="default"
-        "default" are the weights of "tiny" that come with the package, torchvision's
-        ``DEFAULT`` entry of its builders, and the module's own where a module is given.
-        Else an entry of torchvision's weights enum or its name ("IMAGENET1K_V1"), or a
-        ``.safetensors`` or state-dict (``.pth``, ``.pt``) file, read without executing
-        code. A file gets the recipe of the entry whose file name it bears, otherwise
-        that of the architecture's first entry. None initialises at random: a module
-        by its parts' ``reset_parameters``; a parameter that none of them sets (a class
-        token, positions, layer scales) keeps its mean and standard deviation, and
-        nothing else; buffers that are no statistics stay as they are.
+        "default" stands for the weights of "tiny" that come with the package, for the
+        ``DEFAULT`` entry of a builder of torchvision, and for the weights that a given
+        module has. Also accepted are an entry of torchvision's weights enum or its name
+        ("IMAGENET1K_V1"), and a ``.safetensors`` or state-dict (``.pth``, ``.pt``)
+        file, which is read without executing code. A file gets the reader of the entry
+        that has the same file name, otherwise the reader of the architecture's entry
+        with the smallest input. None initialises the network at random: a module by
+        the ``reset_parameters`` of its parts; a parameter that none of them sets (a
+        class token, positions, layer scales) keeps only its mean and standard
+        deviation; buffers that are no statistics stay as they are.
     image_size : int, optional
-        Side of the square input in pixels; None is the recipe of the weights.
+        The side of the square input in pixels. None takes it from the weights.
     random_state : int, RandomState instance or None, default=None
-        Seed of the random initialisation when ``weights=None``.
+        The seed of the random initialisation when ``weights=None``.
 
     Returns
     -------
     Backbone
-        The network without its classifier, in evaluation mode.
 
     Raises
     ------
     ValueError
-        If the name, weights or size are not known or do not fit together.
+        If the name, the weights or the size are unknown or do not fit together.
     OSError
-        If weights are neither on this machine nor to be downloaded.
+        If the weights are not on this machine and cannot be downloaded.
 
     Examples
     --------
@@ -144,12 +88,12 @@ def list_backbones(pattern="*"):
     Parameters
     ----------
     pattern : str, default="*"
-        With shell wildcards, as in ``"resnet*"``.
+        Names have to match this pattern of shell wildcards, such as ``"resnet*"``.
 
     Returns
     -------
     list of str
-        Sorted. Names of the timm package work as ``"timm/<name>"`` and are not listed.
+        The sorted names. Those of timm, ``"timm/<name>"``, are not listed.
 
     Examples
     --------
@@ -157,7 +101,7 @@ def list_backbones(pattern="*"):
     >>> list_backbones("resnet1*")
     ['resnet101', 'resnet152', 'resnet18']
     """
-    names = {"tiny", *_registered, *models.list_models(module=models)}
+    names = {"tiny", *_registered, *_torchvision.names()}
     return sorted(fnmatch.filter(names, pattern))
 
 
@@ -165,15 +109,15 @@ _registered: dict[str, Callable] = {}
 
 
 def register_backbone(name, factory=None):
-    """Make a network known under a name, as a function or as a decorator.
+    """Register a network under a name, as a function or as a decorator.
 
     Parameters
     ----------
     name : str
-        What ``backbone=`` is then called. A registered name hides torchvision's.
+        The name to pass as ``backbone=``. It hides the same name of torchvision.
     factory : callable, optional
-        Takes nothing, returns a `torch.nn.Module` with its weights, or a `Backbone`.
-        None returns a decorator.
+        A function without arguments that returns a `torch.nn.Module` with its weights,
+        or a `Backbone`. Without it, a decorator is returned.
 
     Returns
     -------
@@ -182,8 +126,8 @@ def register_backbone(name, factory=None):
 
     Notes
     -----
-    Worker processes know the names that the modules they import register: keep the
-    call in an importable module if you search with ``n_jobs``.
+    A worker process knows a name only if it imports the module that registers it: put
+    the call into an importable module if you search with ``n_jobs``.
 
     Examples
     --------
@@ -199,7 +143,8 @@ def register_backbone(name, factory=None):
         return functools.partial(register_backbone, name)
     if not isinstance(name, str) or not callable(factory):
         raise ValueError(
-            f"register_backbone takes a name and a callable; got {name!r}, {factory!r}."
+            f"Invalid name={name!r} and factory={factory!r}: expected a str and a "
+            "callable that returns a torch.nn.Module or a Backbone."
         )
     _registered[name] = factory
     _load_named.cache_clear()
@@ -208,7 +153,7 @@ def register_backbone(name, factory=None):
 
 @dataclass(frozen=True)
 class Named:
-    """How a backbone that has a name is loaded; made anew, it is only looked up."""
+    """How a backbone that has a name is loaded, and a key of those that were."""
 
     name: str
     weights: object
@@ -217,208 +162,101 @@ class Named:
 
     @classmethod
     def of(cls, name, weights, seed) -> "Named":
-        """Take a file as it is now, in case that it changed since it was loaded."""
+        """Take a file as it is now, in case it has changed since it was loaded."""
+        # A configuration file gives a list, which cannot be looked up.
         weights = tuple(weights) if isinstance(weights, list) else weights
         if not isinstance(weights, Hashable):
-            raise _unknown_weights(f"a {type(weights).__name__}", name)
-        return cls(name, weights, seed, _file_stamp(weights))
+            raise unknown_weights(f"a {type(weights).__name__}", name)
+        return cls(name, weights, seed, file_stamp(weights))
 
     def __call__(self) -> Backbone:
         return _load_named(self)
 
 
+# Candidates and folds of a search load the same few backbones again and again; more of
+# them, ViT-H for one, would fill the memory.
 @functools.lru_cache(maxsize=4)
 def _load_named(origin: Named) -> Backbone:
     name, weights, seed = origin.name, origin.weights, origin.seed
     if name in _registered:
         given = _load_given(_registered[name], weights, seed)
-        return Backbone(given.stages, given.reader, name=name, rebuild=origin)
-    with seeded(seed):
-        if name == "tiny":
-            stages, recipe = _load_tiny(weights)
-        elif name.startswith("timm/"):
-            stages, recipe = _load_timm(name.removeprefix("timm/"), weights)
-        else:
-            stages, recipe = _load_torchvision(name, weights)
-    return Backbone(stages, recipe, name=name, rebuild=origin)
+        stages, reader = given.stages, given.reader
+    else:
+        with seeded(seed):
+            stages, reader = _stages_of(name, weights)
+    return Backbone(stages, reader, name=name, rebuild=origin)
+
+
+def _stages_of(name, weights):
+    library, _, rest = name.partition("/")
+    if library in _LIBRARIES and rest:
+        return _LIBRARIES[library].load(rest, weights)
+    if name == "tiny":
+        return _tiny.load(weights)
+    if name in _torchvision.names():
+        return _torchvision.load(name, weights)
+    names = list_backbones()
+    close = get_close_matches(name.lower(), names, n=3)
+    hint = f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
+    prefixed = ", ".join(f"'{library}/<name>'" for library in _LIBRARIES)
+    raise ValueError(
+        f"Invalid backbone={name!r}: expected a name from list_backbones(), {prefixed} "
+        f"or a torch.nn.Module.{hint} Register other names by register_backbone."
+    )
 
 
 def _load_given(backbone, weights, seed):
-    if hasattr(backbone, "get_params"):
-        check_is_fitted(backbone)
-        backbone = getattr(backbone, "best_estimator_", backbone)
-        backbone = getattr(backbone, "backbone_", backbone)
-    elif callable(backbone) and not isinstance(backbone, nn.Module):
-        with seeded(seed):
-            backbone = backbone()
-    recipe, name = None, type(backbone).__name__
-    if isinstance(backbone, Backbone):
+    given = _given(backbone, seed)
+    if isinstance(given, Backbone):
         if weights == "default":
-            return backbone
-        recipe, name = backbone.reader, backbone.name
-        model = copy.deepcopy(backbone.stages)
-    elif isinstance(backbone, nn.Module):
-        model = copy.deepcopy(backbone)
-        if any(kind.__module__.startswith("timm.") for kind in type(model).__mro__):
-            recipe = _timm_recipe(model)
+            return given
+        model = stages = copy.deepcopy(given.stages)
+        reader, name = given.reader, given.name
     else:
-        raise ValueError(
-            f"backbone={backbone!r} is no backbone. Accepted are a name from "
-            "list_backbones(), a torch.nn.Module, a callable that returns one, a "
-            "Backbone, or a fitted FineTuneClassifier or FineTuneRegressor."
-        )
-    stages = model if isinstance(backbone, Backbone) else split_stages(model)
+        model = copy.deepcopy(given)
+        stages = split_stages(model)
+        reader, name = _reader_of(model), type(model).__name__
     if weights is None:
         with seeded(seed):
             initialise(stages.cpu())
     elif weights != "default":
-        apply_weights(model, stages, *_read_file(weights, name))
-    return Backbone(stages, recipe, name=name)
+        apply_file(model, stages, weights, name)
+    return Backbone(stages, reader, name=name)
 
 
-def _load_tiny(weights):
-    stages = tiny()
-    if weights is not None:
-        given = WEIGHTS if weights == "default" else weights
-        apply_weights(stages, stages, *_read_file(given, "tiny"))
-    return stages, ImageReader(resize=64, crop=64)
-
-
-def _load_torchvision(name, weights):
-    names = list_backbones()
-    if name not in names:
-        close = get_close_matches(name.lower(), names, n=3)
-        hint = f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
+def _given(backbone, seed) -> Backbone | nn.Module:
+    """Return what was given, or the network that it makes or was fitted with."""
+    given = backbone
+    if hasattr(backbone, "get_params"):
+        check_is_fitted(backbone)
+        given = getattr(backbone, "best_estimator_", backbone)
+        given = getattr(given, "backbone_", given)
+    elif callable(backbone) and not isinstance(backbone, nn.Module):
+        with seeded(seed):
+            given = backbone()
+    if not isinstance(given, Backbone | nn.Module):
         raise ValueError(
-            f"backbone={name!r} is not known.{hint} Accepted are the names that "
-            "sktransfer.list_backbones() lists, 'timm/<name>', or a torch.nn.Module; "
-            "register_backbone makes others known."
+            f"Invalid backbone={given!r}: expected a name from list_backbones(), a "
+            "torch.nn.Module, a callable that returns one, a Backbone, or a fitted "
+            "FineTuneClassifier or FineTuneRegressor."
         )
-    entries = models.get_model_weights(name)
-    path = weights_path(weights)
-    entry = _recipe_entry(entries, path)
-    if weights is not None and path is None:
-        entry = find_entry(entries, weights)
-    recipe = ImageReader.of(entry.transforms())
-    model = _build_torchvision(name, recipe)
-    # Networks that came from another framework normalise their input once more.
-    if hasattr(model, "transform_input"):
-        model.transform_input = weights is not None
-    stages = split_stages(model)
-    if path is not None:
-        apply_weights(model, stages, *_read_file(weights, name))
-    elif weights is not None:
-        apply_weights(model, stages, download_weights(entry), str(entry))
-    return stages, recipe
+    return given
 
 
-def _build_torchvision(name, recipe):
-    builder = models.get_model_builder(name)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)
-        model = builder(weights=None)
-        if getattr(model, "image_size", recipe.crop) != recipe.crop:
-            model = builder(weights=None, image_size=recipe.crop)
-    return model
-
-
-def _recipe_entry(entries, path):
-    """Entry of a weights file's own name, else the first at the smallest input."""
-    for entry in entries:
-        if path is not None and entry.url.endswith(f"/{os.path.basename(path)}"):
-            return entry
-    return min(entries, key=lambda entry: entry.transforms().crop_size[0])
-
-
-def _load_timm(name, weights):
-    try:
-        import timm
-    except ImportError as error:
-        raise ImportError(
-            f"backbone='timm/{name}' needs the timm package: pip install "
-            "'sktransfer[timm]'."
-        ) from error
-    if name not in timm.list_models():
-        close = get_close_matches(name, timm.list_models(), n=3)
-        raise ValueError(f"timm knows no model {name!r}. Close names: {close}.")
-    model = timm.create_model(name, pretrained=weights == "default")
-    with warnings.catch_warnings():
-        # timm's own split is not known to us: one stage is what there is to say.
-        warnings.simplefilter("ignore", UserWarning)
-        stages = split_stages(model)
-    if weights not in ("default", None):
-        apply_weights(model, stages, *_read_file(weights, f"timm/{name}"))
-    return stages, _timm_recipe(model)
-
-
-def _timm_recipe(model) -> ImageReader:
-    from timm.data import resolve_data_config
-
-    config = resolve_data_config({}, model=model)
-    crop = config["input_size"][-1]
-    return ImageReader(
-        resize=round(crop / config["crop_pct"]),
-        crop=crop,
-        mean=tuple(config["mean"]),
-        std=tuple(config["std"]),
-        interpolation=config["interpolation"],
-    )
+def _reader_of(model):
+    """ImageReader of a module that comes from one of the libraries, otherwise None."""
+    packages = {kind.__module__.partition(".")[0] for kind in type(model).__mro__}
+    for package in packages & _LIBRARIES.keys():
+        return _LIBRARIES[package].reader_of(model)
+    return None
 
 
 def weights_licence(backbone, weights) -> str | None:
-    """Licence of the weights that a specification means, where it is known."""
+    """Licence of the weights of a specification, or None where it is not known."""
     if weights is None or not isinstance(backbone, str):
         return None
     if backbone == "tiny" and weights == "default":
         return "BSD-3-Clause"
-    if backbone not in models.list_models(module=models) or weights_path(weights):
-        return None
-    entry = find_entry(models.get_model_weights(backbone), weights)
-    return entry.meta.get("license", "as torchvision's (BSD-3-Clause) and ImageNet's")
-
-
-_generators = threading.RLock()
-
-
-@contextlib.contextmanager
-def seeded(seed, device="cpu"):
-    """Run with torch's generators seeded, and leave them as they were.
-
-    One thread at a time: the generators are those of the whole process.
-    """
-    devices = [torch.device(device)] if torch.device(device).type == "cuda" else []
-    with _generators, torch.random.fork_rng(devices=devices):
-        torch.manual_seed(seed)
-        yield
-
-
-def weights_path(weights) -> str | None:
-    """Path of a weights specification, if it means a file."""
-    if isinstance(weights, tuple) and len(weights) == 2:
-        weights = weights[0]
-    return os.fspath(weights) if is_weights_path(weights) else None
-
-
-def _unknown_weights(what: str, name: str) -> ValueError:
-    return ValueError(
-        f"weights={what} is not known for backbone {name!r}. Accepted are 'default', "
-        "the path of a .safetensors or .pth file, a tuple of such a path and "
-        "'sha256:<hex digits>', or None for random weights."
-    )
-
-
-def _read_file(weights, name):
-    path = weights_path(weights)
-    if path is None:
-        raise _unknown_weights(repr(weights), name)
-    demanded = weights[1] if isinstance(weights, tuple) else None
-    return read_weights(path, demanded), repr(path)
-
-
-def _file_stamp(weights):
-    """What tells that a file was changed since it was loaded."""
-    path = os.path.expanduser(weights_path(weights) or "")
-    if not os.path.exists(path):
-        return None
-    status = os.stat(path)
-    return status.st_mtime_ns, status.st_size
+    if backbone in _torchvision.names():
+        return _torchvision.licence(backbone, weights)
+    return None

@@ -1,4 +1,4 @@
-"""A model -> an ordered ``nn.Sequential`` of named stages, without the classifier."""
+"""From a model to an ``nn.Sequential`` of named stages, without the classifier."""
 
 import copy
 import warnings
@@ -26,36 +26,36 @@ def split_stages(model: nn.Module) -> nn.Sequential:
     ----------
     model : torch.nn.Module
         A network of one of torchvision's 17 families of classifiers, or a
-        `torch.nn.Sequential`, whose children are the stages, as they are. Let none of
-        them begin with an operation in place (``nn.ReLU(inplace=True)``), which
-        changes the output of the stage before it.
+        `torch.nn.Sequential`, whose children are taken as the stages. None of them
+        should begin with an operation in place (``nn.ReLU(inplace=True)``), which would
+        change the output of the stage before it.
 
     Returns
     -------
     torch.nn.Sequential
-        Stages in the order in which they run. What passes from one to the next is
-        (n, channels, height, width), (n, tokens, channels) or flat (n, n_features).
+        The stages in the order in which they run. What passes from one to the next has
+        shape (n, channels, height, width), (n, tokens, channels) or (n, n_features).
         The last stage of torchvision's families, "pool", gives (n, n_features).
 
     Warns
     -----
     UserWarning
-        If the type of the model is not known, or is a subclass with a ``forward`` of
-        its own: the result is one stage called "all". It computes what the model does,
-        its classifier included; only a model of timm is taken without. Also if an
-        `nn.Sequential` ends in a linear layer that by its name is a classifier.
+        If the type of the model is unknown, or is a subclass with a ``forward`` of its
+        own: the result is one stage called "all". It computes what the model does, its
+        classifier included; only a model of timm loses its classifier. Also if an
+        `nn.Sequential` ends in a linear layer that is a classifier by its name.
 
     Notes
     -----
-    To make another type of network known, register a function that splits it::
+    To support another type of network, register a function that splits it::
 
         @split_stages.register(MyNet)
         def split_my_net(model):
             return nn.Sequential(OrderedDict(stem=model.stem, ..., pool=model.pool))
 
-    The worker processes of ``n_jobs`` know what the modules that they import register,
-    and the function for a network that is the ``backbone`` of an estimator: it goes
-    with it.
+    The worker processes of ``n_jobs`` know what is registered in modules that they
+    import. The function for a network that is the ``backbone`` of an estimator is sent
+    to them with the estimator.
 
     VGG and AlexNet leave out all fully connected layers and end in a global average.
 
@@ -84,7 +84,7 @@ def split_stages(model: nn.Module) -> nn.Sequential:
 
 
 def registered_split(kind: type) -> Callable | None:
-    """Function that a user registered for a type of network, if there is one."""
+    """Return the function that a user registered for a type of network, or None."""
     if not issubclass(kind, nn.Module):
         return None
     split = split_stages.dispatch(kind)
@@ -104,7 +104,7 @@ def _without_classifier(model: nn.Module) -> nn.Module:
 
 
 def _about_classifier(model: nn.Module, body: nn.Module) -> str:
-    """What a model that could not be split does with its classifier."""
+    """Say what happens to the classifier of a model that could not be split."""
     if body is not model:
         return "Its classifier is left out."
     path, layer = _last_layer(model)
@@ -118,7 +118,7 @@ def _about_classifier(model: nn.Module, body: nn.Module) -> str:
 
 
 def _last_layer(model: nn.Module) -> tuple[str, nn.Module]:
-    """Path and layer of the last one that has parameters."""
+    """Return the path of the last layer with parameters, and the layer."""
     layers = [("", model)]
     for path, layer in model.named_modules():
         if layer._parameters and not layer._modules:
@@ -159,7 +159,8 @@ def _split_sequential(model):
         )
     stages = OrderedDict()
     for name, child in model._modules.items():
-        # Of a module that is used twice, named_children would list one use only.
+        # `named_children` lists a module that is used twice only once, so that its
+        # second use becomes an object of its own.
         seen = any(child is stage for stage in stages.values())
         stages[name] = nn.Sequential(child) if seen else child
     return nn.Sequential(stages)
@@ -203,7 +204,7 @@ def _split_densenet(model):
         stage = name if name.startswith("denseblock") else stage
         groups.setdefault(stage, []).append(name)
     stages = {stage: _part(model.features, *group) for stage, group in groups.items()}
-    # Between the norm and the ReLU, which is in place, a cut must not come.
+    # There must be no cut between the norm and the ReLU, which works in place.
     relu = nn.ReLU(inplace=True)
     pool = _pool(model.features[-1], relu, nn.AdaptiveAvgPool2d(1))
     return _stages(**stages, pool=pool)
@@ -323,7 +324,7 @@ def _split_maxvit(model):
 
 
 class _Tokens(nn.Module):
-    """From pictures to the tokens of class and patches, with their positions."""
+    """From images to the tokens of the class and the patches, with positions."""
 
     def __init__(self, model: models.VisionTransformer):
         super().__init__()
@@ -334,7 +335,7 @@ class _Tokens(nn.Module):
         self.dropout = model.encoder.dropout
 
     def forward(self, x: Tensor) -> Tensor:
-        # Another shape may have as many patches, and would be taken for this one.
+        # Another shape may have the same number of patches, and would give nonsense.
         if tuple(x.shape[2:]) != self.size:
             raise ValueError(
                 f"this vision transformer takes inputs of {self.size} pixels, got "
@@ -351,10 +352,11 @@ class _ClassToken(nn.Module):
 
 
 class _ChannelsLast(nn.Module):
-    """Make the layout in memory the one that the network itself would have here.
+    """Bring a tensor into the layout that it has in the network itself.
 
-    Sums run in the order of memory, so that a copy of the stage before, read back from
-    a cache in another layout, would differ in the last bits. Costs nothing otherwise.
+    Sums run in the order of memory, so that the output of the stage before, read back
+    from a cache in another layout, would lead to other last bits. It costs nothing if
+    the layout is right.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -362,7 +364,7 @@ class _ChannelsLast(nn.Module):
 
 
 class _InceptionInput(nn.Module):
-    """From ImageNet's mean and deviation to the range -1 to 1."""
+    """From ImageNet's mean and standard deviation to the range -1 to 1."""
 
     def forward(self, x: Tensor) -> Tensor:
         means, deviations = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -382,7 +384,7 @@ def _part(model: nn.Module, *names: str) -> nn.Sequential:
 
 
 def _numbered(word: str, groups: Iterable) -> dict[str, nn.Module]:
-    """Stages word1, word2, ... of modules, or of lists of modules in a row."""
+    """Name stages word1, word2, ...; each is a module, or a list of them in a row."""
     stages = (nn.Sequential(*g) if isinstance(g, list) else g for g in groups)
     return {f"{word}{number}": stage for number, stage in enumerate(stages, start=1)}
 

@@ -6,6 +6,9 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from sktransfer.backbones._weights import apply_file
+from sktransfer.inputs._images import ImageReader
+
 WIDTHS = (32, 64, 160, 256)
 N_FEATURES = 384
 # Made by benchmarks/tiny/pretrain.py.
@@ -23,7 +26,7 @@ def _conv(n_in, n_out, kernel_size=3, stride=1):
 
 
 class _Residual(nn.Module):
-    """Two convolutions and a way round them."""
+    """Two convolutions with a shortcut around them."""
 
     def __init__(self, n_in, n_out, stride=1):
         super().__init__()
@@ -74,3 +77,11 @@ def tiny() -> nn.Sequential:
             pool=nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten()),
         )
     )
+
+
+def load(weights) -> tuple[nn.Sequential, ImageReader]:
+    """Load the stages and the reader of "tiny"."""
+    stages = tiny()
+    if weights is not None:
+        apply_file(stages, stages, WEIGHTS if weights == "default" else weights, "tiny")
+    return stages, ImageReader.whole(64)

@@ -1,4 +1,4 @@
-"""A weights specification -> verified tensors and their digest.
+"""From a weights specification to verified tensors and their digest.
 
 The one place where weight files are read: no code in them is ever executed.
 """
@@ -9,8 +9,6 @@ import re
 import warnings
 import zipfile
 from collections.abc import Mapping
-from difflib import get_close_matches
-from enum import Enum
 from pathlib import Path
 from pickle import UnpicklingError
 
@@ -24,7 +22,7 @@ _HASH = re.compile(r"sha256:([0-9a-f]{8,64})", re.IGNORECASE)
 
 
 class WeightsMismatchError(ValueError):
-    """Weights that are not those of the network, or not those that were demanded."""
+    """The weights do not belong to the network, or are not those that were demanded."""
 
 
 def read_weights(path: str | os.PathLike, sha256: str | None = None) -> dict:
@@ -36,8 +34,8 @@ def read_weights(path: str | os.PathLike, sha256: str | None = None) -> dict:
         A ``.safetensors`` file, or a state dict saved by `torch.save` (``.pth``,
         ``.pt``), which is read with ``weights_only=True``.
     sha256 : str, optional
-        ``"sha256:<hex digits>"``, at least 8 of them: what the file's hash must
-        begin with.
+        What the hash of the file must begin with, as ``"sha256:<hex digits>"`` with at
+        least 8 digits.
 
     Returns
     -------
@@ -74,7 +72,7 @@ def _load(path: Path):
         return load_file(path)
     if path.suffix in _PICKLED:
         with warnings.catch_warnings():
-            # Of unusual pickle protocols: it loads, or is refused by name.
+            # About unusual pickle protocols: such a file loads, or is refused by name.
             warnings.simplefilter("ignore", UserWarning)
             return torch.load(path, map_location="cpu", weights_only=True)
     raise ValueError(f"its suffix is {path.suffix!r}")
@@ -115,70 +113,59 @@ def _demand_hash(path: Path, demanded: str) -> None:
     match = _HASH.fullmatch(demanded)
     if match is None:
         raise ValueError(
-            f"A demanded hash is 'sha256:' and 8 to 64 hex digits; got {demanded!r}."
+            f"Invalid hash {demanded!r} of weights: expected 'sha256:' and 8 to 64 hex "
+            "digits."
         )
     found = file_sha256(path)
     if not found.startswith(match[1].lower()):
         raise WeightsMismatchError(
             f"The weights file {str(path)!r} has SHA-256 {found}, but {match[1]!r} was "
-            "demanded. Nothing was loaded. Either the file is not the one you think, "
-            "was changed or was cut short on the way: copy it again from its source."
+            "demanded. Nothing was loaded. It is another file, was changed, or was cut "
+            "short on the way: copy it again from where it came from."
         )
 
 
-def download_weights(entry: Enum) -> dict:
-    """Read a torchvision weights entry, from torch's local store or the network.
-
-    torch.hub announces a download on standard error, checks the hash that is part
-    of the file's name, and renames the complete file into place.
-    """
-    target = Path(torch.hub.get_dir(), "checkpoints", entry.url.rpartition("/")[2])
-    try:
-        return entry.get_state_dict(progress=True, check_hash=True, weights_only=True)
-    except OSError as error:
-        raise OSError(
-            f"The weights {entry} are not on this machine and could not be downloaded "
-            f"({error}). Nothing was loaded. With a network, fetch {entry.url} and "
-            f"place it at {str(target)!r}, or pass its local path as weights=."
-        ) from error
-    except (RuntimeError, EOFError, UnpicklingError, zipfile.BadZipFile) as error:
-        raise ValueError(
-            f"The weights {entry} cannot be read from {str(target)!r} ({error}). "
-            "Nothing was loaded. Delete that file, so that it is fetched again."
-        ) from error
-
-
-def find_entry(entries: type[Enum] | None, weights) -> Enum:
-    """Find a member of a builder's weights enum by itself, its name or "default"."""
-    if entries is not None and isinstance(weights, entries):
-        return weights
-    names = [] if entries is None else list(entries.__members__)
-    if weights == "default" and names:
-        return entries.DEFAULT
-    name = weights.rpartition(".")[2] if isinstance(weights, str) else str(weights)
-    if name in names:
-        return entries[name]
-    close = get_close_matches(name.upper(), names, n=3, cutoff=0.4)
-    hint = f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
-    raise ValueError(
-        f"weights={weights!r} is not known for this backbone.{hint} Accepted are "
-        f"{['default', *names]}, the path of a .safetensors or .pth file, or None "
-        "for random weights."
-    )
-
-
-def is_weights_path(weights) -> bool:
-    """Tell whether a weights specification is meant as a file."""
-    return isinstance(weights, os.PathLike) or (
+def weights_path(weights) -> str | None:
+    """Path of a weights specification, or None if it does not mean a file."""
+    if isinstance(weights, tuple) and len(weights) == 2:
+        weights = weights[0]
+    is_path = isinstance(weights, os.PathLike) or (
         isinstance(weights, str)
         and (os.sep in weights or weights.endswith((".safetensors", *_PICKLED)))
     )
+    return os.fspath(weights) if is_path else None
+
+
+def file_stamp(weights) -> tuple | None:
+    """Time and size by which a changed weights file is noticed."""
+    path = os.path.expanduser(weights_path(weights) or "")
+    if not os.path.exists(path):
+        return None
+    status = os.stat(path)
+    return status.st_mtime_ns, status.st_size
+
+
+def unknown_weights(what: str, name: str) -> ValueError:
+    return ValueError(
+        f"Invalid weights={what} for backbone {name!r}: expected 'default', the path "
+        "of a .safetensors or .pth file, a tuple of such a path and "
+        "'sha256:<hex digits>', or None for random weights."
+    )
+
+
+def apply_file(model: nn.Module, stages: nn.Module, weights, name: str) -> None:
+    """Load the file of a weights specification into the stages of a model."""
+    path = weights_path(weights)
+    if path is None:
+        raise unknown_weights(repr(weights), name)
+    demanded = weights[1] if isinstance(weights, tuple) else None
+    apply_weights(model, stages, read_weights(path, demanded), repr(path))
 
 
 def apply_weights(
     model: nn.Module, stages: nn.Module, state: Mapping, origin: str
 ) -> None:
-    """Load a state dict into the stages of a model, every name accounted for.
+    """Load a state dict into the stages of a model, and account for every name.
 
     The classifier, which the stages leave out, may be missing from the state dict or
     have another number of classes.
@@ -186,7 +173,7 @@ def apply_weights(
     Raises
     ------
     WeightsMismatchError
-        If names or shapes differ: says which.
+        If names or shapes differ. The message says which.
     """
     # A counter may be written as a vector of one number, as torch itself accepts.
     state = {
@@ -199,7 +186,7 @@ def apply_weights(
     problems = _mismatches(own, state, known=everything)
     if problems:
         raise WeightsMismatchError(
-            f"The weights from {origin} are not those of this network: "
+            f"The weights from {origin} do not belong to this network: "
             f"{'; '.join(problems)}. Nothing was loaded. Pass the weights of this "
             "architecture, or the backbone that these weights belong to."
         )
@@ -229,42 +216,6 @@ def _counts(name: str) -> bool:
 def _some(names: list[str], most: int = 3) -> str:
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more
-
-
-def initialise(module: nn.Module) -> None:
-    """Give a module random parameters, by torch's own generator.
-
-    Each part does so by its ``reset_parameters``, or ``_reset_parameters`` (attention
-    of torch). A parameter that this leaves as it was is drawn from the normal
-    distribution with its own mean and standard deviation, so that these two numbers
-    are all that it keeps: constants, such as zeros, stay what they are.
-    """
-    parts = list(module.modules())
-    before = [(p, p._version, p.detach().clone()) for p in module.parameters()]
-    for part in parts:
-        getattr(part, "reset_parameters", _nothing)()
-    # As in their constructors, those that set parameters of their parts come last.
-    for part in reversed(parts):
-        getattr(part, "_reset_parameters", _nothing)()
-    with torch.no_grad():
-        for parameter, version, value in before:
-            # What was set, to the same value even, has another version; but for ways
-            # around that counter (``.data``), which the value shows.
-            left = parameter._version == version and torch.equal(parameter, value)
-            if left and value.is_floating_point():
-                parameter.copy_(_like(value))
-
-
-def _nothing() -> None:
-    pass
-
-
-def _like(value: torch.Tensor) -> torch.Tensor:
-    """Random numbers with the mean and standard deviation of a tensor."""
-    if value.numel() == 0 or value.min() == value.max():
-        return value
-    std, mean = torch.std_mean(value.float(), correction=0)
-    return torch.randn(value.shape) * std + mean
 
 
 def module_digest(module: nn.Module) -> str:

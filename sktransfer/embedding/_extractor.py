@@ -10,9 +10,9 @@ from sklearn.base import (
 )
 from sklearn.utils._param_validation import Interval, StrOptions
 
-from sktransfer.backbones._load import SourceMixin, load_backbone
+from sktransfer.backbones._load import load_backbone
 from sktransfer.embedding._embed import embed
-from sktransfer.embedding._mixin import StagesReprMixin, Summary
+from sktransfer.embedding._mixin import SourceMixin, StagesReprMixin, Summary
 from sktransfer.embedding._prefix import (
     POOLINGS,
     Prefix,

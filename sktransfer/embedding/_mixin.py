@@ -1,10 +1,61 @@
-"""What a fitted estimator shows of its network in a notebook."""
+"""What the estimators share: a backbone as a parameter, and how it is shown."""
 
+import copy
 import html
 from dataclasses import dataclass
 
+from joblib import wrap_non_picklable_objects
+from sklearn.frozen import FrozenEstimator
+
 from sktransfer._tables import Table
 from sktransfer.backbones._backbone import Backbone
+from sktransfer.backbones._stages import registered_split, split_stages
+
+_SPLITS = "_splits"
+
+
+class SourceMixin:
+    """Clone and pickle what is given as ``backbone=``.
+
+    A fitted estimator there is where the weights come from, as a file would be, and not
+    a part to fit anew: a clone keeps it fitted. A pickled module takes along the
+    function that the user registered for its type, which workers would not know.
+    """
+
+    _sources = ("backbone",)
+
+    def __sklearn_clone__(self):
+        held = {
+            name: source
+            for name in self._sources
+            if hasattr(source := getattr(self, name), "get_params")
+        }
+        frozen = copy.copy(self)
+        for name, source in held.items():
+            setattr(frozen, name, FrozenEstimator(source))
+        cloned = super(SourceMixin, frozen).__sklearn_clone__()
+        for name, source in held.items():
+            setattr(cloned, name, source)
+        return cloned
+
+    def __getstate__(self):
+        given = [getattr(self, name) for name in self._sources]
+        kinds = dict.fromkeys(g if isinstance(g, type) else type(g) for g in given)
+        # By value if it is from a script or notebook, which workers cannot import.
+        splits = [
+            (kind, wrap_non_picklable_objects(split, keep_wrapper=False))
+            for kind in kinds
+            if (split := registered_split(kind))
+        ]
+        state = super().__getstate__()
+        return {**state, _SPLITS: splits} if splits else state
+
+    def __setstate__(self, state):
+        state = dict(state)
+        for kind, split in state.pop(_SPLITS, ()):
+            if registered_split(kind) is None:
+                split_stages.register(kind, split)
+        super().__setstate__(state)
 
 
 @dataclass

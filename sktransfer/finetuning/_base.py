@@ -18,8 +18,9 @@ from sklearn.utils.validation import (
 )
 
 from sktransfer.backbones._backbone import Backbone
-from sktransfer.backbones._load import SourceMixin, load_backbone, seeded
-from sktransfer.embedding._mixin import StagesReprMixin, Summary
+from sktransfer.backbones._load import load_backbone
+from sktransfer.backbones._seeding import seeded
+from sktransfer.embedding._mixin import SourceMixin, StagesReprMixin, Summary
 from sktransfer.embedding._prefix import (
     Prefix,
     resolve_cache,

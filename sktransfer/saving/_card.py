@@ -10,7 +10,8 @@ from sklearn.utils.validation import check_is_fitted
 from sktransfer._tables import Table
 from sktransfer._version import __version__
 from sktransfer.backbones._backbone import Backbone, Tuned
-from sktransfer.backbones._load import Named, weights_licence, weights_path
+from sktransfer.backbones._load import Named, weights_licence
+from sktransfer.backbones._weights import weights_path
 from sktransfer.embedding._mixin import StagesReprMixin
 from sktransfer.finetuning._base import BaseFineTune
 from sktransfer.finetuning._parts import parts_of

@@ -26,7 +26,8 @@ from torchvision.models import WeightsEnum, get_weight
 
 from sktransfer._tables import Table
 from sktransfer.backbones._backbone import Backbone, Tuned, checked
-from sktransfer.backbones._load import Named, weights_path
+from sktransfer.backbones._load import Named
+from sktransfer.backbones._weights import weights_path
 from sktransfer.embedding._cache import EmbeddingCache
 from sktransfer.finetuning._network import Standardise
 from sktransfer.finetuning._parts import parts_of

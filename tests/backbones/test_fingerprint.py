@@ -1,8 +1,11 @@
+import collections
 import copy
 import dataclasses
 import functools
+import importlib
 import logging
 import pickle
+import re
 import subprocess
 import sys
 import threading
@@ -57,11 +60,31 @@ def made_by(code):
     return space["Made"]()
 
 
+def changed(factor):
+    """A module whose forward was replaced by hand, as one does in a notebook."""
+    module = nn.Identity()
+    module.forward = types.MethodType(lambda self, x: x * factor, module)
+    return module
+
+
+def with_changed_class(method):
+    kind = type("Power", (Power,), {})
+    kind.forward = [None, lambda self, x: x, lambda self, x: -x][method]
+    return kind(1)
+
+
+def keeping(thing):
+    module = nn.Identity()
+    module.kept = thing
+    return module
+
+
 MADE = (
     "class Made(nn.Module):\n    def forward(self, x):\n        return x.{}((2, 3))\n"
 )
-HELPED = "def way(x):\n    return x.{}((2, 3))\n" + MADE.replace(
-    "x.{}((2, 3))", "way(x)"
+# The helper is called like a module of the standard library.
+HELPED = "def copy(x):\n    return x.{}((2, 3))\n" + MADE.replace(
+    "x.{}((2, 3))", "copy(x)"
 )
 PAIRS = {
     "an attribute": (lambda n: Power(n)),
@@ -70,6 +93,12 @@ PAIRS = {
     "dims of torchvision's": (lambda n: Permute([0, n, 3 - n, 3])),
     "a hook's closure": (lambda n: hooked(n)),
     "code": (lambda n: made_by(MADE.format(["", "mean", "amax"][n]))),
+    "a forward of its own": (lambda n: changed(n)),
+    "a method that was replaced": (lambda n: with_changed_class(n)),
+    "what is missing": (
+        lambda n: keeping(collections.defaultdict(functools.partial(int, n)))
+    ),
+    "a set": (lambda n: keeping({"a", "b", n})),
     "code of a function": (lambda n: made_by(HELPED.format(["", "mean", "amax"][n]))),
 }
 
@@ -130,6 +159,7 @@ class Ordinary(Power):
         self.log = logging.getLogger("ordinary")
         self.reduce = functools.partial(torch.mean, dim=(2, 3))
         self.mask = torch.eye(3).to_sparse()
+        self.words, self.largest = re.compile("a+"), np.maximum
         self.parent, self.code = [self], Bare()
 
     @functools.cached_property
@@ -185,6 +215,32 @@ def test_code_in_modules_of_ones_own_counts(number):
         exec(USER, space)
         digests.append(behaviour_digest(space["Made"]()))
     assert digests[0] != digests[1]
+
+
+def test_code_counts_as_it_was_imported(tmp_path, monkeypatch):
+    """An edited file says nothing of what this process computes, until a reload."""
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    folder = tmp_path / "own_package"
+    folder.mkdir()
+    (folder / "net.py").write_text(
+        "from torch import nn\n"
+        "import own_package.steps\n"
+        "from own_package import steps\n"
+        "class Net(nn.Module):\n"
+        "    def forward(self, x): return own_package.steps.step(x)\n"
+    )
+    step = "def step(x): return x * {}\n"
+    (folder / "steps.py").write_text(step.format(1))
+    net = importlib.import_module("own_package.net")
+    digest = behaviour_digest(net.Net())
+    (folder / "steps.py").write_text(step.format(22))
+    assert behaviour_digest(net.Net()) == digest
+    importlib.reload(net.steps)
+    assert behaviour_digest(net.Net()) != digest
+    (folder / "steps.py").write_text("# A comment.\n\n" + step.format(1))
+    importlib.reload(net.steps)
+    assert behaviour_digest(net.Net()) == digest
 
 
 def test_circles_end():

@@ -20,7 +20,7 @@ from sktransfer import (
     WeightsMismatchError,
     load_backbone,
 )
-from sktransfer.backbones import _load
+from sktransfer.backbones import _load, _tiny
 from sktransfer.backbones._tiny import N_FEATURES, WEIGHTS, tiny
 
 
@@ -48,7 +48,7 @@ def test_a_spoiled_file_is_refused(tmp_path, monkeypatch):
     data[-1] ^= 1
     path = tmp_path / "tiny.safetensors"
     path.write_bytes(data)
-    monkeypatch.setattr(_load, "WEIGHTS", (path, WEIGHTS[1]))
+    monkeypatch.setattr(_tiny, "WEIGHTS", (path, WEIGHTS[1]))
     _load._load_named.cache_clear()
     with pytest.raises(WeightsMismatchError, match="was demanded"):
         load_backbone("tiny")

@@ -4,15 +4,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from torch import nn
-from torchvision.models import ResNet18_Weights
 
 from sktransfer.backbones._weights import (
     WeightsMismatchError,
     apply_weights,
-    download_weights,
     file_sha256,
-    find_entry,
-    initialise,
     module_digest,
     read_weights,
 )
@@ -84,7 +80,7 @@ def test_a_demanded_hash_is_checked(tmp_path, state):
         assert read_weights(path, f"sha256:{digits}").keys() == state.keys()
     with pytest.raises(WeightsMismatchError, match="'0{64}' was demanded"):
         read_weights(path, "sha256:" + "0" * 64)
-    with pytest.raises(ValueError, match="hex digits; got 'md5:1'"):
+    with pytest.raises(ValueError, match="Invalid hash 'md5:1'"):
         read_weights(path, "md5:1")
 
 
@@ -126,35 +122,6 @@ def test_a_mismatch_says_which_and_loads_nothing(state, change, message):
     assert module_digest(body) == before
 
 
-def test_entries_are_found_by_all_their_names():
-    entry = ResNet18_Weights.IMAGENET1K_V1
-    for weights in [
-        "default",
-        "IMAGENET1K_V1",
-        "ResNet18_Weights.IMAGENET1K_V1",
-        entry,
-    ]:
-        assert find_entry(ResNet18_Weights, weights) is entry
-    with pytest.raises(ValueError, match="Did you mean 'IMAGENET1K_V1'"):
-        find_entry(ResNet18_Weights, "imagenet1k_v2")
-    with pytest.raises(ValueError, match="weights=3 is not known"):
-        find_entry(ResNet18_Weights, 3)
-
-
-def test_no_network_is_an_error_with_the_way_out(monkeypatch, tmp_path):
-    def refuse(*args, **kwargs):
-        raise OSError("no route to host")
-
-    monkeypatch.setattr("urllib.request.OpenerDirector.open", refuse)
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    torch.hub.set_dir(str(tmp_path))
-    with pytest.raises(
-        OSError, match=r"could not be downloaded.*https://.*place it at"
-    ):
-        download_weights(ResNet18_Weights.DEFAULT)
-    assert not list(tmp_path.rglob("*.pth"))
-
-
 def test_a_digest_tells_weights_and_structure_apart():
     torch.manual_seed(0)
     one = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3))
@@ -166,78 +133,3 @@ def test_a_digest_tells_weights_and_structure_apart():
     assert module_digest(one) != module_digest(same)
     relu = nn.Sequential(nn.ReLU())
     assert module_digest(relu) != module_digest(nn.Sequential(nn.GELU()))
-
-
-class Scaled(nn.Linear):
-    """A layer whose scale its reset_parameters does not know."""
-
-    def __init__(self):
-        super().__init__(30, 20)
-        self.scale = nn.Parameter(2 + 3 * torch.randn(2000))
-        self.constant = nn.Parameter(torch.full((9,), 1e-6))
-        self.one = nn.Parameter(torch.tensor(0.3))
-        self.none = nn.Parameter(torch.zeros(0, 2))
-        self.short = nn.Parameter(torch.arange(4.0).half())
-        self.register_buffer("index", torch.arange(3.0))
-
-
-def test_of_a_parameter_alone_two_moments_are_kept():
-    layer = Scaled()
-    before = {name: t.detach().clone() for name, t in layer.state_dict().items()}
-    initialise(layer)
-    after = layer.state_dict()
-    for name in ("weight", "bias", "scale", "short"):
-        assert not torch.isclose(after[name], before[name]).all()
-    for name in ("constant", "one", "none", "index"):
-        assert torch.equal(after[name], before[name])
-    scales = torch.stack([after["scale"], before["scale"]])
-    torch.testing.assert_close(scales[0].mean(), scales[1].mean(), rtol=0, atol=0.3)
-    torch.testing.assert_close(scales[0].std(), scales[1].std(), rtol=0.1, atol=0)
-    assert abs(torch.corrcoef(scales)[0, 1]) < 0.1
-    assert after["short"].dtype == torch.float16
-    assert layer.scale.requires_grad
-
-
-def test_a_shared_parameter_is_drawn_once():
-    layer = Scaled()
-    both = nn.Sequential(layer, nn.Sequential(layer))
-    torch.manual_seed(0)
-    initialise(both)
-    assert both[1][0].scale is layer.scale
-    assert layer.scale.std() > 1
-
-
-def test_attention_is_initialised_as_it_is_made():
-    layer = nn.MultiheadAttention(8, 2)
-    with torch.no_grad():
-        for parameter in layer.parameters():
-            parameter.fill_(7)
-    initialise(layer)
-    assert layer.in_proj_weight.abs().max() < 1
-    assert not layer.in_proj_bias.any()
-    assert not layer.out_proj.bias.any()
-
-
-def test_weights_behind_a_parametrization_are_drawn_anew():
-    layer = nn.utils.parametrizations.weight_norm(nn.Linear(30, 20))
-    before = layer.weight.detach().flatten()
-    initialise(layer)
-    both = torch.stack([before, layer.weight.detach().flatten()])
-    assert abs(torch.corrcoef(both)[0, 1]) < 0.2
-
-
-class Filled(nn.Module):
-    """Sets what is within it, as it does in its constructor."""
-
-    def __init__(self, number, within):
-        super().__init__()
-        self.number, self.within = number, within
-
-    def _reset_parameters(self):
-        nn.init.constant_(next(self.parameters()), self.number)
-
-
-def test_the_outer_module_has_the_last_word():
-    module = Filled(1.0, Filled(2.0, nn.Linear(3, 2)))
-    initialise(module)
-    assert (next(module.parameters()) == 1).all()

@@ -1,8 +1,21 @@
+import copy
+import pickle
 import re
 
+import numpy as np
+import pytest
+from joblib import wrap_non_picklable_objects
 from sklearn import config_context
+from sklearn.base import clone
+from sklearn.model_selection import GridSearchCV
+from torch import nn
 
-from sktransfer import FineTuneClassifier, PretrainedFeatureExtractor
+from sktransfer import (
+    FineTuneClassifier,
+    PretrainedFeatureExtractor,
+    split_stages,
+)
+from sktransfer.embedding import _mixin
 from tests.small_network import small_backbone
 from tests.small_tasks import make_task
 
@@ -52,3 +65,59 @@ def test_text_stays_text():
     with config_context(display="text"):
         assert "text/html" not in model._repr_mimebundle_()
         assert not hasattr(model, "_repr_html_")
+
+
+class Own(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(4, 9)
+        self.body = nn.Sequential(
+            nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+        )
+
+    def forward(self, x):
+        return self.fc(self.body(x))
+
+
+@pytest.fixture
+def own():
+    """A type of network that only this process knows how to split."""
+    kind = type("Own", (Own,), {"__module__": "__main__"})
+
+    @split_stages.register(kind)
+    def split(model):
+        return nn.Sequential(*model.body)
+
+    return kind
+
+
+@pytest.mark.slow
+def test_workers_split_as_it_was_registered(own):
+    X, y = np.random.default_rng(0).random((8, 64)), np.arange(8) % 2
+    scores = {}
+    for backbone in (own(), own):
+        model = FineTuneClassifier(backbone, image_size=8, max_epochs=1, random_state=0)
+        for n_jobs in (None, 2):
+            search = GridSearchCV(model, {"freeze": [0, 2]}, cv=2, n_jobs=n_jobs)
+            search.set_params(scoring="neg_log_loss", error_score="raise", refit=False)
+            scores[n_jobs] = search.fit(X, y).cv_results_["mean_test_score"]
+        assert scores[2].tolist() == scores[None].tolist()
+
+
+def test_what_is_registered_goes_with_an_estimator_that_needs_it(own, monkeypatch):
+    others = FineTuneClassifier(Own()).__getstate__()
+    assert others.keys() - {"_sklearn_version"} == vars(FineTuneClassifier()).keys()
+    model = FineTuneClassifier(own(), max_epochs=3)
+    for copied in (copy.copy(model), copy.deepcopy(model), clone(model)):
+        assert vars(copied).keys() == vars(model).keys()
+        assert copied.max_epochs == 3
+    by_value = wrap_non_picklable_objects(
+        PretrainedFeatureExtractor(own()), keep_wrapper=False
+    )
+    registered, dumped = {}, pickle.dumps(by_value)
+    monkeypatch.setattr(_mixin, "registered_split", registered.get)
+    monkeypatch.setattr(split_stages, "register", registered.__setitem__)
+    loaded = pickle.loads(dumped)
+    ((kind, split),) = registered.items()
+    assert kind is type(loaded.backbone)
+    assert len(split(loaded.backbone)) == 3
