@@ -1,5 +1,6 @@
 import ast
 import importlib
+import re
 import sys
 from pathlib import Path
 
@@ -133,3 +134,23 @@ def test_import_opens_no_file_but_modules_and_no_connection():
             del sys.modules[name]
         sys.modules.update(before)
     assert not [path for path in opened if "__pycache__" not in str(path)]
+
+
+def test_only_readers_know_how_images_are_made_of_pixels():
+    """Other kinds of samples then need no change anywhere else."""
+    for module, code in modules():
+        if module.startswith("inputs."):
+            continue
+        words = {*ast.walk(ast.parse(code))}
+        docs = {id(node.body[0].value) for node in words if ast_docstring(node)}
+        for node in words:
+            names = [getattr(node, key, "") for key in ("id", "attr", "name", "arg")]
+            if isinstance(node, ast.Constant) and id(node) not in docs:
+                names.append(node.value)
+            text = " ".join(name for name in names if isinstance(name, str))
+            assert not re.search(r"PIL|(?i:crop|pixel)", text), f"{module}: {text}"
+
+
+def ast_docstring(node):
+    kinds = ast.Module | ast.ClassDef | ast.FunctionDef
+    return isinstance(node, kinds) and ast.get_docstring(node) is not None

@@ -338,7 +338,7 @@ class _Tokens(nn.Module):
         # Another shape may have the same number of patches, and would give nonsense.
         if tuple(x.shape[2:]) != self.size:
             raise ValueError(
-                f"this vision transformer takes inputs of {self.size} pixels, got "
+                f"this vision transformer takes inputs of size {self.size}, got "
                 f"{tuple(x.shape[2:])}"
             )
         patches = self.patches(x).flatten(2).transpose(1, 2)

@@ -172,7 +172,7 @@ def test_any_module_is_initialised_at_random(make):
 
 
 def test_a_library_is_one_module_and_its_prefix(monkeypatch):
-    recipe = load_backbone("tiny").reader.at_size(20)
+    recipe = load_backbone("tiny").reader.resized_to(20)
     library = types.SimpleNamespace(
         load=lambda name, weights: ({"net": three_stages}[name](), recipe),
         reader_of=lambda model: recipe,

@@ -288,7 +288,7 @@ def test_transform_of_the_input_stays_only_where_it_is_on():
 
 def test_vision_transformer_refuses_other_sizes():
     stages = split_stages(build("vit_b_32"))
-    with pytest.raises(ValueError, match=r"\(64, 64\) pixels, got \(32, 128\)"):
+    with pytest.raises(ValueError, match=r"\(64, 64\), got \(32, 128\)"):
         stages(torch.zeros(1, 3, 32, 128))
 
 
