@@ -284,7 +284,7 @@ def test_groups_keep_the_choice_honest():
     honest = regressor.fit(many, numbers, groups=groups).alpha_
     assert honest > regressor.fit(many, numbers).alpha_
     for wrong, what in ((groups[:5], "5 values"), ([None] * 180, "missing values in")):
-        with pytest.raises(ValueError, match=f"groups has {what}.* one group for each"):
+        with pytest.raises(ValueError, match=f"groups: .*, got {what}.* one group for"):
             probe().fit(many, y, groups=wrong)
 
 
