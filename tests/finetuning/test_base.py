@@ -495,9 +495,9 @@ def test_bad_data_is_refused_and_leaves_it_unfitted(change, message, task):
 @pytest.mark.parametrize(
     ("y", "message"),
     [
-        ([{1}, {2}] * 6, r"types \['set'\]. Accepted is one label .*MultiLabelBinar"),
-        (np.array([1, "a"] * 6, dtype=object), r"types \['int', 'str'\]. Accepted"),
-        (np.array([0, 1] * 6, dtype=object), r"types \['int'\]. Accepted"),
+        ([{1}, {2}] * 6, r"types \['set'\]. Expected one label .*MultiLabelBinar"),
+        (np.array([1, "a"] * 6, dtype=object), r"types \['int', 'str'\]. Expected"),
+        (np.array([0, 1] * 6, dtype=object), r"types \['int'\]. Expected"),
     ],
 )
 def test_labels_of_no_one_type_are_refused(y, message, task):
@@ -508,7 +508,7 @@ def test_labels_of_no_one_type_are_refused(y, message, task):
 @pytest.mark.parametrize("kind", [str, object])
 def test_a_regressor_refuses_labels(kind, task):
     regressor = FineTuneRegressor(small_backbone())
-    with pytest.raises(ValueError, match="no number .*'a'.* for FineTuneClassifier"):
+    with pytest.raises(ValueError, match="numbers .*'a'.* use FineTuneClassifier"):
         regressor.fit(task[0][:6], np.array(list("ababab"), dtype=kind))
     regressor.set_params(max_epochs=0).fit(task[0][:4], np.array(list("1212"), kind))
 
@@ -562,7 +562,7 @@ def test_regression_of_one_and_several_targets(task):
     assert one.score(X, red) > 0.7
     two = FineTuneRegressor(max_epochs=40, early_stopping=True, **settings)
     assert two.fit(X, np.column_stack([red, 1000 + bright])).predict(X).shape == (36, 2)
-    with pytest.raises(ValueError, match="y has 1 targets"):
+    with pytest.raises(ValueError, match="expected 2 targets .* got 1"):
         two.partial_fit(X, red)
 
 
@@ -696,7 +696,7 @@ def test_a_class_may_be_left_out_but_not_count_against(task):
     fitted = model(class_weight={"ant": 0, "bee": 1, "wasp": 2}, max_epochs=1)
     fitted.fit(*task)
     assert (fitted.n_images_, fitted.class_count_.tolist()) == (24, [0, 12, 12])
-    with pytest.raises(ValueError, match="negative weight"):
+    with pytest.raises(ValueError, match="no negative weight"):
         fitted.set_params(class_weight={"ant": -1}).fit(*task)
     with pytest.raises(ValueError, match="All class weights are zero"):
         fitted.set_params(class_weight=dict.fromkeys(np.unique(task[1]), 0)).fit(*task)

@@ -101,7 +101,7 @@ def test_a_call_that_is_interrupted_leaves_the_optimizer_as_it_was():
 def test_classes_of_further_calls_are_those_of_the_first():
     model = classifier().partial_fit(X, LABELS, classes=[2, 1, 0])
     model.partial_fit(X, LABELS, classes=[0, 1, 2])
-    with pytest.raises(ValueError, match=r"classes=\[0, 1\] is not the same as in"):
+    with pytest.raises(ValueError, match=r"classes=\[0, 1\]: expected the classes"):
         model.partial_fit(X[LABELS < 2], LABELS[LABELS < 2], classes=[0, 1])
 
 
