@@ -23,9 +23,9 @@ def find_source(estimator):
     if len(outer) != 1:
         raise ValueError(
             f"{type(estimator).__name__} has {len(outer)} parts with a pretrained "
-            f"network{f' ({outer})' if outer else ''}: expected exactly one. Accepted "
-            "are FineTuneClassifier, FineTuneRegressor, and pipelines and searches "
-            "with one of these or a PretrainedFeatureExtractor."
+            f"network{f' ({outer})' if outer else ''}, and exactly one is needed. "
+            "Accepted are FineTuneClassifier, FineTuneRegressor, and pipelines and "
+            "searches with one of these or a PretrainedFeatureExtractor."
         )
     return outer[0], found[outer[0]]
 
