@@ -1,1 +1,1 @@
-"""A head on a backbone, trained with as many of its stages as are not frozen."""
+"""Fine-tuning: a head on a backbone, trained with the stages that are not frozen."""

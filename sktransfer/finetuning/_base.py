@@ -1,4 +1,4 @@
-"""What FineTuneClassifier and FineTuneRegressor share: all but the meaning of `y`."""
+"""The fit that FineTuneClassifier and FineTuneRegressor share."""
 
 import copy
 import time
@@ -42,13 +42,14 @@ from sktransfer.finetuning._train import Plan, epochs_table, train
 from sktransfer.inputs._image_tables import table_range
 from sktransfer.inputs._validate import as_samples, check_samples
 
-# What scikit-learn keeps of a table.
+# The fitted attributes that `fit` with a warm start keeps, so that scikit-learn checks
+# the columns of the new table against those of the first.
 _COLUMNS = ("n_features_in_", "feature_names_in_")
 
 
 @dataclass
 class _Job:
-    """What a call of `fit` or `partial_fit` is to do."""
+    """What distinguishes one call of `fit` or `partial_fit` from another."""
 
     epochs: int
     classes: object = None
@@ -57,31 +58,37 @@ class _Job:
 
 
 class BaseFineTune(SharedParameters, StagesReprMixin, SourceMixin, BaseEstimator):
-    """What classifier and regressor share: all but the meaning of `y`."""
+    """Base class of the fine-tuned estimators, which differ in their targets alone."""
 
     @_fit_context(prefer_skip_nested_validation=True)
     def fit(self, X, y, sample_weight=None, groups=None):
-        """Tune the network on images and their targets.
+        """Fine-tune the network on images and their targets.
 
         Parameters
         ----------
         X : sequence of images, or array-like of shape (n_samples, n_pixels)
+            The training images.
         y : array-like of shape (n_samples,) or (n_samples, n_outputs)
+            The targets of the images.
         sample_weight : array-like of shape (n_samples,), optional
-            A weight of k is the same as k copies of the image, one of 0 as none.
+            The weights of the images. A weight of k is equivalent to k copies of the
+            image, and a weight of 0 to leaving the image out. If None, all images have
+            a weight of one.
         groups : array-like of shape (n_samples,), optional
-            Images of one group, such as those of one patient, are never divided
-            between what is trained on and what is held out, for early stopping or the
-            choice of the penalty.
+            The group of each image, such as its patient. Images of the same group are
+            never split between the training data and the data that is held out for
+            early stopping or for choosing the penalty.
 
         Returns
         -------
         self
-            This estimator, fitted. If the fit fails or is interrupted, it is unfitted;
-            a parameter that is refused leaves it as it was.
+            The fitted estimator. A fit that fails or is interrupted leaves it
+            unfitted; a parameter that is refused leaves it unchanged.
         """
         start = copy.copy(self) if self.warm_start and self._is_fitted() else None
         kept = _COLUMNS if start is not None else ()
+        # Attributes that this fit does not set, such as `C_` of a head that was solved
+        # before, must not remain, and a fit that fails must leave no model at all.
         for name in [name for name in vars(self) if name.endswith("_")]:
             if name not in kept:
                 delattr(self, name)
@@ -91,19 +98,21 @@ class BaseFineTune(SharedParameters, StagesReprMixin, SourceMixin, BaseEstimator
 
     def _partial_fit(self, X, y, sample_weight, classes=None):
         start = self if self._is_fitted() else None
+        # Everything is computed first and set at the end: a call that fails or is
+        # interrupted must leave the estimator as it was.
         job = _Job(1, classes=classes, partial=True)
         fitted = self._fitted(X, y, sample_weight, start, job)
         if start is not None:
             for name in ("history_", "n_images_", "class_count_"):
                 if name in fitted:
                     fitted[name] = getattr(self, name) + fitted[name]
-            # The head that it was chosen for is another one now.
+            # The penalty was chosen for the solved head, which training has changed.
             vars(self).pop(f"{self._penalty}_", None)
         vars(self).update(fitted)
         return self
 
     def _fitted(self, X, y, sample_weight, start, job):
-        """Fit; return what is to be known of it."""
+        """Fit and return the fitted attributes."""
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
         backbone = self._load(seed) if start is None else start.backbone_
         reader, reset = backbone.reader, start is None
@@ -116,6 +125,8 @@ class BaseFineTune(SharedParameters, StagesReprMixin, SourceMixin, BaseEstimator
         )
         _check_some_weigh(weights, "sample")
         value_range = None
+        # A table does not say which value is white. What the first fit saw applies to
+        # later fits and predictions too, or equal rows would be read differently.
         if isinstance(checked, np.ndarray):
             known_range = start and start.value_range_
             value_range = known_range or table_range(checked[weights > 0])
@@ -123,14 +134,17 @@ class BaseFineTune(SharedParameters, StagesReprMixin, SourceMixin, BaseEstimator
         before = start and fitted_targets(start)
         targets = self._targets(y, weights, job.classes, before)
         encoded = targets.encode(y, weights)
+        # A class weight of 0 may leave out what was left by the sample weights.
         weights = targets.weighted(encoded, weights)
         _check_some_weigh(weights, "class")
         positive = weights > 0
         counts = {"n_images_": int(positive.sum()), **targets.counts(encoded[positive])}
         examples = Examples(samples, encoded, weights, _codes(job.groups, y))
+        # A warm start sees all its data again: its weights are relative to each other.
         if start is not None and job.partial:
             examples.go_on_from(*start.seen_)
         if distils(self):
+            # From the raw `X`: a teacher may read images differently.
             scores = teacher_scores(self, targets, X, examples.samples.rows)
             examples.targets = np.column_stack([examples.targets, scores])
         inputs = self._inputs(backbone, examples)
@@ -138,15 +152,17 @@ class BaseFineTune(SharedParameters, StagesReprMixin, SourceMixin, BaseEstimator
         return {**counts, **tuned, "value_range_": value_range}
 
     def _tune(self, inputs, targets, seed, start, job) -> dict:
-        """Train on examples; return the fitted attributes."""
+        """Train on the examples and return the fitted attributes."""
         examples, prefix = inputs.examples, inputs.prefix
+        # L2-SP pulls further fits to the source of the first, not to what it tuned.
         source, done = prefix.backbone, 0
         if start is not None:
             source, done = start.source_, start.n_iter_
         solves = self._solves_head(inputs.all_frozen) and not job.partial
         self._refuse_no_training(inputs, start, job.epochs or solves)
         parts = self._split(examples, targets, seed, solves)
-        # Another fit, though a warm one, sees all its data: another call may not.
+        # A fit has all its data, even with a warm start. A call of `partial_fit` may
+        # have a part of it, and standardises by the calls before, too.
         before = start if job.partial else None
         targets, examples.targets = targets.standardised(
             examples, parts[0], before.seen_[0] if before else 0.0
@@ -159,10 +175,10 @@ class BaseFineTune(SharedParameters, StagesReprMixin, SourceMixin, BaseEstimator
             epochs=0 if solves else job.epochs,
             epochs_done=done,
             source=source.stages[prefix.depth :],
-            # After loading, there is no net.
+            # A loaded estimator has no net, since `save` leaves it out.
             optimizer_before=getattr(getattr(before, "net_", None), "optimizer_", None),
         )
-        # Other pictures, orders and drops in each call that goes on.
+        # Each call that continues has an order, augmentation and dropout of its own.
         with seeded(_mixed(seed, done), prefix.device):
             head, found = self._head(inputs, parts, plan, start, solves)
             network, net = self._train(inputs, parts, plan, head)
@@ -187,18 +203,21 @@ class BaseFineTune(SharedParameters, StagesReprMixin, SourceMixin, BaseEstimator
         return Inputs(prefix, resolve_cache(self.cache), examples, augment)
 
     def _head(self, inputs, parts, plan, start, solves):
-        """Make the head that the training begins with, and what is to be told of it."""
+        """Return the head that the training starts with, and its fitted attributes."""
         if solves:
             return self._solved_head(inputs, plan.targets)
         if start is None:
             return self._first_head(inputs, parts, plan)
+        # A copy, so that an interrupted call leaves the fitted head unchanged.
         head = copy.deepcopy(start.head_)
+        # The embeddings of tuned stages change with each call: no mean of them holds.
         if plan.phase == "call" and inputs.all_frozen:
             restandardise(head, inputs.embeddings(), start.seen_[1])
         return head, {}
 
     def _train(self, inputs, parts, plan, head):
         """Train the stages that are not frozen, and the head."""
+        # From scratch, the statistics of batch norms have yet to be learnt.
         network = inputs.network(
             head, self.precision, fixed_norms=self.weights is not None
         )
@@ -207,8 +226,9 @@ class BaseFineTune(SharedParameters, StagesReprMixin, SourceMixin, BaseEstimator
         return network, train(network, inputs.rows(rows, training=True), valid, plan)
 
     def _solves_head(self, all_frozen: bool) -> bool:
-        """Whether `fit` solves a convex problem, where there is nothing else to do."""
+        """Whether the whole fit is a convex problem, which `fit` then solves."""
         plain = not (self.net_params or self.dropout or len(self.hidden_layer_sizes))
+        # These only make sense for gradient descent, so they ask for it.
         own = callable(self.optimizer) or distils(self)
         usual = plain and not own and self.augment is None
         return bool(self.solve_head and all_frozen and usual)
@@ -218,12 +238,13 @@ class BaseFineTune(SharedParameters, StagesReprMixin, SourceMixin, BaseEstimator
         by_head = start is None and not scratch and not inputs.all_frozen
         if not anything and not (by_head and self.head_epochs):
             raise ValueError(
-                f"max_epochs={self.max_epochs} leaves nothing to train. Pass at least "
-                "1, or freeze='all', which fits the head alone."
+                f"Invalid max_epochs={self.max_epochs}: expected at least 1, since "
+                "there is nothing else to train. Increase max_epochs, or pass "
+                "freeze='all', which trains the head alone."
             )
 
     def _solved_head(self, inputs, targets):
-        """Make the head of a linear probe, with the best coefficients there are."""
+        """Return the head of a linear probe, solved to its optimum."""
         begin, name = time.perf_counter(), self._penalty
         embeddings, examples = inputs.embeddings(), inputs.examples
         zeros = np.zeros(targets.n_outputs)
@@ -238,27 +259,29 @@ class BaseFineTune(SharedParameters, StagesReprMixin, SourceMixin, BaseEstimator
     def _first_head(self, inputs, parts, plan):
         """Make the head and train it alone, on the embeddings of the source network.
 
-        A random head would first spoil the features that it stands on: Kumar et al.,
-        "Fine-tuning can distort pretrained features and underperform
-        out-of-distribution", ICLR 2022.
+        Gradients through a random head would distort the pretrained features (Kumar et
+        al., "Fine-tuning can distort pretrained features and underperform
+        out-of-distribution", ICLR 2022).
         """
         sizes, examples = self.hidden_layer_sizes, inputs.examples
         if not all(isinstance(size, Integral) and size > 0 for size in sizes):
             raise ValueError(
-                f"hidden_layer_sizes={sizes!r} are no sizes. Accepted are positive "
-                "integers, one for each hidden layer, as in (64, 32)."
+                f"Invalid hidden_layer_sizes={sizes!r}: expected positive integers, "
+                "one for each hidden layer, as in (64, 32)."
             )
         rows, held_out = parts
         encoded, weights = examples.targets[rows], examples.weights[rows]
         layers = sizes, self.dropout, plan.targets.prior_scores(encoded, weights)
         if self.weights is None and not inputs.all_frozen:
-            # There are no features to keep, nor any scale of them: it is to be learnt.
+            # Random features are not worth preserving, and their scale will change.
             neutral = Standardise.nothing(inputs.prefix.backbone.n_features)
             return make_head(neutral, *layers), {}
         embeddings = inputs.embeddings()
         head = make_head(Standardise.of(embeddings[rows]), *layers)
+        # With all stages frozen, the main training is that of the head alone.
         if not self.head_epochs or inputs.all_frozen:
             return head, {}
+        # A bound method and not a lambda: spawned workers get a pickle of it.
         read = torch.from_numpy(embeddings).__getitem__
         net = train(
             Network(torch.nn.Sequential(), head),
@@ -269,18 +292,19 @@ class BaseFineTune(SharedParameters, StagesReprMixin, SourceMixin, BaseEstimator
         return head.cpu(), {"history_": epochs_table(net, "head")}
 
     def _split(self, examples, targets, seed, solves):
-        """Numbers of the examples to train on, and of those to validate on, if any."""
+        """Return the indices of the examples to train and, if any, to validate on."""
         everything, groups = np.arange(len(examples)), examples.groups
         if not self.early_stopping or solves:
             return everything, None
         try:
+            # Only classes, which are in the first column, are stratified.
             kind = targets.splitter if groups is None else GroupShuffleSplit
             splitter = kind(1, test_size=self.validation_fraction, random_state=seed)
             return next(splitter.split(everything, examples.targets[:, 0], groups))
         except ValueError as error:
             raise ValueError(
                 f"early_stopping=True cannot set aside validation_fraction="
-                f"{self.validation_fraction} of {len(examples)} different examples: "
+                f"{self.validation_fraction} of {len(examples)} distinct examples: "
                 f"{error} Pass more examples, a larger validation_fraction, or "
                 "early_stopping=False."
             ) from error
@@ -291,7 +315,7 @@ class BaseFineTune(SharedParameters, StagesReprMixin, SourceMixin, BaseEstimator
         return Prefix(backbone, depth, pooling, device=device, precision=precision)
 
     def _outputs(self, X) -> np.ndarray:
-        """Outputs of the head for images, (n_samples, n_outputs) float64."""
+        """Return the outputs of the head, float64 of shape (n_samples, n_outputs)."""
         check_is_fitted(self)
         reader = self.backbone_.reader
         checked = check_samples(self, X, reader=reader, reset=False)
@@ -300,6 +324,8 @@ class BaseFineTune(SharedParameters, StagesReprMixin, SourceMixin, BaseEstimator
         embeddings = embed_tuned(
             samples, whole, self.freeze_depth_, resolve_cache(self.cache)
         )
+        # In float64, since float32 could round probabilities to a tie where the logits
+        # differ, and let a row depend on the size of its batch.
         head = copy.deepcopy(self.head_).cpu().double().eval()
         with torch.inference_mode():
             return head(embeddings.double()).numpy()
@@ -311,19 +337,20 @@ class BaseFineTune(SharedParameters, StagesReprMixin, SourceMixin, BaseEstimator
 
     def __sklearn_tags__(self):
         tags = super().__sklearn_tags__()
+        # A stack of grey images has three dimensions.
         tags.input_tags.three_d_array = True
         tags.target_tags.multi_output = True
         return tags
 
     @property
     def frozen_stages_(self):
-        """Names of the leading stages that were not trained."""
+        """The names of the leading stages that were frozen."""
         check_is_fitted(self)
         return self.backbone_.stage_names[: self.freeze_depth_]
 
     @property
     def n_trained_parameters_(self):
-        """Number of parameters of the stages that were trained, and of the head."""
+        """The number of parameters of the trained stages and the head."""
         check_is_fitted(self)
         trained = [self.backbone_.stages[self.freeze_depth_ :], self.head_]
         return sum(p.numel() for part in trained for p in part.parameters())
@@ -338,43 +365,46 @@ def _check_some_weigh(weights, kind: str) -> None:
     if not (weights > 0).any():
         raise ValueError(
             f"All {kind} weights are zero, which leaves no example to learn from. "
-            f"{kind.capitalize()} weights must contain at least one non-zero number."
+            f"Pass at least one positive {kind} weight."
         )
 
 
 def _tuned(prefix: Prefix, network: Network) -> dict:
-    """What is to be kept of a network that was trained."""
+    """Return the fitted attributes that hold a trained network."""
     return {
         "backbone_": prefix.backbone.tuned(prefix.depth, network.suffix),
-        # On the CPU, as the backbone: a pickle must open where there is no GPU.
+        # On the CPU, like the backbone, since a pickle must open without a GPU.
         "head_": copy.deepcopy(network.head).cpu(),
         "freeze_depth_": prefix.depth,
     }
 
 
 def _mixed(seed: int, done: int) -> int:
-    """Seed of a fit that goes on after some epochs; the first one's is as it is."""
+    """Return the seed of a fit that continues after `done` epochs."""
     if not done:
         return seed
     return int(np.random.SeedSequence((seed, done)).generate_state(1)[0])
 
 
 def _codes(groups, y) -> np.ndarray | None:
-    """Number the groups."""
+    """Return the groups as integers, or None if there are none."""
     if groups is None:
         return None
     groups = column_or_1d(groups)
+    # NaN is the value that differs from itself.
     missing = np.flatnonzero([g is None or g != g for g in groups.tolist()])
     if len(groups) != len(y) or len(missing):
         what = f"{len(groups)} values" if len(groups) != len(y) else "missing values"
         where = f" in rows {missing[:5].tolist()}" if len(missing) else ""
         raise ValueError(
-            f"groups has {what}{where}, and y has {len(y)} targets. Pass one group for "
-            "each image, such as the number of its patient."
+            f"Invalid groups: expected one group for each of the {len(y)} targets in "
+            f"y, got {what}{where}. Pass one group for each image, such as the number "
+            "of its patient."
         )
     return np.unique(groups, return_inverse=True)[1]
 
 
 def _column(y):
+    # scikit-learn allows sparse indicator matrices, but torch trains on dense ones.
     y = y.toarray() if issparse(y) else y
     return column_or_1d(y, warn=True) if y.ndim == 2 and y.shape[1] == 1 else y

@@ -1,4 +1,4 @@
-"""Callbacks of the training: schedules, L2-SP, unfreezing, divergence, stopping."""
+"""Training callbacks: schedules, L2-SP, unfreezing, divergence, early stopping."""
 
 import functools
 import math
@@ -11,17 +11,18 @@ from torch.optim import lr_scheduler
 
 from sktransfer.finetuning._network import Network
 
-# Li et al. (2018) weigh the head's decay at a tenth of the pull to the source.
+# Li et al. (2018) give the decay of the head a tenth of the strength of the pull.
 _HEAD_PULL = 0.1
 
 
 def callbacks_of(plan, n_steps: int, validates: bool) -> list:
-    """Callbacks of a phase of training, each with its name.
+    """Return the named callbacks of a phase of the training.
 
-    A regulariser or schedule more is a callback here and a parameter of the estimator.
+    To add a regulariser or schedule, add a callback here and a parameter to the
+    estimators.
     """
     estimator = plan.estimator
-    # The head that is trained first rests on stages that nobody trains yet.
+    # While the head is trained first, no stage is trained.
     unfreezes = estimator.unfreeze_every and plan.phase != "head"
     made = {
         "real_rows": CountRealRows(),
@@ -35,18 +36,24 @@ def callbacks_of(plan, n_steps: int, validates: bool) -> list:
 
 
 def stopping_of(plan) -> list:
-    """Stop early; after all other callbacks, which are to hear of the last epoch."""
+    """Return the callback of early stopping, if any.
+
+    It must come after all other callbacks, which would miss the last epoch otherwise.
+    """
     estimator = plan.estimator
     if not estimator.early_stopping or plan.phase == "head" or not plan.epochs:
         return []
-    # Any fall of the loss is one, however small.
+    # Any decrease of the loss counts, however small. Skorch's default is relative.
     settings = {"threshold": 0.0, "load_best": True, "sink": silent}
     patience = estimator.n_iter_no_change
     return [("early_stopping", EarlyStopping(patience=patience, **settings))]
 
 
 def stopped_early(net) -> bool:
-    """Whether an interrupt was skorch's way to end a fit, and not a Ctrl-C."""
+    """Whether an interrupt was skorch's early stopping, and not Ctrl-C.
+
+    Skorch ends a fit by raising a KeyboardInterrupt, too.
+    """
     return any(
         isinstance(callback, EarlyStopping) and callback.misses_ == callback.patience
         for _, callback in net.callbacks_
@@ -55,7 +62,8 @@ def stopped_early(net) -> bool:
 
 def _schedule(plan, n_steps: int) -> LRScheduler | None:
     policy = LR_SCHEDULES[plan.estimator.lr_schedule]
-    # Nobody knows how many calls of `partial_fit` will come.
+    # The number of calls of `partial_fit` to come is unknown, and so is their schedule.
+    # The first head is trained at a constant rate, too.
     if policy is None or plan.phase != "tune":
         return None
     return LRScheduler(
@@ -64,22 +72,23 @@ def _schedule(plan, n_steps: int) -> LRScheduler | None:
 
 
 def _cosine(optimizer, n_steps, given, last_epoch=-1):
-    # Torch's own computes each rate from the one before, and adds up the roundings.
+    # CosineAnnealingLR of torch computes each rate from the previous one, and thereby
+    # accumulates rounding errors.
     factor = functools.partial(cosine, n_steps)
     return lr_scheduler.LambdaLR(optimizer, factor)
 
 
 def cosine(n_steps: int, step: int) -> float:
-    """Factor of the learning rate at a step: half a cosine from 1 to 0."""
+    """Return the factor of the learning rate at a step: half a cosine from 1 to 0."""
     return 0.5 * (1 + math.cos(math.pi * min(step / n_steps, 1)))
 
 
 def _one_cycle(optimizer, n_steps, given, last_epoch=-1):
     has_momentum = not optimizer.defaults.keys().isdisjoint(("momentum", "betas"))
-    # A momentum of the user stays as it is.
+    # A momentum that the user has set must not be cycled.
     own = not given.isdisjoint(("optimizer__momentum", "optimizer__betas"))
     peaks = [group["lr"] for group in optimizer.param_groups]
-    # One step more than there are, since skorch asks for the rate after the last.
+    # One more step than there are, since skorch asks for the rate after the last one.
     return lr_scheduler.OneCycleLR(
         optimizer,
         max_lr=peaks,
@@ -88,22 +97,22 @@ def _one_cycle(optimizer, n_steps, given, last_epoch=-1):
     )
 
 
-# How rates change from step to step: functions of the optimizer, the number of steps
-# and the names of what the user has set.
+# How learning rates change from step to step: functions of the optimizer, the number of
+# steps and the names of the arguments that the user has set.
 LR_SCHEDULES = {"cosine": _cosine, "one-cycle": _one_cycle, "constant": None}
 
 
 def bare(net: NeuralNet) -> Network:
-    """The network of a net, out of what spreads it over processes."""
+    """Return the network of a net, without the wrapper of distributed training."""
     return getattr(net.module_, "module", net.module_)
 
 
 class PullToSource(Callback):
-    """L2-SP: add the gradient of the pull of the weights to those of the source.
+    """L2-SP: pull the weights towards those of the source.
 
-    Of ``strength / 2 * |w - w_source|^2 + beta / 2 * |head|^2``, Li, Grandvalet and
-    Davoine, "Explicit inductive bias for transfer learning with convolutional
-    networks", ICML 2018.
+    It adds the gradient of ``strength / 2 * |w - w_source|^2 + beta / 2 * |head|^2``,
+    as proposed by Li, Grandvalet and Davoine, "Explicit inductive bias for transfer
+    learning with convolutional networks", ICML 2018.
     """
 
     def __init__(self, strength: float, source: nn.Module):
@@ -112,6 +121,7 @@ class PullToSource(Callback):
 
     def on_train_begin(self, net, **kwargs):
         own = dict(bare(net).suffix.named_parameters())
+        # The suffix is empty while the head is trained alone.
         source = dict(self.source.named_parameters()) if own else {}
         self.start_ = {
             name: parameter.detach().to(own[name].device)
@@ -121,6 +131,7 @@ class PullToSource(Callback):
     def on_grad_computed(self, net, named_parameters, **kwargs):
         with torch.no_grad():
             for name, parameter in bare(net).suffix.named_parameters():
+                # Stages that gradual unfreezing has not reached have no gradient.
                 if parameter.grad is not None:
                     away = parameter - self.start_[name]
                     parameter.grad.add_(away, alpha=self.strength)
@@ -128,15 +139,15 @@ class PullToSource(Callback):
                 parameter.grad.add_(parameter, alpha=_HEAD_PULL * self.strength)
 
     def on_train_end(self, net, **kwargs):
+        # On a GPU, these are a second copy of the network, which must not stay there.
         del self.start_
 
 
 class GradualUnfreezing(Callback):
-    """Let one more stage train, from the last to the first, every so many epochs.
+    """Train one more stage every few epochs, from the last stage to the first.
 
-    A stage without parameters, such as pooling, does not take an epoch.
-
-    Howard and Ruder, "Universal language model fine-tuning for text
+    A stage without parameters, such as pooling, does not take an epoch. The method is
+    from Howard and Ruder, "Universal language model fine-tuning for text
     classification", ACL 2018.
     """
 
@@ -151,35 +162,38 @@ class GradualUnfreezing(Callback):
         bare(net).rest(stages[-awake] if awake <= len(stages) else 0)
 
     def on_train_end(self, net, **kwargs):
+        # The fitted network must not depend on how far the unfreezing came.
         bare(net).rest(0)
 
 
 class CountRealRows(Callback):
-    """Leave the rows that only fill up a batch out of the means of an epoch."""
+    """Exclude the rows that only fill up a batch from the means of an epoch."""
 
     def on_batch_end(self, net, batch, training, **kwargs):
         _, y = batch
+        # Skorch weights the loss of each batch by this number, which it has set to the
+        # length of the batch.
         name = "train_batch_size" if training else "valid_batch_size"
         net.history.record_batch(name, int((y[:, -1] > 0).sum()))
 
 
 class RefuseDivergence(Callback):
-    """Stop with an error where the loss is no number: nothing is learnt from there."""
+    """Stop with an error if the loss is not finite, since training cannot recover."""
 
     def on_epoch_end(self, net, **kwargs):
         epoch = net.history[-1]
-        # A user may have taken the scoring out.
+        # The user may have removed the scoring by `net_params`.
         loss = epoch.get("train_loss", 0.0)
         if not math.isfinite(loss):
             raise ValueError(
                 f"Training diverged: the loss of epoch {epoch['epoch']} is {loss}. Use "
-                f"a lower lr, now {net.lr}, and check that targets and sample weights "
-                "are of moderate size."
+                f"a lower lr (it was {net.lr}), and check that the targets and sample "
+                "weights are of moderate size."
             )
 
 
 def _scoring(targets) -> EpochScoring:
-    """A score on the validation rows, for the table of epochs."""
+    """Return the callback that computes `valid_score` on the validation rows."""
     score = functools.partial(_validation_score, targets)
     return EpochScoring(score, lower_is_better=False, name="valid_score")
 
@@ -190,4 +204,4 @@ def _validation_score(targets, net, X, y) -> float:
 
 
 def silent(*args, **kwargs):
-    pass
+    """Take the place of `print`, and print nothing."""

@@ -1,4 +1,4 @@
-"""FineTuneClassifier: a pretrained network, tuned to tell classes."""
+"""FineTuneClassifier: a pretrained network that is tuned to classify images."""
 
 from numbers import Real
 
@@ -11,163 +11,191 @@ from sktransfer.finetuning._targets import fitted_targets, label_targets
 
 
 class FineTuneClassifier(ClassifierMixin, BaseFineTune):
-    """Classify images with a pretrained network, tuned end to end.
+    """Classify images with a pretrained network that is fine-tuned end to end.
 
-    The last layer of the network gives way to a new head, and head and stages are
-    trained on the target task, as many of the stages as `freeze` leaves.
+    The last layer of the network is replaced by a new head, which is trained on the
+    target task together with the stages that `freeze` leaves.
 
     Parameters
     ----------
     backbone : str, callable, torch.nn.Module, Backbone or fitted estimator, \
             default="tiny"
-        The network; see `load_backbone`. A fitted `FineTuneClassifier` or
-        `FineTuneRegressor` gives its tuned weights: one's own source task.
+        The pretrained network; see `load_backbone` for the names and objects that are
+        accepted. From a fitted `FineTuneClassifier` or `FineTuneRegressor`, its tuned
+        weights are taken, so that training starts from your own source task.
     weights : str, enum member, path, (path, "sha256:...") or None, default="default"
-        The weights to start from; see `load_backbone`. None initialises at random:
-        training from scratch, the baseline that shows whether transfer helps. Only
-        then do batch norms learn new statistics; else they keep those of the source.
+        The weights to start from; see `load_backbone`. If None, the network is
+        initialised at random and trained from scratch, which is the baseline that
+        shows whether transfer helps. Batch norms learn new statistics only in that
+        case; otherwise they keep those of the source.
     freeze : int or str, default=0
-        How many leading stages stay as they are, to the last bit, batch-norm
-        statistics included: a number (negative counts from the end), the name of the
-        last frozen stage, or "all", which fits the head alone (a linear probe). Where
-        only stages without parameters, such as pooling, would be left, it is "all".
+        How many leading stages are frozen: a number (negative numbers count from the
+        end), the name of the last frozen stage, or "all", which trains the head alone
+        (a linear probe). Frozen stages stay bit-identical, batch-norm statistics
+        included. If only stages without parameters, such as pooling, would be left to
+        train, all stages are frozen.
     hidden_layer_sizes : tuple of int, default=()
-        Widths of fully connected ReLU layers between embedding and output.
+        The widths of the fully connected ReLU layers between the embedding and the
+        output layer.
     dropout : float, default=0.0
-        Probability of dropping a unit after each hidden layer; without hidden layers,
-        of dropping a feature of the embedding.
+        The probability of dropping a unit after each hidden layer or, without hidden
+        layers, of dropping a feature of the embedding.
     optimizer : {"adamw", "sgd"} or a torch optimizer class, default="adamw"
-        "sgd" has Nesterov momentum 0.9. Options go through `net_params`, as in
-        ``{"optimizer__momentum": 0.8}``.
+        The optimizer. "sgd" uses a Nesterov momentum of 0.9. Its options are set
+        through `net_params`, as in ``{"optimizer__momentum": 0.8}``.
     lr : float, default=1e-3
-        Learning rate of the head.
+        The learning rate of the head.
     backbone_lr_mult : float, default=0.1
-        Ratio of the backbone's learning rate to the head's.
+        The ratio of the learning rate of the backbone to that of the head.
     layer_decay : float, default=1.0
-        Factor that multiplies the learning rate once more for each stage towards
-        the input. Stages without parameters do not count.
+        The factor by which the learning rate is multiplied once more for each stage
+        towards the input. Stages without parameters do not count.
     weight_decay : float, default=1e-4
-        Of all weights but biases and norms, as the optimizer understands it.
+        The weight decay, as the optimizer defines it. It applies to all weights except
+        biases and the parameters of normalisation layers.
     l2_sp : float, default=0.0
-        Strength of the pull of the tuned stages to their source weights, in place of
-        `weight_decay`: adds ``l2_sp / 2 * |w - w_source|^2 + l2_sp / 20 * |head|^2``
-        to the loss (L2-SP, [1]_).
+        The strength of the L2-SP penalty [1]_, which pulls the tuned stages towards
+        their source weights and replaces `weight_decay`. It adds
+        ``l2_sp / 2 * |w - w_source|^2 + l2_sp / 20 * |head|^2`` to the loss.
     head_epochs : int, default=1
-        Epochs in which the head alone is trained first (LP-FT, [2]_); none with
-        ``weights=None``, where there are no features to keep.
+        The number of epochs for which the head is trained alone before anything else
+        (LP-FT, [2]_). It does not apply to ``weights=None``, where there are no
+        features to preserve.
     max_epochs : int, default=10
-        Epochs in which stages and head are trained.
+        The number of epochs for which the stages and the head are trained together;
+        with `early_stopping`, the maximum number.
     unfreeze_every : int, default=0
-        Gradual unfreezing [3]_: at first only the last of the stages that `freeze`
-        leaves is trained, and one more every so many epochs. 0 trains all at once.
+        The number of epochs between two steps of gradual unfreezing [3]_: training
+        starts with the last of the stages that `freeze` leaves, and one more stage
+        joins in after each such interval. 0 trains them all from the beginning.
     lr_schedule : {"cosine", "one-cycle", "constant"}, default="cosine"
-        How learning rates change from batch to batch.
+        How the learning rates change from batch to batch.
     batch_size : int, default=32
-        Images per training step.
+        The number of images per training step.
     augment : None, "mild", "light", "strong" or callable, default=None
-        Random changes of training images, inside `fit` only: "mild" crops a little,
-        and suits also pictures whose left and right differ in meaning (text, hands,
-        digits); "light" crops more and flips, for photographs; "strong" applies
-        TrivialAugmentWide as well. A callable takes and returns a picture, a tensor of
-        shape (3, H, W). Without augmentation, frozen stages compute each image once;
-        with it, in each epoch.
+        The random augmentation of the training images, applied in `fit` only:
+
+        - "mild" crops slightly. It is also suitable for images in which left and right
+          have different meanings, such as text, hands and digits;
+        - "light" crops more and flips, and is meant for photographs;
+        - "strong" applies TrivialAugmentWide as well;
+        - a callable takes and returns an image as a tensor of shape (3, H, W).
+
+        Without augmentation, the frozen stages are computed once for each image; with
+        it, they are computed in each epoch.
     early_stopping : bool, default=False
-        Set part of the data aside, stop when its loss no longer falls, and return to
-        the epoch of its least loss.
+        Whether to set a part of the training data aside, to stop when the loss on it
+        no longer falls, and to restore the weights of the epoch with the lowest loss.
     validation_fraction : float, default=0.1
-        The part set aside if `early_stopping`.
+        The proportion of the training data to set aside for `early_stopping`.
     n_iter_no_change : int, default=5
-        Epochs without a better validation loss before stopping.
+        The number of epochs without a better validation loss after which
+        `early_stopping` ends the training.
     image_shape : tuple of int or None, default=None
-        How to read the rows of a 2-D numeric `X`, as in `numpy.reshape`; None infers
-        a square grey or RGB image. Numbers other than uint8 and uint16 that leave
-        [0, 1] are scaled by the least and greatest value that `fit` saw.
+        The shape of the image in each row of a 2-D numeric `X`, as in
+        `numpy.reshape`. If None, a square grey or RGB image is inferred. Values of
+        dtypes other than uint8 and uint16 that lie outside [0, 1] are scaled by the
+        minimum and maximum seen in `fit`.
     image_size : int or None, default=None
-        Side in pixels of the square input of the network. None is the recipe of the
-        weights; smaller is cheaper.
+        The side length, in pixels, of the square input of the network. If None, it is
+        given by the preprocessing that belongs to the weights. Smaller inputs are
+        cheaper.
     device : str, default="auto"
-        "cpu", "cuda", "cuda:1", "mps"; "auto" takes what is there.
+        The device to compute on: "cpu", "cuda", "cuda:1" or "mps". "auto" takes an
+        accelerator if there is one.
     precision : {"float32", "bfloat16"}, default="float32"
-        Of the computation (weights stay float32).
+        The floating-point precision of the computation. The weights stay in float32.
     cache : str, path, EmbeddingCache or None, default="auto"
-        Where outputs of frozen stages are kept by the content of the image: folds,
-        candidates and epochs of a search then share them. "auto" in memory, a folder
-        between processes and runs, None nowhere.
+        Where the outputs of frozen stages are stored by the content of the image, so
+        that the folds, candidates and epochs of a search share them. "auto" stores
+        them in memory, a folder shares them between processes and runs, and None
+        stores nothing.
     warm_start : bool, default=False
-        Start a further `fit` from the weights of the last one. A solved head has one
-        optimum, whatever it starts from.
+        Whether a further call of `fit` starts from the weights of the previous one.
+        A solved head has a single optimum, whatever it starts from.
     random_state : int, RandomState instance or None, default=None
-        Seed of initialisation, order, augmentation and dropout.
+        Seeds the initialisation, shuffling, augmentation and dropout. Pass an int for
+        reproducible results across multiple function calls.
     verbose : int, default=0
-        1 prints a line for each epoch.
+        The verbosity level: 0 is silent, 1 prints a line for each epoch.
     net_params : dict or None, default=None
-        Any arguments of `skorch.NeuralNet`: ``{"callbacks": [...],
-        "criterion__label_smoothing": 0.1, "iterator_train__num_workers": 2,
-        "compile": True}``. Callbacks are added to ours; a ``"criterion"`` is a class
-        that takes ``reduction="none"``, as torch's losses do. With
-        ``"accelerator"``, an ``accelerate.Accelerator``, the processes that it knows
-        train together. Parameters of this estimator, such as ``lr``, are refused here.
+        Further arguments of `skorch.NeuralNet`, such as
+        ``{"callbacks": [...], "criterion__label_smoothing": 0.1,
+        "iterator_train__num_workers": 2, "compile": True}``.
+        Callbacks are added to those of the estimator. A ``"criterion"`` is a class
+        that accepts ``reduction="none"``, as the losses of torch do. With an
+        ``accelerate.Accelerator`` as ``"accelerator"``, all its processes train
+        together. Arguments that are parameters of this estimator, such as ``lr``, are
+        refused here.
     solve_head : bool, default=True
-        Whether a linear head on stages that are all frozen is solved to its optimum,
-        by scikit-learn's `LogisticRegression` on the standardised embeddings (one for
-        each label if there are several). Then the parameters of the training, such as
-        `lr`, `max_epochs` and `early_stopping`, do not matter. False trains this last
-        layer by gradient descent, as do `hidden_layer_sizes`, `dropout`, `augment`,
-        `teacher`, `net_params` and an optimizer class.
+        Whether a linear head on a fully frozen backbone is solved to its optimum by
+        scikit-learn's `LogisticRegression` on the standardised embeddings (one for
+        each label of a multilabel task). In that case, the parameters of the training,
+        such as `lr`, `max_epochs` and `early_stopping`, have no effect. The head is
+        trained by gradient descent instead if this is False, or if
+        `hidden_layer_sizes`, `dropout`, `augment`, `teacher`, `net_params` or an
+        optimizer class is set.
     class_weight : dict, "balanced" or None, default=None
-        Weight of each class; "balanced" makes all classes weigh the same.
+        The weight of each class. "balanced" gives all classes the same total weight.
+        If None, all classes have a weight of one.
     teacher : fitted classifier or None, default=None
-        A classifier whose scores are learned together with the labels: distillation
-        of a large model into a small one [4]_. It must know the same classes.
+        A classifier whose predicted probabilities are learnt together with the labels,
+        which distils a large model into a small one [4]_. It must have been fitted on
+        the same classes.
     temperature : float, default=2.0
-        What the logits of teacher and student are divided by in distillation.
+        The temperature by which the logits of the teacher and the student are divided
+        in distillation.
     distill_weight : float, default=0.5
-        Weight of the teacher's term in the loss, from 0 to 1; that of the labels is
-        what is left.
+        The weight of the teacher's term in the loss, between 0 and 1. The term of the
+        labels has the remaining weight.
     C : float or None, default=None
-        Inverse of the regularisation strength of a solved head, as in
-        `LogisticRegression`. None chooses it by the cross-validated log loss of the
-        training images: in five folds, made up to five times where there are fewer
-        than 300 images, and only as many as hold 1,000 images where there are more.
+        The inverse of the regularisation strength of a solved head, as in
+        `LogisticRegression`. If None, it is chosen by the cross-validated log loss of
+        the training images, in five folds. With fewer than 300 images these are drawn
+        up to five times; with more than 1,000 images, only as many folds are evaluated
+        as are needed to hold out 1,000 of them.
 
     Attributes
     ----------
     classes_ : ndarray of shape (n_classes,)
-        The labels; for multilabel targets, the numbers of the columns.
+        The class labels; for multilabel targets, the indices of the columns.
     backbone_ : Backbone
-        The tuned network: the frozen stages and the trained ones.
+        The tuned network, made of the frozen stages and the trained ones.
     head_ : torch.nn.Module
-        What stands on its embedding.
+        The trained head, which takes the embedding of `backbone_`.
     net_ : skorch.NeuralNet
-        The net that trained the stages that were not frozen, and the head.
+        The net that trained the stages that are not frozen, and the head.
     history_ : list of dict
-        A row for each epoch: ``phase`` ("head", "tune" or "solve"), ``epoch``,
-        ``train_loss``, ``seconds``, with early stopping also ``valid_loss`` and
-        ``valid_score``. ``pandas.DataFrame(model.history_)`` makes it a table.
+        A row for each epoch, with ``phase`` ("head", "tune" or "solve"), ``epoch``,
+        ``train_loss`` and ``seconds``; with early stopping also ``valid_loss`` and
+        ``valid_score``. ``pandas.DataFrame(model.history_)`` makes a table of it.
     n_images_ : int
-        Number of images of positive weight that it learnt from.
+        The number of training images with a positive weight.
     class_count_ : ndarray of shape (n_classes,)
-        How many of these had each class.
+        The number of these images in each class.
     C_ : float, or ndarray of shape (n_labels,)
-        The C that was given or chosen, for each label if there are several. Only of a
-        head that was solved.
+        The value of `C` that was given or chosen; for multilabel targets, that of each
+        label. Defined only when the head was solved.
     n_iter_ : int
-        Epochs of tuning, with those of the fits that this one went on from.
+        The number of epochs of training after `head_epochs`, including those of the
+        earlier fits that this one continues.
     source_ : Backbone
         The network that the first fit started from.
     freeze_depth_ : int
-        How many leading stages were frozen.
+        The number of frozen leading stages.
     frozen_stages_ : tuple of str
-        Their names.
+        The names of the frozen stages.
     n_features_in_ : int
-        Number of columns of `X` seen in `fit`, where `X` was two-dimensional.
+        The number of columns of `X` seen in `fit`. Defined only when `X` was
+        two-dimensional.
     feature_names_in_ : ndarray of str
-        Names of the columns of `X` seen in `fit`, where it had any.
+        The names of the columns of `X` seen in `fit`. Defined only when `X` had column
+        names.
 
     See Also
     --------
-    FineTuneRegressor : The same for numbers.
-    PretrainedFeatureExtractor : Embeddings for any scikit-learn estimator.
+    FineTuneRegressor : Predicts numbers from images in the same way.
+    PretrainedFeatureExtractor : Embeds images for any scikit-learn estimator.
 
     References
     ----------
@@ -198,7 +226,9 @@ class FineTuneClassifier(ClassifierMixin, BaseFineTune):
         "temperature": [POSITIVE],
         "distill_weight": [Interval(Real, 0, 1, closed="both")],
     }
+    # A clone keeps these fitted: like a file of weights, they are given, not learnt.
     _sources = ("backbone", "teacher")
+    # Named here because the shared fit stores the value it chose as `C_`.
     _penalty = "C"
 
     @shared_parameters
@@ -222,11 +252,11 @@ class FineTuneClassifier(ClassifierMixin, BaseFineTune):
 
     @_fit_context(prefer_skip_nested_validation=True)
     def partial_fit(self, X, y, classes=None, sample_weight=None):
-        """Train one epoch more, or the first one.
+        """Train for one more epoch, or for the first one.
 
-        At a constant learning rate, since nobody knows how many calls will come; what
-        the optimizer has learnt of its gradients is kept between calls, also in a
-        pickle, but not by `save`.
+        The learning rate is constant, since the number of calls to come is unknown.
+        The state of the optimizer is kept between calls; a pickle contains it, a file
+        written by `save` does not.
 
         Parameters
         ----------
@@ -235,25 +265,28 @@ class FineTuneClassifier(ClassifierMixin, BaseFineTune):
         y : array-like of shape (n_samples,) or (n_samples, n_labels)
             Their labels.
         classes : array-like of shape (n_classes,), optional
-            All labels that will ever come; needed in the first call, and the same in
-            any other.
+            All labels that any call may contain. They are required in the first call,
+            and may be omitted or must be the same in later ones.
         sample_weight : array-like of shape (n_samples,), optional
-            A weight of k is the same as k copies of the image.
+            The weights of the images. A weight of k is equivalent to k copies of the
+            image. If None, all images have a weight of one.
 
         Returns
         -------
         self
-            This estimator. If the call fails or is interrupted, it is as before.
+            The fitted estimator. A call that fails or is interrupted leaves it
+            unchanged.
         """
         if classes is None and not self._is_fitted():
             raise ValueError(
-                "The first call of partial_fit needs classes, all the labels that will "
-                "ever come: pass classes=numpy.unique(y_all)."
+                "Invalid classes=None: the first call of partial_fit needs classes, "
+                "which are all labels that any call may contain. Pass "
+                "classes=numpy.unique(y_all)."
             )
         return self._partial_fit(X, y, sample_weight, classes)
 
     def predict(self, X):
-        """Predict labels.
+        """Predict the labels of images.
 
         Parameters
         ----------
@@ -263,14 +296,14 @@ class FineTuneClassifier(ClassifierMixin, BaseFineTune):
         Returns
         -------
         ndarray of shape (n_samples,) or, for multilabel targets, (n_samples, n_labels)
-            The most probable class of each image; for multilabel targets, 1 for each
-            label that is more probable than not.
+            The most probable class of each image; for multilabel targets, an indicator
+            matrix with 1 for each label whose probability is above one half.
         """
         scores = self._outputs(X)
         return fitted_targets(self).predictions(scores)
 
     def predict_proba(self, X):
-        """Predict probabilities.
+        """Predict the probabilities of the classes.
 
         Parameters
         ----------
@@ -280,13 +313,14 @@ class FineTuneClassifier(ClassifierMixin, BaseFineTune):
         Returns
         -------
         ndarray of shape (n_samples, n_classes), float64
-            In the order of `classes_`; for multilabel targets, of each label.
+            The probability of each class, in the order of `classes_`; for multilabel
+            targets, the probability of each label.
         """
         scores = self._outputs(X)
         return fitted_targets(self).probabilities(scores)
 
     def decision_function(self, X):
-        """Give the scores that predictions are made of.
+        """Compute the scores that the predictions are based on.
 
         Parameters
         ----------
@@ -296,7 +330,8 @@ class FineTuneClassifier(ClassifierMixin, BaseFineTune):
         Returns
         -------
         ndarray of shape (n_samples, n_classes), or (n_samples,) for two classes
-            Logits; of two classes, the second one's minus the first one's.
+            The logits of the classes; for two classes, the logit of the second one
+            minus that of the first.
         """
         scores = self._outputs(X)
         return fitted_targets(self).decisions(scores)
@@ -306,5 +341,6 @@ class FineTuneClassifier(ClassifierMixin, BaseFineTune):
 
     def __sklearn_tags__(self):
         tags = super().__sklearn_tags__()
+        # scikit-learn has this tag for indicator matrices, besides several outputs.
         tags.classifier_tags.multi_label = True
         return tags

@@ -1,4 +1,4 @@
-"""Examples of a fit, and how they become the inputs of the stages that are trained."""
+"""Examples of a fit, and how they become inputs of the stages that are trained."""
 
 import copy
 import functools
@@ -13,32 +13,36 @@ from sktransfer.finetuning._network import Network
 from sktransfer.finetuning._train import Rows
 from sktransfer.inputs._reader import PADDING, Reader, Samples, unpadded
 
-# Samples whose feature maps are in memory at the same time in predict.
+# The number of samples whose feature maps `predict` holds in memory at the same time.
 _CHUNK = 1024
-# Drafts, or outputs of frozen stages, kept in memory during a fit.
+# The bytes of drafts, or of outputs of frozen stages, that a fit keeps in memory.
 _MAX_BYTES = 2**32
 
 
 class Examples:
-    """Training examples, each (sample, target) once, in an order of their content.
+    """The distinct training examples, (sample, target), in an order of their content.
 
-    Rows of weight 0 are dropped, and the weights of equal rows summed: then a weight
-    of k is the same as k copies to the last digit, and so is any order of the rows.
+    Rows of weight 0 are dropped, and the weights of equal rows are summed. Thereby a
+    weight of k is equivalent to k copies, and any order of the rows to any other, to
+    the last digit.
 
     Parameters
     ----------
-    samples : Samples of length n
-        Of those that are kept, ``samples.rows`` tells where they were.
-    targets : ndarray of shape (n, n_columns)
-    weights : ndarray of shape (n,)
-    groups : ndarray of int of shape (n,), optional
-        What is not to be divided between training and validation.
+    samples : Samples of length n_samples
+        The samples. Those that are kept have their original rows in ``samples.rows``.
+    targets : ndarray of shape (n_samples, n_columns)
+        The encoded targets.
+    weights : ndarray of shape (n_samples,)
+        The sample weights.
+    groups : ndarray of int of shape (n_samples,), optional
+        The groups that are not split between training and validation.
     """
 
     def __init__(self, samples: Samples, targets, weights, groups=None):
         positive = np.flatnonzero(weights > 0)
         samples = samples.take(positive)
         targets = np.asarray(targets, dtype=np.float64)[positive]
+        # Equal samples with different targets are different examples.
         digests, copies = sample_digests(samples), {}
         for row, digest in enumerate(digests):
             copies.setdefault(digest + targets[row].tobytes(), []).append(row)
@@ -50,7 +54,8 @@ class Examples:
         self.weights = np.array([weights[positive[rows]].sum() for rows in equal])
         self.groups = None
         if groups is not None:
-            # Of copies in several groups, whatever order they come in.
+            # Copies may be in several groups. The least one does not depend on their
+            # order.
             self.groups = np.array([groups[positive[rows]].min() for rows in equal])
         self.seen = self.weights.sum(), len(self.weights)
         self.mean_weight = None
@@ -59,7 +64,7 @@ class Examples:
         return len(self.weights)
 
     def take(self, rows) -> "Examples":
-        """Return the examples at these rows, in this order."""
+        """Return the examples at these rows, in the given order."""
         taken = copy.copy(self)
         taken.samples = self.samples.take(rows)
         taken.digests = [self.digests[row] for row in rows]
@@ -68,19 +73,19 @@ class Examples:
         return taken
 
     def go_on_from(self, weight: float, count: int) -> None:
-        """Weigh these examples against those of the calls before.
+        """Weight these examples relative to those of earlier calls.
 
-        Else a call with examples of a single class would weigh as much as any other,
-        however much that class weighs.
+        Otherwise a call with examples of a single class would have as much weight as
+        any other call, whatever the weight of that class.
         """
         self.seen = self.seen[0] + weight, self.seen[1] + count
         self.mean_weight = self.seen[0] / self.seen[1]
 
     def rows(self, read, chosen, training: bool = False) -> Rows:
-        """Give chosen examples to training; `read` turns their numbers into inputs."""
+        """Return chosen examples for training; `read` turns indices into inputs."""
         chosen = np.asarray(chosen)
         targets, weights = self.targets[chosen], self.weights[chosen]
-        # No lambda: workers that are spawned get a pickle of this.
+        # Not a lambda, since spawned workers receive a pickle of this.
         read = functools.partial(_read_chosen, read, chosen)
         return Rows(read, targets, weights, training, self.mean_weight)
 
@@ -90,20 +95,22 @@ def _read_chosen(read, chosen, rows):
 
 
 class Inputs:
-    """What the trained stages are given, for the examples of a fit.
+    """Inputs of the trained stages, for the examples of a fit.
 
-    Without augmentation, the frozen stages have run once for each sample, before the
-    first epoch. With it, or where their outputs would not fit in memory, they run in
-    each step, by the same function at the same batch size: to the last bit the same.
+    Without augmentation, the frozen stages run once for each sample, before the first
+    epoch. With it, or if their outputs do not fit in memory, they run in each step, by
+    the same function with the same batch size, which gives bit-identical outputs.
 
     Parameters
     ----------
     prefix : Prefix
         The frozen stages.
     cache : EmbeddingCache or None
+        The cache of the outputs of frozen stages.
     examples : Examples
+        The examples of the fit.
     augment : callable or None
-        Takes and returns a draft.
+        A function that takes and returns a draft.
     """
 
     def __init__(self, prefix: Prefix, cache, examples, augment):
@@ -114,16 +121,18 @@ class Inputs:
         self.reader = prefix.backbone.reader
         self._drafts = _Drafts(examples.samples, self.reader)
         self.all_frozen = prefix.depth == len(prefix.backbone.stages)
+        # The size of all outputs, which are float32, in bytes.
         size = 4 * len(examples) * int(np.prod(prefix.shape))
         self._in_step = prefix.depth == 0 or augment is not None or size > _MAX_BYTES
         self._features = None
 
     def network(self, head, precision: str, fixed_norms: bool) -> Network:
-        """Make what is trained: a copy of the stages not frozen, and a head."""
+        """Make the network to train: a copy of the stages not frozen, and a head."""
         suffix = copy.deepcopy(self.prefix.backbone.stages[self.prefix.depth :])
         prefix = None
         if self._in_step:
             prefix = functools.partial(_frozen, self.prefix)
+        # The parameters of a backbone do not require gradients.
         suffix.requires_grad_(True)
         return Network(suffix, head, prefix, precision, fixed_norms)
 
@@ -134,9 +143,10 @@ class Inputs:
         return self.examples.rows(read, chosen, training)
 
     def embeddings(self) -> np.ndarray:
-        """Embeddings by the whole network as it is before training."""
+        """Return the embeddings by the whole network, before training."""
         if self._in_step:
-            # What the stages give on the way, other depths of a search start from.
+            # The outputs of stages on the way are kept, as other depths of a search
+            # start from them. Augmentation would not use them.
             taps = [] if self.augment else self._taps(self.prefix.whole())
             return self._embed([self.prefix.whole()], taps)[0]
         frozen, embeddings = self._embed(
@@ -174,7 +184,7 @@ class Inputs:
 
 
 class _Drafts:
-    """Samples as augmentation takes them, decoded once where they fit in memory."""
+    """Samples as augmentation takes them, decoded only once if they fit in memory."""
 
     def __init__(self, samples: Samples, reader: Reader):
         self._samples = samples
@@ -188,6 +198,7 @@ class _Drafts:
         found = dict(zip(missing, read, strict=True))
         drafts = [self._known.get(row, found.get(row)) for row in rows]
         for row, draft in found.items():
+            # What does not fit is read again in each epoch.
             if self._bytes < _MAX_BYTES:
                 self._known[row] = draft
                 self._bytes += draft.nbytes
@@ -195,7 +206,8 @@ class _Drafts:
 
 
 def taps_of(prefix: Prefix, n_samples: int, cache) -> list[Prefix]:
-    """The depths before a prefix's own, to be kept for other fits, if they fit."""
+    """Return the prefixes of lower depths, to be cached for other fits, if they fit."""
+    # At most half of the cache, so that they do not displace everything else.
     numbers = sum(np.prod(shape) for shape in prefix.backbone.shapes[: prefix.depth])
     if cache is None or 4 * n_samples * numbers > cache.max_bytes / 2:
         return []
@@ -203,7 +215,7 @@ def taps_of(prefix: Prefix, n_samples: int, cache) -> list[Prefix]:
 
 
 def _trimmed(batch: torch.Tensor, reader: Reader) -> torch.Tensor:
-    """Cut off the padding that no row of a batch of stage outputs needs."""
+    """Remove the padding that no row of a batch of stage outputs needs."""
     if reader.padding is None or batch.ndim < 3:
         return batch
     return batch[:, : max(map(len, unpadded(batch, PADDING)))]
@@ -212,6 +224,7 @@ def _trimmed(batch: torch.Tensor, reader: Reader) -> torch.Tensor:
 def _frozen(prefix: Prefix, inputs: torch.Tensor) -> torch.Tensor:
     """Run stacked inputs through the frozen stages, inside a training step."""
     reader = prefix.backbone.reader
+    # Without frozen stages, inputs need only be normalised for the first trained one.
     if not prefix.depth:
         return reader.normalise(inputs)
     (outputs,) = embed(_outputs(inputs.cpu(), 0, reader.padding), [prefix])
@@ -219,12 +232,12 @@ def _frozen(prefix: Prefix, inputs: torch.Tensor) -> torch.Tensor:
 
 
 def _outputs(batch: torch.Tensor, depth: int, padding) -> StageOutputs:
-    """Rows of a batch, which are not computed with the padding of their neighbours."""
+    """Return rows of a batch without the padding that their neighbours require."""
     return StageOutputs(batch if padding is None else unpadded(batch, padding), depth)
 
 
 def embed_tuned(samples: Samples, whole: Prefix, depth: int, cache) -> torch.Tensor:
-    """Embed samples with a tuned network whose first stages, frozen, may be cached."""
+    """Embed samples with a tuned network, whose frozen stages may be cached."""
     rows, varies = [], whole.backbone.reader.padding is not None
     frozen = whole.at(depth)
     for first in range(0, len(samples), _CHUNK):
@@ -233,7 +246,9 @@ def embed_tuned(samples: Samples, whole: Prefix, depth: int, cache) -> torch.Ten
             taps = taps_of(frozen, len(chunk), cache)
             (outputs,) = embed(chunk, [frozen], cache=cache, taps=taps)
             outputs = torch.from_numpy(outputs)
+            # Pooled outputs have two dimensions, and no length that could vary.
             padding = PADDING if varies and outputs.ndim == 3 else None
             chunk = _outputs(outputs, depth, padding)
+        # Only this model has the tuned stages, so their outputs are not cached.
         rows += embed(chunk, [whole])
     return torch.from_numpy(np.concatenate(rows))

@@ -14,28 +14,31 @@ from sklearn.model_selection import GroupKFold, StratifiedGroupKFold, Stratified
 from threadpoolctl import threadpool_limits
 from torch import nn
 
-# Values of C, in half powers of ten. On embeddings of some hundred images most tasks
-# are best between 0.01 and 1, so the search starts in between and goes outwards.
+# The values of C, as exponents of half powers of ten. On embeddings of some hundred
+# samples, 0.01 to 1 is best for most tasks, so the search starts there, at 0.1.
 _FIRST, _LAST, _START = -8, 6, -2
 _ALPHAS = np.logspace(-2, 7, 37)
-# Where there is nothing to choose by: about what small tasks choose.
+# Without data to choose by, alpha is about what small tasks choose.
 _DEFAULT_ALPHA = 1000.0
 _N_FOLDS = 5
-# One run of five folds over fewer examples chooses by chance; of large tasks, so many
-# held-out examples are enough to choose by.
+# With fewer than 300 examples, the choice by a single run of five folds depends on
+# chance, so it is repeated up to five times. For large tasks, about 1,000 held-out
+# examples are enough to choose by.
 _TOO_FEW, _MOST_REPEATS, _ENOUGH = 300, 5, 1000
 
 
 @dataclass
 class Solution:
-    """Coefficients of the output layer, and how they came about.
+    """The coefficients of the output layer, and their penalty.
 
     Parameters
     ----------
     coef : ndarray of shape (n_outputs, n_features)
+        The weights of the layer.
     intercept : ndarray of shape (n_outputs,)
+        The biases of the layer.
     penalty : float, or ndarray of shape (n_outputs,)
-        The C, or alpha, that was given or chosen.
+        The value of C, or alpha, that was given or chosen.
     """
 
     coef: np.ndarray
@@ -47,10 +50,10 @@ class Solution:
 
 
 def class_priors(codes, weights, n_classes: int) -> np.ndarray:
-    """Scores that give each class its weighted frequency, whatever the image.
+    """Return scores that predict the weighted class frequencies for any sample.
 
-    A class without an example counts as half an example, so that it can be learnt
-    later.
+    A class without any example counts as half an example, so that it can still be
+    learnt later.
     """
     shares = np.bincount(codes, weights=weights, minlength=n_classes) / weights.sum()
     return np.log(np.maximum(shares, 0.5 / len(weights)))
@@ -62,33 +65,37 @@ def solve_head(targets, head: nn.Sequential, embeddings, examples, penalty=None)
     Parameters
     ----------
     targets : Targets
-        Multinomial logistic regression of classes, a logistic regression for each
-        label, or ridge regression of values.
+        The targets, which choose the problem: multinomial logistic regression for
+        classes, a logistic regression for each label, or ridge regression for values.
     head : nn.Sequential
-        A Standardise and a Linear, which is set.
+        The head: a Standardise, and a Linear, whose coefficients are set.
     embeddings : ndarray of shape (n_examples, n_features)
+        The embeddings of the examples.
     examples : Examples
         The encoded targets, weights and groups, in the order of the embeddings.
     penalty : float or None
-        scikit-learn's C, or alpha for ridge; None chooses it by cross-validation.
+        C as in scikit-learn, or alpha for ridge regression. If None, it is chosen by
+        cross-validation.
 
     Returns
     -------
     penalty : float or ndarray of shape (n_outputs,)
+        The penalty that was given or chosen.
     loss : float
-        Weighted mean loss of the examples, without the penalty.
+        The weighted mean loss of the examples, without the penalty.
     """
-    # In an order of the embeddings, which are the same whatever an image came as.
+    # The order of the embeddings does not depend on how a sample was passed, whereas
+    # that of the examples does.
     order = sorted(range(len(embeddings)), key=lambda row: embeddings[row].tobytes())
     embeddings, examples = embeddings[order], examples.take(order)
     standardise, output = head[0], head[-1]
     with torch.inference_mode():
         Z = standardise(torch.from_numpy(embeddings).double()).numpy()
     rotated, back = _fewer_columns(Z)
-    # Older versions of scikit-learn send each fit to the workers that a search around
-    # this one may have, and wait for them: on a cluster, for ever. And the threads of
-    # BLAS get in the way of those of OpenMP, with which they take turns: two of each
-    # took 15 times as long as one on 500 images.
+    # Older versions of scikit-learn send each fit to the workers of a surrounding
+    # search and wait for them, on a cluster forever. The threads of BLAS, which
+    # alternate with those of OpenMP, get in their way: on 500 samples, two of each took
+    # 15 times as long as one.
     with (
         parallel_config(backend="sequential"),
         threadpool_limits(1, user_api="blas"),
@@ -102,10 +109,10 @@ def solve_head(targets, head: nn.Sequential, embeddings, examples, penalty=None)
 
 
 def _fewer_columns(Z: np.ndarray):
-    """Rotate to as many columns as there are rows, if there are more.
+    """Rotate Z to as many columns as it has rows, if it has more columns.
 
     The optimum of a loss with an L2 penalty lies in the span of the rows, and neither
-    changes with a rotation.
+    the loss nor the penalty changes with a rotation.
     """
     if len(Z) >= Z.shape[1]:
         return Z, lambda coef: coef
@@ -120,6 +127,7 @@ def solve_classes(Z, examples, n_classes, C) -> Solution:
 
 def solve_labels(Z, examples, C) -> Solution:
     def solve(codes):
+        # The logit of a label is that of class 1 minus that of class 0.
         two = _logistic(Z, codes, examples.weights, examples.groups, 2, C)
         return np.diff(two.coef, axis=0)[0], np.diff(two.intercept)[0], two.penalty
 
@@ -129,17 +137,21 @@ def solve_labels(Z, examples, C) -> Solution:
 
 
 def _logistic(Z, codes, weights, groups, n_classes, C) -> Solution:
-    """Multinomial logistic regression; a class that is not there stays improbable."""
+    """Solve a multinomial logistic regression; absent classes remain improbable."""
     coef, there = np.zeros((n_classes, Z.shape[1])), np.unique(codes)
     intercept = class_priors(codes, weights, n_classes)
-    # As where sample weights have a mean of 1, in scikit-learn's units.
+    # Scikit-learn sums the weighted losses, so that the scale of the weights acts like
+    # that of C. The chosen C is the one for weights with a mean of 1.
     scale = 1 / weights.mean()
     if len(there) < 2:
         return Solution(coef, intercept, C or scale * _as_C(_START))
     if C is None:
         C = scale * _choose_C(Z, codes, weights / weights.mean(), groups)
+    # Stricter than scikit-learn's defaults, since this is to be the optimum.
     model = LogisticRegression(C=C, tol=1e-6, max_iter=2000).fit(Z, codes, weights)
     coef[there], offsets = _of_each_class(model.coef_, model.intercept_)
+    # The prior of an absent class is a log-probability. It is shifted to the level of
+    # the scores of the others.
     level = logsumexp(Z @ coef[there].T + offsets, axis=1).mean()
     intercept += level
     intercept[there] = offsets
@@ -147,7 +159,9 @@ def _logistic(Z, codes, weights, groups, n_classes, C) -> Solution:
 
 
 def _of_each_class(coef, intercept) -> tuple:
-    """Coefficients of a logistic regression, of two classes as of more."""
+    """Return coefficients for each class, also where there are only two classes."""
+    # For two classes, scikit-learn has coefficients of the difference of the logits,
+    # which halves with opposite signs have, too.
     if len(coef) > 1:
         return coef, intercept
     return np.vstack([-coef, coef]) / 2, np.concatenate([-intercept, intercept]) / 2
@@ -158,12 +172,13 @@ def _as_C(half_power: int) -> float:
 
 
 def _choose_C(Z, codes, weights, groups) -> float:
-    """Find the C of the least cross-validated log loss, walking downhill.
+    """Find the C with the lowest cross-validated log loss, walking downhill.
 
-    The loss has one valley over C. To walk out from the middle, each fit starting from
-    the one before, leaves out the large values, which take most of the iterations.
+    The loss over C has a single valley. Walking outwards from the middle, each fit
+    starting from the previous one, avoids the large values, which take the most
+    iterations.
     """
-    # Half the time, and exact enough for a choice.
+    # Float32 takes half the time, and is exact enough for a choice.
     Z = Z.astype(np.float32)
     folds = [_Fold(Z, codes, weights, *rows) for rows in _folds(Z, codes, groups)]
     if not folds:
@@ -173,8 +188,8 @@ def _choose_C(Z, codes, weights, groups) -> float:
     def loss(half_power):
         if half_power not in losses:
             found = sum(fold.loss(_as_C(half_power)) for fold in folds) / seen
-            # A prior, in powers of ten: few examples hardly tell, and at the ends of
-            # the range they would be overruled by chance.
+            # A prior over powers of ten. Few examples say little about C, and chance
+            # could lead to the ends of the range.
             losses[half_power] = len(Z) * found + ((half_power - _START) / 2) ** 2
         return losses[half_power]
 
@@ -186,7 +201,7 @@ def _choose_C(Z, codes, weights, groups) -> float:
 
 
 def _folds(Z, codes, groups) -> list:
-    """Folds to choose C by; none where each would lack all classes but one."""
+    """Return the folds to choose C by, except those that train on a single class."""
     if groups is None:
         splitter, most = StratifiedKFold, np.bincount(codes).max()
     else:
@@ -197,7 +212,7 @@ def _folds(Z, codes, groups) -> list:
     for repeat in range(min(_MOST_REPEATS, -(-_TOO_FEW // len(codes)))):
         split = splitter(min(_N_FOLDS, most), shuffle=True, random_state=repeat)
         with warnings.catch_warnings():
-            # Of classes that are rarer than there are folds.
+            # scikit-learn warns of classes with fewer samples than there are folds.
             warnings.simplefilter("ignore", UserWarning)
             folds += split.split(Z, codes, groups)
     folds = [rows for rows in folds if len(np.unique(codes[rows[0]])) > 1]
@@ -205,7 +220,7 @@ def _folds(Z, codes, groups) -> list:
 
 
 class _Fold:
-    """A part of the examples, held out to choose C by."""
+    """A fold: a part of the examples that is held out to choose C by."""
 
     def __init__(self, Z, codes, weights, train, test):
         self.train = Z[train], codes[train], weights[train]
@@ -213,16 +228,17 @@ class _Fold:
         self.model = LogisticRegression(max_iter=500, warm_start=True)
 
     def loss(self, C: float) -> float:
-        """Weighted sum of the log loss of what is held out."""
+        """Return the weighted sum of the log losses of the held-out examples."""
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)
-            # The weaker the penalty, the longer is the way that has a small gradient.
+            # With a weak penalty, the gradient is small long before the optimum, so the
+            # tolerance has to be stricter.
             tol = 2e-3 * min(1, _as_C(_START) / C) ** 0.5
             self.model.set_params(C=C, tol=tol).fit(*self.train)
         Z, codes, weights = self.test
         coef, intercept = _of_each_class(self.model.coef_, self.model.intercept_)
         log_proba = log_softmax((Z @ coef.T + intercept).astype(float), axis=1)
-        # Classes that this fold does not know are lost for any C alike.
+        # Classes that this fold was not trained on are lost for every C alike.
         known = np.isin(codes, self.model.classes_)
         columns = np.searchsorted(self.model.classes_, codes[known])
         rows = log_proba[np.flatnonzero(known), columns]
@@ -232,9 +248,11 @@ class _Fold:
 def solve_values(Z, examples, alpha) -> Solution:
     y, weights, groups = examples.targets, examples.weights, examples.groups
     n_outputs = y.shape[1]
+    # Unlike C, alpha grows with the scale of the weights.
     alphas = _ALPHAS * weights.mean()
     if alpha is not None:
         alpha = np.full(n_outputs, float(alpha))
+    # With fewer examples or groups, too little is left to choose by.
     elif len(Z) < 3 or (groups is not None and len(np.unique(groups)) < 2):
         alpha = np.full(n_outputs, _DEFAULT_ALPHA * weights.mean())
     elif groups is not None:
@@ -249,7 +267,7 @@ def solve_values(Z, examples, alpha) -> Solution:
 
 
 def _group_losses(Z, y, weights, groups, alphas) -> np.ndarray:
-    """Squared errors of held-out groups, of each alpha and target."""
+    """Return the squared errors on held-out groups, for each alpha and target."""
     folds = GroupKFold(min(_N_FOLDS, len(np.unique(groups)))).split(Z, y, groups)
     losses = np.zeros((len(alphas), y.shape[1]))
     for train, test in folds:

@@ -1,6 +1,7 @@
-"""Losses of the training, weighted by row, and distillation.
+"""Training losses, weighted by row, and distillation.
 
-A loss more is a class here, a line in `make_criterion` and a parameter of an estimator.
+To add a loss, add a class here, a line to `make_criterion` and a parameter to an
+estimator.
 """
 
 import functools
@@ -12,15 +13,15 @@ from torch import nn
 
 
 class WeightedLoss(nn.Module):
-    """Mean of a loss over rows, each times its weight, the last column of the target.
+    """Mean of a loss over rows, weighted by the last column of the target.
 
     Parameters
     ----------
     loss : type of nn.Module
-        Of torch, or made as those are: with a value for each row and output, where
-        ``reduction="none"``.
+        A loss of torch, or a class that, like those, gives a value for each row and
+        output with ``reduction="none"``.
     **options
-        For the loss, such as ``label_smoothing``.
+        Further arguments of the loss, such as ``label_smoothing``.
     """
 
     def __init__(self, loss: type[nn.Module], **options):
@@ -29,7 +30,8 @@ class WeightedLoss(nn.Module):
 
     def forward(self, output, target):
         rows, weight = self.rows(output, target[:, :-1]), target[:, -1]
-        # A row that only fills up a batch weighs nothing, and does not count.
+        # Rows that only fill up a batch have no weight, and do not count. The divisor
+        # is not the sum of the weights, so that a row weighs the same in any batch.
         return (rows * weight).sum() / (weight > 0).sum().clamp(min=1)
 
     def rows(self, output, target):
@@ -37,25 +39,28 @@ class WeightedLoss(nn.Module):
 
 
 class ClassLoss(WeightedLoss):
-    """A loss on the number of the class, the first column of the target."""
+    """A loss of the class index, which is the first column of the target."""
 
     def rows(self, output, target):
         return self.loss(output, target[:, 0].long())
 
 
 class DistillingLoss(ClassLoss):
-    """Distillation: log-probabilities of a teacher follow the class in the target.
+    """Distillation from the log-probabilities of a teacher, which follow the class.
 
-    Hinton, Vinyals and Dean, "Distilling the knowledge in a neural network", 2015.
+    The method is from Hinton, Vinyals and Dean, "Distilling the knowledge in a neural
+    network", 2015.
 
     Parameters
     ----------
     loss : type of nn.Module
+        The loss of the labels.
     temperature : float
+        The temperature that softens the scores of teacher and student.
     distill_weight : float
-        Weight of the teacher's term; the labels have the rest.
+        The weight of the teacher's term. The loss of the labels has the remaining one.
     **options
-        For the loss.
+        Further arguments of the loss of the labels.
     """
 
     def __init__(self, loss, temperature: float, distill_weight: float, **options):
@@ -74,14 +79,14 @@ class DistillingLoss(ClassLoss):
         student = nn.functional.log_softmax(output / heat, dim=1)
         teacher = nn.functional.log_softmax(teacher / heat, dim=1)
         gap = (teacher.exp() * (teacher - student)).sum(dim=1)
-        # The gradient of softened scores shrinks with the square of the temperature.
+        # The gradient of softened scores decreases with the square of the temperature.
         return heat**2 * gap
 
 
 def make_criterion(estimator, targets):
-    """Make what skorch is to call for the loss of a batch.
+    """Return the criterion for skorch, which computes the loss of a batch.
 
-    The parameters of the estimator say which loss it is, if not that of its targets.
+    The parameters of the estimator may choose another loss than that of its targets.
     """
     loss = _users_loss(estimator.net_params) or targets.loss
     if not distils(estimator):
@@ -95,37 +100,39 @@ def make_criterion(estimator, targets):
 
 
 def distils(estimator) -> bool:
-    # A regressor has no such parameter.
+    # A regressor has no parameter `teacher`.
     return getattr(estimator, "teacher", None) is not None
 
 
 def teacher_scores(estimator, targets, X, rows) -> np.ndarray:
-    """Log-probabilities by the teacher of an estimator, of these rows of X."""
+    """Return the log-probabilities that a teacher predicts for these rows of X."""
     teacher = estimator.teacher
     check_is_fitted(teacher)
     taught = getattr(teacher, "classes_", None)
     one_each = issubclass(targets.criterion, ClassLoss)
     if not one_each or not np.array_equal(taught, targets.classes):
         raise ValueError(
-            f"The teacher knows the classes {taught}, and y has {targets.classes}. "
-            "Distillation needs a classifier fitted on the same labels, one for each "
-            "image."
+            f"Invalid teacher: expected the classes {targets.classes} of y, got "
+            f"{taught}. Distillation needs a classifier that was fitted on the same "
+            "labels, one for each sample."
         )
-    # Of each image once: what a teacher says may depend on its neighbours, by a
-    # rounding, and copies of an image are to be taught the same.
+    # The teacher sees each sample only once. Its rounding errors may depend on the
+    # neighbours of a sample, and copies of a sample must have the same target.
     X = X[rows] if hasattr(X, "detach") else _safe_indexing(X, rows)
     proba = np.asarray(teacher.predict_proba(X), dtype=np.float64)
+    # A tree or a nearest neighbour may predict a probability of exactly 0.
     return np.log(np.maximum(proba, 1e-12))
 
 
 def _users_loss(net_params: dict | None) -> type | None:
-    """Loss of the user, which ours is to weigh by row."""
+    """Return the loss class that the user has set by `net_params`, if any."""
     loss = (net_params or {}).get("criterion")
     if isinstance(loss, nn.Module):
         kind = type(loss).__name__
         raise ValueError(
-            f"net_params has the criterion {loss!r}, which gives one value for a "
-            f"batch. Pass its class, {kind}, and its arguments as 'criterion__<name>': "
-            "it is made with reduction='none', since each row has a weight."
+            f"Invalid criterion={loss!r} in net_params: expected a class, got an "
+            f"instance. Pass its class, {kind}, and its arguments as "
+            "'criterion__<name>'. It is created with reduction='none', since each row "
+            "has a weight of its own."
         )
     return loss

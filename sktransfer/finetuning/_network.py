@@ -1,4 +1,4 @@
-"""What is trained: the stages that are not frozen, and a head on them."""
+"""The network to be trained: the stages that are not frozen, and a head on them."""
 
 import contextlib
 
@@ -7,12 +7,13 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-# Of float32, with a margin: what varies less than this share of its size is constant.
+# Features whose relative variation is below this count as constant. It is the rounding
+# error of float32, with a margin.
 _ROUNDING = 1e-6
 
 
 class Standardise(nn.Module):
-    """Centre and scale embeddings by fixed numbers, as a StandardScaler does."""
+    """A layer that centres and scales embeddings, as a StandardScaler does."""
 
     def __init__(self, mean: np.ndarray, scale: np.ndarray):
         super().__init__()
@@ -21,20 +22,21 @@ class Standardise(nn.Module):
 
     @classmethod
     def of(cls, embeddings: np.ndarray) -> "Standardise":
-        """Standardise as these embeddings need it, each of which counts once.
+        """Make the layer that standardises these embeddings, without any weights.
 
-        Were they weighted, a class of a high weight would be moved to the centre, where
-        a head that begins at zero gives it the score of the others.
+        Weights would move a class of high weight to the centre, where an initial head
+        of zeros gives it the same scores as the other classes.
         """
+        # Sums of float32 lose digits over many rows.
         mean = embeddings.mean(axis=0, dtype=float)
         scale = embeddings.std(axis=0, dtype=float)
-        # A feature that hardly varies is left alone rather than blown up to noise.
+        # A constant feature keeps its scale, since scaling would amplify its noise.
         floor = _ROUNDING * np.maximum(np.abs(mean), scale.max())
         return cls(mean, np.where(scale > floor, scale, 1.0))
 
     @classmethod
     def nothing(cls, n_features: int) -> "Standardise":
-        """Leave embeddings as they are."""
+        """Make a layer that does not change embeddings."""
         return cls(np.zeros(n_features), np.ones(n_features))
 
     def forward(self, x):
@@ -44,9 +46,9 @@ class Standardise(nn.Module):
 def make_head(
     standardise: Standardise, hidden_layer_sizes: tuple, dropout: float, scores
 ) -> nn.Sequential:
-    """Make the layers that stand on the embedding.
+    """Make the layers that turn an embedding into the outputs.
 
-    `scores`, of shape (n_outputs,), are what they put out at first for any image.
+    The initial head returns `scores`, of shape (n_outputs,), for any sample.
     """
     layers, width = [standardise], len(standardise.mean)
     for size in hidden_layer_sizes:
@@ -57,24 +59,25 @@ def make_head(
     if dropout and not len(hidden_layer_sizes):
         layers.append(nn.Dropout(dropout))
     output = nn.Linear(width, len(scores))
-    # The same for all images at first: no random gradient reaches the backbone.
+    # With weights of zero, no random gradient reaches the backbone at first.
     nn.init.zeros_(output.weight)
     with torch.no_grad():
         output.bias.copy_(torch.as_tensor(scores))
-    # As the backbones, whatever torch's default is.
+    # In float32, like the backbones, whatever the default dtype of torch is.
     return nn.Sequential(*layers, output).float()
 
 
 def restandardise(head: nn.Sequential, embeddings: np.ndarray, n_before: int) -> None:
-    """Standardise by these embeddings, too; the head computes what it did before.
+    """Include these embeddings in the standardisation, without changing the outputs.
 
     Parameters
     ----------
     head : nn.Sequential
-        A Standardise, and linear layers.
-    embeddings : ndarray of shape (n, n_features)
+        The head: a Standardise, and linear layers.
+    embeddings : ndarray of shape (n_samples, n_features)
+        The further embeddings.
     n_before : int
-        How many embeddings its standardisation stands on.
+        The number of embeddings that the standardisation was computed from.
     """
     old, new = head[0], Standardise.of(embeddings)
     share = len(embeddings) / (len(embeddings) + n_before)
@@ -84,6 +87,8 @@ def restandardise(head: nn.Sequential, embeddings: np.ndarray, n_before: int) ->
     scale = (variance + share * (1 - share) * away**2).sqrt()
     first = next(layer for layer in head if isinstance(layer, nn.Linear))
     with torch.no_grad():
+        # The first linear layer compensates for the change, so that the head computes
+        # the same function as before.
         first.bias.add_(first.weight @ ((mean - old.mean) / old.scale))
         first.weight.mul_(scale / old.scale)
         old.mean.copy_(mean)
@@ -91,20 +96,22 @@ def restandardise(head: nn.Sequential, embeddings: np.ndarray, n_before: int) ->
 
 
 class Network(nn.Module):
-    """What is trained: the stages after the frozen ones, and the head.
+    """The network to be trained: the stages after the frozen ones, and the head.
 
     Parameters
     ----------
     suffix : nn.Sequential
-        Named stages.
+        The named stages that are not frozen.
     head : nn.Module
+        The layers that take the embedding.
     prefix : callable or None
-        What happens to the input first, without gradient: the frozen stages where
-        they cannot be computed beforehand, or the normalisation of pixels.
+        A function that is applied to the input first, without gradient: the frozen
+        stages, if they cannot be computed beforehand, or the normalisation.
     precision : str
+        The precision of the computation, "float32" or "bfloat16".
     fixed_norms : bool
         Whether batch norms keep the statistics of the source. Small batches of few
-        images estimate them badly, and a network whose norms were folded into its
+        samples estimate them badly, and a network whose norms were folded into its
         convolutions would lose its scales.
     """
 
@@ -133,14 +140,16 @@ class Network(nn.Module):
         return x.float()
 
     def rest(self, count: int) -> None:
-        """Keep the first stages of the suffix as they are, for now."""
+        """Keep the first `count` stages of the suffix from being trained, for now."""
         self.n_resting = count
         for i, stage in enumerate(self.suffix):
             stage.requires_grad_(i >= count)
+        # To set the mode of the stages that rest now, or no longer.
         self.train(self.training)
 
     def train(self, mode=True):
         super().train(mode)
+        # Statistics of norms would change, and dropout act, even without gradients.
         for stage in self.suffix[: self.n_resting]:
             stage.eval()
         for module in self.suffix.modules() if self.fixed_norms else ():
@@ -153,11 +162,12 @@ _NOTHING = contextlib.nullcontext()
 
 
 def _laid_out(x: torch.Tensor, size: int) -> torch.Tensor:
-    """Lay feature maps out in memory as the stage trains fastest on a CPU.
+    """Return feature maps in the memory layout in which a CPU trains the stage fastest.
 
-    Channels last, as long as there are at least as many numbers in them as in the
-    stage's largest convolution: beyond that it is cheaper to reorder the feature maps
-    in each layer than the weights. The weights stay as they are, for the optimizer.
+    This is channels last, if the feature maps have at least as many numbers as the
+    largest convolution of the stage. Otherwise it is cheaper to reorder the feature
+    maps in each layer than the weights. The weights keep their layout, which the
+    optimizer needs.
     """
     if x.ndim != 4 or x.device.type != "cpu":
         return x
@@ -167,7 +177,8 @@ def _laid_out(x: torch.Tensor, size: int) -> torch.Tensor:
 
 
 def _largest_convolution(stage: nn.Module) -> int:
-    """Count the weights of the largest convolution that is more than a product."""
+    """Return the number of weights of the largest convolution that needs reordering."""
+    # Convolutions of size 1 are matrix products, whose weights need no reordering.
     sizes = [
         module.weight.numel()
         for module in stage.modules()
@@ -179,14 +190,15 @@ def _largest_convolution(stage: nn.Module) -> int:
 
 
 class _DepthwiseInFloat32(TorchFunctionMode):
-    """Keep depthwise convolutions out of autocast.
+    """A mode that excludes depthwise convolutions from autocast.
 
-    On a CPU their backward pass is so slow in bfloat16 that MobileNets and
-    EfficientNets would train slower than in float32.
+    On a CPU, their backward pass is so slow in bfloat16 that MobileNets and
+    EfficientNets would train more slowly than in float32.
     """
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         if function is nn.functional.conv2d and len(args) > 1:
+            # A depthwise convolution has one input channel for each of its groups.
             x, weight, *rest = args
             if weight.shape[1] == 1 < x.shape[1]:
                 with torch.autocast("cpu", enabled=False):

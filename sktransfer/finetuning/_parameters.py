@@ -15,9 +15,10 @@ _AT_LEAST_ONE = Interval(Integral, 1, None, closed="left")
 
 
 class SharedParameters:
-    """Constructor and constraints of the parameters that both estimators have."""
+    """The constructor and the constraints of the parameters of both estimators."""
 
-    # What is resolved where it is used, with errors of its own.
+    # Parameters without validation are checked where they are resolved, by errors that
+    # can say more, such as which names of backbones are similar.
     _parameter_constraints: dict = {
         "backbone": "no_validation",
         "weights": "no_validation",
@@ -85,17 +86,18 @@ class SharedParameters:
         net_params=None,
         solve_head=True,
     ):
-        # So that a parameter more is a line more.
+        # Setting all of them at once makes a new parameter a single line above. There
+        # must not be any other local variable yet.
         given = dict(locals())
         del given["self"]
         vars(self).update(given)
 
 
 def shared_parameters(init):
-    """Give a constructor the parameters of SharedParameters in place of ``**shared``.
+    """Replace ``**shared`` in a constructor's signature by the shared parameters.
 
-    That is what scikit-learn, the documentation and the help in a notebook see; and no
-    parameter nor default is written twice.
+    scikit-learn, the documentation and the help of a notebook read the parameters from
+    this signature, and no parameter or default is written twice.
     """
     own = inspect.signature(init).parameters
     shared = inspect.signature(SharedParameters.__init__).parameters

@@ -1,4 +1,4 @@
-"""The parts of an estimator: steps, what a search has found, members of an ensemble."""
+"""The parts of an estimator: steps, results of searches, members of ensembles."""
 
 from collections.abc import Iterator
 
@@ -13,10 +13,10 @@ _NETWORKS = (BaseFineTune, PretrainedFeatureExtractor)
 
 
 def find_source(estimator):
-    """Name and value of the one part of an estimator that has a pretrained network."""
+    """Return name and value of the only part that has a pretrained network."""
     parts = {"": estimator, **estimator.get_params(deep=True)}
     found = {name: part for name, part in parts.items() if isinstance(part, _NETWORKS)}
-    # A network that another one starts from is a part of that one.
+    # A fitted network that another one starts from, as its `backbone`, does not count.
     outer = [
         name for name in found if not any(is_within(name, other) for other in found)
     ]
@@ -31,14 +31,15 @@ def find_source(estimator):
 
 
 def is_within(name, other) -> bool:
-    """Whether a parameter is one of the part that another parameter names."""
+    """Whether a parameter belongs to the part that another parameter names."""
     return name != other and (not other or name.startswith(f"{other}__"))
 
 
 def ends_of(estimator) -> Iterator:
-    """An estimator, then its last step, or what it has found or will search, and so on.
+    """Yield an estimator, its last step or the estimator of a search, and so on.
 
-    A search that was fitted without a refit has nothing to predict with: the end.
+    A search that was fitted without a refit is an end, as it has nothing to predict
+    with.
     """
     yield estimator
     if hasattr(estimator, "best_estimator_"):
@@ -50,11 +51,12 @@ def ends_of(estimator) -> Iterator:
 
 
 def parts_of(value, _seen=None) -> Iterator:
-    """Whatever an estimator is made of, outermost first, and each object once.
+    """Yield all parts of an estimator, outermost first, and each object once.
 
-    Fitted parts stand for those that they were fitted from. What a network of this
-    package starts from is no part.
+    Fitted parts replace those that they were fitted from. The network that an
+    estimator of this package starts from is not a part of it.
     """
+    # Objects may refer to each other in circles.
     seen = set() if _seen is None else _seen
     if id(value) in seen:
         return
@@ -71,15 +73,16 @@ def parts_of(value, _seen=None) -> Iterator:
 
 
 def _held_by(value) -> list:
-    """Values of the attributes that may be, or hold, parts of an estimator."""
+    """Return the values of the attributes that may be, or contain, parts."""
     if hasattr(value, "best_estimator_"):
-        # Its candidates may be estimators too, which are not what was found.
+        # The candidates of a search may be estimators, too, but were not chosen.
         return [value.best_estimator_]
     if isinstance(value, _NETWORKS):
         return []
     package, *_ = type(value).__module__.split(".")
     if package != "sklearn" and not isinstance(value, BaseEstimator):
         return []
-    # Of scikit-learn, `estimator` is fitted to `estimator_`, or several `estimators_`.
+    # By scikit-learn's convention, `estimator` is fitted as `estimator_`, or several
+    # times as `estimators_`.
     held = getattr(value, "__dict__", {})
     return [v for k, v in held.items() if not {f"{k}_", f"{k}s_"} & held.keys()]

@@ -1,7 +1,7 @@
-"""Targets: classes, labels that exclude none, or numbers, and all that follows from it.
+"""Targets: classes, several labels or numbers, and what an estimator does with them.
 
-What an estimator does with `y` stands here alone: it is encoded into columns of numbers
-(*encoded* below), trained on, and decoded from the outputs of the head.
+No other module depends on the kind of `y`. Targets are encoded into columns of numbers
+(called *encoded* below), trained on, and decoded from the outputs of the head.
 """
 
 from dataclasses import dataclass, replace
@@ -23,44 +23,47 @@ from sktransfer.finetuning._head import (
 )
 from sktransfer.finetuning._loss import ClassLoss, WeightedLoss
 
-# Of float64, with a margin: targets that vary less than this share are equal.
+# Targets whose relative variation is below this count as equal. It is the rounding
+# error of float64, with a margin.
 _ROUNDING = 1e-12
 
 
 class Targets:
-    """What all kinds of targets have; what is here does nothing."""
+    """Base class of all kinds of targets, with defaults that change nothing."""
 
-    # Loss of one row, a class of torch, and how its mean over a batch is taken.
+    # The loss class of torch for a single row, and the one that averages over a batch.
     loss: ClassVar[type[nn.Module]]
     criterion: ClassVar[type[WeightedLoss]] = WeightedLoss
-    # How a part is set aside for validation.
+    # The splitter that sets a part aside for validation.
     splitter: ClassVar[type] = ShuffleSplit
 
     def counts(self, encoded) -> dict:
-        """Return fitted attributes that add up over calls."""
+        """Return the fitted attributes that add up over calls of `partial_fit`."""
         return {}
 
     def weighted(self, encoded, weights) -> np.ndarray:
-        """Return the weights of the examples times those of their classes."""
+        """Return the weights of the examples, multiplied by those of their classes."""
         return weights
 
     def standardised(self, examples, rows, weight_before: float) -> tuple:
-        """Return the targets in units of their own, and the encoded ones in these.
+        """Return targets with the standardisation, and the encoded ones standardised.
 
-        By the examples at these rows and, of some weight, those of the calls before.
+        It is computed from the examples at `rows` and, with a total weight of
+        `weight_before`, from those of earlier calls.
         """
         return self, examples.targets
 
 
 @dataclass(frozen=True, eq=False)
 class ClassTargets(Targets):
-    """One class for each image; encoded, the number of the class.
+    """Targets with one class for each sample, which is encoded as its index.
 
     Parameters
     ----------
     classes : ndarray of shape (n_classes,)
-        The labels, sorted.
+        The sorted labels.
     class_weight : dict, "balanced" or None
+        The weight of each class.
     """
 
     classes: np.ndarray
@@ -79,20 +82,22 @@ class ClassTargets(Targets):
         return {"classes_": self.classes, "multilabel_": False}
 
     def encode(self, y, weights) -> np.ndarray:
+        # Samples without weight are dropped later, whatever their labels are.
         unknown = np.setdiff1d(y[weights > 0], self.classes)
         if len(unknown):
             raise ValueError(
-                f"y has labels {unknown[:5].tolist()} that are not among the classes "
-                f"{self.classes[:10].tolist()}. Pass all of them as classes to the "
-                "first partial_fit, or fit anew with warm_start=False."
+                f"Invalid y: labels {unknown[:5].tolist()} are not among the classes "
+                f"{self.classes[:10].tolist()}. Pass all labels as classes to the "
+                "first call of partial_fit, or fit again with warm_start=False."
             )
         if self.n_outputs < 2:
             raise ValueError(
-                f"y has only one class, {self.classes.tolist()[0]!r}, and a classifier "
-                "needs two. Pass examples of another class too (of positive sample "
-                "weight)."
+                "Invalid y: expected at least two classes, got only one class, "
+                f"{self.classes.tolist()[0]!r}. Pass samples of another class, too, "
+                "with a positive sample weight."
             )
-        # Labels that weigh nothing may be unknown, and stand for any class.
+        # The remainder turns the index of an unknown label, which has no weight, into
+        # some valid index.
         return (np.searchsorted(self.classes, y) % self.n_outputs)[:, None]
 
     def counts(self, encoded) -> dict:
@@ -103,7 +108,8 @@ class ClassTargets(Targets):
             return weights
         codes = encoded[:, 0]
         if self.class_weight == "balanced":
-            # Weighted counts, so that a weight of k stays the same as k copies.
+            # Counts are weighted, so that a weight of k stays equivalent to k copies. A
+            # class without weight would divide by zero; no example uses its factor.
             counts = np.bincount(codes, weights=weights, minlength=self.n_outputs)
             each = weights.sum() / (self.n_outputs * np.maximum(counts, 1e-12))
             return weights * each[codes]
@@ -112,13 +118,13 @@ class ClassTargets(Targets):
         )
         if factors.min() < 0:
             raise ValueError(
-                f"class_weight={self.class_weight!r} has a negative weight. Accepted "
-                "are weights from 0, which leaves a class out."
+                f"Invalid class_weight={self.class_weight!r}: expected no negative "
+                "weight. Use 0 to leave a class out."
             )
         return weights * factors[codes]
 
     def prior_scores(self, encoded, weights) -> np.ndarray:
-        """Scores that give each class its weighted frequency, whatever the image."""
+        """Return scores that predict the weighted class frequencies for any sample."""
         return class_priors(encoded[:, 0].astype(int), weights, self.n_outputs)
 
     def solve(self, Z, examples, penalty) -> Solution:
@@ -129,7 +135,7 @@ class ClassTargets(Targets):
         return -log_softmax(scores, axis=1)[np.arange(len(codes)), codes]
 
     def validation_score(self, scores, encoded, weights) -> float:
-        """Accuracy."""
+        """Return the weighted accuracy."""
         right = scores.argmax(axis=1) == encoded[:, 0]
         return float(np.average(right, weights=weights))
 
@@ -140,17 +146,18 @@ class ClassTargets(Targets):
         return softmax(scores, axis=1)
 
     def decisions(self, scores) -> np.ndarray:
+        # scikit-learn expects a single column for two classes.
         return scores[:, 1] - scores[:, 0] if self.n_outputs == 2 else scores
 
 
 @dataclass(frozen=True, eq=False)
 class LabelTargets(Targets):
-    """Any number of labels for each image: an indicator matrix of 0 and 1.
+    """Targets with any number of labels for each sample: an indicator matrix.
 
     Parameters
     ----------
     classes : ndarray of shape (n_labels,)
-        The numbers of the columns.
+        The indices of the columns.
     """
 
     classes: np.ndarray
@@ -168,9 +175,9 @@ class LabelTargets(Targets):
     def encode(self, y, weights) -> np.ndarray:
         if not np.isin(y, (0, 1)).all():
             raise ValueError(
-                f"y is a matrix with the values {np.unique(y)[:5].tolist()}. Accepted "
-                "for several labels is an indicator matrix of 0 and 1: pass y == "
-                "<the value that means yes>."
+                "Invalid y: expected an indicator matrix of 0 and 1 for several "
+                f"labels, got the values {np.unique(y)[:5].tolist()}. Pass y == <the "
+                "value that means yes>."
             )
         return y.astype(np.float64)
 
@@ -178,7 +185,9 @@ class LabelTargets(Targets):
         return {"class_count_": encoded.sum(axis=0).astype(np.int64)}
 
     def prior_scores(self, encoded, weights) -> np.ndarray:
-        """Scores that give each label its weighted frequency, whatever the image."""
+        """Return scores that predict the weighted label frequencies for any sample."""
+        # Half an example, as for classes, since the score of a label that all samples
+        # have, or none, would be infinite.
         least = 0.5 / len(weights)
         shares = np.average(encoded, axis=0, weights=weights)
         return logit(shares.clip(least, 1 - least))
@@ -187,14 +196,16 @@ class LabelTargets(Targets):
         return solve_labels(Z, examples, penalty)
 
     def row_losses(self, scores, encoded) -> np.ndarray:
+        # The binary cross-entropy from logits, in a form that does not overflow.
         return np.logaddexp(0, np.where(encoded > 0.5, -scores, scores)).mean(axis=1)
 
     def validation_score(self, scores, encoded, weights) -> float:
-        """Mean accuracy of the labels."""
+        """Return the weighted accuracy, averaged over the labels."""
         right = ((scores > 0) == (encoded > 0.5)).mean(axis=1)
         return float(np.average(right, weights=weights))
 
     def predictions(self, scores) -> np.ndarray:
+        # A logit of 0 is a probability of one half.
         return (scores > 0).astype(np.int64)
 
     def probabilities(self, scores) -> np.ndarray:
@@ -206,15 +217,15 @@ class LabelTargets(Targets):
 
 @dataclass(frozen=True, eq=False)
 class ValueTargets(Targets):
-    """One or several numbers for each image; encoded, they are standardised to train.
+    """Targets with one or more numbers for each sample, standardised for training.
 
     Parameters
     ----------
     multi_output : bool
-        Whether predictions are to have columns.
+        Whether predictions have two dimensions.
     mean, variance, scale : ndarray of shape (n_outputs,)
-        Of the targets that were trained on; the scale is the root of the variance, or
-        1 for equal targets.
+        The statistics of the training targets. The scale is the square root of the
+        variance, or 1 for equal targets.
     """
 
     multi_output: bool
@@ -226,7 +237,7 @@ class ValueTargets(Targets):
 
     @classmethod
     def of(cls, y) -> "ValueTargets":
-        """Targets of this shape, which are not standardised yet."""
+        """Make targets of the shape of `y` that do not standardise yet."""
         zeros = np.zeros(1 if y.ndim == 1 else y.shape[1])
         return cls(y.ndim == 2, zeros, zeros, zeros + 1)
 
@@ -248,13 +259,14 @@ class ValueTargets(Targets):
             columns = y.astype(np.float64).reshape(len(y), -1)
         except (TypeError, ValueError) as error:
             raise ValueError(
-                f"y has what is no number ({error}). Accepted are numbers, one or more "
-                "for each image. Nothing was fitted. Labels are for FineTuneClassifier."
+                "Invalid y: expected one or more numbers for each sample, got another "
+                f"value ({error}). Nothing was fitted. For labels, use "
+                "FineTuneClassifier."
             ) from error
         if columns.shape[1] != self.n_outputs:
             raise ValueError(
-                f"y has {columns.shape[1]} targets, and the first fit had "
-                f"{self.n_outputs}. Pass as many, or fit anew."
+                f"Invalid y: expected {self.n_outputs} targets for each sample, as in "
+                f"the first fit, got {columns.shape[1]}. Pass as many, or fit again."
             )
         return columns
 
@@ -266,12 +278,13 @@ class ValueTargets(Targets):
             so_far = self.mean, self.variance, weight_before
             mean, variance = _joined((mean, variance, weights.sum()), so_far)
         scale = np.sqrt(variance)
-        # The rounding of equal targets is no scale, and nothing to train on either.
+        # Equal targets vary by the rounding of their mean alone, which must not be
+        # scaled up and trained on. Relative to the first of them, they are exactly 0.
         equal = ~(scale > _ROUNDING * np.abs(mean))
         mean = np.where(equal, y[0], mean)
         scale = np.where(equal, 1.0, scale)
-        # A head that goes on speaks in these units: in others, of targets that are a
-        # thousand times as large, it would have all of them to learn by its bias.
+        # A head that is trained further predicts in these units. In those of earlier
+        # targets, it would have to learn targets a thousand times as large by its bias.
         found = replace(self, mean=mean, variance=variance, scale=scale)
         return found, (examples.targets - mean) / scale
 
@@ -285,10 +298,11 @@ class ValueTargets(Targets):
         return ((scores - encoded) ** 2).mean(axis=1)
 
     def validation_score(self, scores, encoded, weights) -> float:
-        """R2, the mean of that of each target."""
+        """Return the weighted R2, averaged over the targets."""
         mean = np.average(encoded, axis=0, weights=weights)
         left = weights @ (encoded - scores) ** 2
         total = weights @ (encoded - mean) ** 2
+        # The targets of a validation set may all be equal.
         return float(np.mean(1 - left / np.maximum(total, 1e-12)))
 
     def predictions(self, scores) -> np.ndarray:
@@ -303,13 +317,17 @@ def label_targets(
 
     Parameters
     ----------
-    y : ndarray of shape (n,) or (n, n_labels)
-    weights : ndarray of shape (n,)
+    y : ndarray of shape (n_samples,) or (n_samples, n_labels)
+        The labels, or an indicator matrix.
+    weights : ndarray of shape (n_samples,)
+        The sample weights.
     classes : array-like, optional
-        All labels that will ever come; by default those of positive weight.
+        All labels that any call may contain. By default, these are the labels with a
+        positive weight.
     before : ClassTargets or LabelTargets, optional
-        Those that a fit goes on from, with the same classes.
+        The targets of the fit that this one continues, with the same classes.
     class_weight : dict, "balanced" or None
+        The weight of each class.
     """
     multilabel = _is_indicator(y)
     if before is not None:
@@ -317,8 +335,9 @@ def label_targets(
     if multilabel:
         if class_weight is not None:
             raise ValueError(
-                "class_weight does not apply to multilabel targets. Use "
-                "class_weight=None, and sample_weight to weigh images."
+                f"Invalid class_weight={class_weight!r}: class_weight does not apply "
+                "to multilabel targets. Use class_weight=None, and sample_weight to "
+                "weight samples."
             )
         return LabelTargets(np.arange(y.shape[1]))
     if before is not None:
@@ -328,48 +347,48 @@ def label_targets(
 
 
 def _is_indicator(y) -> bool:
-    """Whether y has several labels for an image, if it is anything to classify."""
+    """Whether y has several labels for each sample; refuse what are not labels."""
     kind = type_of_target(y)
     if kind.startswith("unknown"):
         kinds = sorted({type(value).__name__ for value in y.ravel()})
         raise ValueError(
             f"Unknown label type: y, of dtype {y.dtype}, has values of types {kinds}. "
-            "Accepted is one label for each image, all of str, int or bool. Nothing "
-            "was fitted. Pass numpy.array(list(y)) of labels of one type; of several "
-            "labels for an image, the indicator matrix of "
+            "Expected one label for each sample, all of type str, int or bool. Nothing "
+            "was fitted. For labels of a single type, pass numpy.array(list(y)); for "
+            "several labels for each sample, pass the indicator matrix of "
             "sklearn.preprocessing.MultiLabelBinarizer."
         )
     check_classification_targets(y)
     if kind == "multiclass-multioutput":
         raise ValueError(
-            f"y of shape {y.shape} has several targets of several classes. Accepted "
-            "are one label for each image, and an indicator matrix of 0 and 1 "
-            "(multilabel). Fit one classifier for each column, as "
+            "Invalid y: expected one label for each sample, or an indicator matrix of "
+            "0 and 1 (multilabel), got several targets of several classes, of shape "
+            f"{y.shape}. Fit one classifier for each column, as "
             "sklearn.multioutput.MultiOutputClassifier does."
         )
     return kind == "multilabel-indicator"
 
 
 def _check_same(before, y, multilabel, classes) -> None:
-    """Refuse targets of another kind than those that a fit goes on from."""
+    """Refuse targets of another kind than in the fit that is continued."""
     if classes is not None and not np.array_equal(before.classes, np.unique(classes)):
         raise ValueError(
-            f"classes={np.unique(classes)[:10].tolist()} is not the same as in the "
-            f"first fit, {before.classes[:10].tolist()}. Leave classes out after the "
-            "first call, or fit anew."
+            f"Invalid classes={np.unique(classes)[:10].tolist()}: expected the "
+            f"classes of the first fit, {before.classes[:10].tolist()}. Leave classes "
+            "out after the first call, or fit again."
         )
     was = isinstance(before, LabelTargets)
     if multilabel != was or (multilabel and y.shape[1] != before.n_outputs):
         many = f"an indicator matrix of {before.n_outputs} columns"
         raise ValueError(
-            f"y has shape {y.shape}, and the model was fitted on "
-            f"{many if was else 'one label'} for each image. Pass targets of that "
-            "kind, or fit anew with warm_start=False."
+            f"Invalid y of shape {y.shape}: the model was fitted on "
+            f"{many if was else 'one label for each sample'}. Pass targets of that "
+            "kind, or fit again with warm_start=False."
         )
 
 
 def fitted_targets(estimator) -> ClassTargets | LabelTargets | ValueTargets:
-    """Return the targets that an estimator was fitted on, by its attributes."""
+    """Return the targets that an estimator was fitted on, from its attributes."""
     if hasattr(estimator, "target_mean_"):
         return ValueTargets(
             estimator.multi_output_,
@@ -382,10 +401,10 @@ def fitted_targets(estimator) -> ClassTargets | LabelTargets | ValueTargets:
 
 
 def _joined(one, other) -> tuple:
-    """Mean and variance of two parts, each given as (mean, variance, weight).
+    """Return the mean and variance of two parts given as (mean, variance, weight).
 
-    Chan, Golub and LeVeque, "Algorithms for computing the sample variance", The
-    American Statistician 37, 1983.
+    The formula is from Chan, Golub and LeVeque, "Algorithms for computing the sample
+    variance", The American Statistician 37, 1983.
     """
     (mean, variance, weight), (before, variance_before, weight_before) = one, other
     share = weight / (weight + weight_before)

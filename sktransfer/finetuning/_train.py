@@ -1,4 +1,4 @@
-"""Training of a suffix and a head over skorch."""
+"""Training of a suffix and a head by skorch."""
 
 import copy
 import functools
@@ -30,25 +30,27 @@ OPTIMIZERS = {
     "adamw": (torch.optim.AdamW, {}),
     "sgd": (torch.optim.SGD, {"momentum": 0.9, "nesterov": True}),
 }
-# Devices for which torch has fused optimizers, for each of its versions.
+# Devices for which every supported version of torch has fused optimizers.
 _FUSED = ("cpu", "cuda")
-# Of `net_params`, what becomes a part of something of ours.
+# Arguments in `net_params` that are combined with those of the estimator.
 _OURS = ("callbacks", "criterion")
 
 
 class Rows(torch.utils.data.Dataset):
-    """Training rows that are taken by the batch: inputs, targets and weights.
+    """Training rows, read by the batch: inputs, targets and weights.
 
     Parameters
     ----------
     read : callable
-        Array of row numbers -> tensor of inputs.
-    targets : ndarray of shape (n, n_targets)
-    weights : ndarray of shape (n,)
+        A function that turns an array of row indices into a tensor of inputs.
+    targets : ndarray of shape (n_rows, n_targets)
+        The encoded targets.
+    weights : ndarray of shape (n_rows,)
+        The weights of the rows.
     training : bool
-        Whether batch norm will see the batches, which needs two rows.
+        Whether the batches are for training, where batch norms need two rows.
     mean_weight : float, optional
-        What a row weighs on average, if not only these rows are to tell.
+        The average weight of a row, if other rows than these count, too.
     """
 
     def __init__(
@@ -61,8 +63,9 @@ class Rows(torch.utils.data.Dataset):
     ):
         self.read = read
         self.training = training
-        # A mean of 1, so that a row weighs the same in whatever batch it comes; and in
-        # float32 no weight is 0, which is the mark of a row that fills up a batch.
+        # The mean over all rows, not over each batch, is 1, so that a row weighs the
+        # same in any batch. No weight becomes 0 in float32, since 0 marks the rows that
+        # fill up a batch.
         weights = weights / (mean_weight or np.mean(weights))
         weights = np.maximum(weights, np.finfo(np.float32).tiny)
         y = np.column_stack([targets, weights])
@@ -75,7 +78,7 @@ class Rows(torch.utils.data.Dataset):
         rows = list(rows)
         y = self.y[rows]
         if len(rows) == 1 and self.training:
-            # The second row weighs nothing.
+            # Batch norm needs two values of each channel. The second row has no weight.
             rows = [rows[0], (rows[0] + 1) % len(self)]
             y = self.y[rows]
             y[1, -1] = 0
@@ -86,30 +89,33 @@ class Rows(torch.utils.data.Dataset):
 
 
 def as_batch(batch):
-    """Collate what is a batch already."""
+    """Return a batch as it is, since `Rows` are read by the batch."""
     return batch
 
 
 @dataclass
 class Plan:
-    """How a network is to be trained in one phase of a fit.
+    """How a network is trained in one phase of a fit.
 
     Parameters
     ----------
     estimator : BaseFineTune
-        Whose parameters are read where they are used: nothing passes them on.
+        The estimator, whose parameters are read where they are used.
     targets : Targets
+        The targets of the estimator.
     phase : {"head", "tune", "call"}
-        The head alone, before anything else is trained; a fit; or a call of
-        `partial_fit`, after which another one may go on.
+        What is trained: the head alone, before anything else; all that is not frozen,
+        in a fit; or the same in a call of `partial_fit`, which may be continued.
     device : str
+        The device to train on.
     epochs : int
+        The number of epochs.
     epochs_done : int
-        Those of the fits before.
+        The number of epochs of earlier fits.
     source : nn.Module, optional
         The trained stages as they were before the first fit.
     optimizer_before : torch.optim.Optimizer, optional
-        What the call before has left.
+        The optimizer of the previous call, whose state is taken over.
     """
 
     estimator: object
@@ -131,10 +137,11 @@ class Plan:
 
 
 def train(network: Network, rows: Rows, valid: Rows | None, plan: Plan) -> NeuralNet:
-    """Train a network; return the skorch net that did it.
+    """Train a network and return the skorch net that did so.
 
-    Ctrl-C propagates, where skorch's own ``fit`` would swallow it.
+    Ctrl-C propagates, whereas skorch's own ``fit`` would suppress it.
     """
+    # Skorch's own `fit` has the same steps.
     keep_freed_memory()
     net = _make_net(network, len(rows), valid, plan)
     net.initialize()
@@ -156,18 +163,18 @@ def _run_epochs(net, rows, plan) -> None:
             raise
     except torch.OutOfMemoryError as error:
         raise RuntimeError(
-            f"Training does not fit in the memory of {plan.device!r} at "
+            f"Training does not fit in the memory of {plan.device!r} with "
             f"batch_size={plan.estimator.batch_size} ({error}). Use a smaller "
-            "batch_size or image_size, freeze more stages, or precision='bfloat16'; in "
-            "a search, fewer n_jobs, whose processes share that memory."
+            "batch_size or image_size, precision='bfloat16', or freeze more stages. In "
+            "a search, use fewer n_jobs, whose processes share that memory."
         ) from error
 
 
 def _tidy(net, plan) -> None:
-    """Leave out of a net, which is kept and pickled, what it was trained with.
+    """Remove from a net, which is kept and pickled, what only the training needed.
 
-    That is the data it was validated on, and callbacks that hold tensors, on a GPU
-    perhaps.
+    This includes the validation data, and our callbacks, which may hold tensors on a
+    GPU.
     """
     net.train_split = None
     theirs = plan.users_callbacks
@@ -175,14 +182,16 @@ def _tidy(net, plan) -> None:
     net.callbacks = theirs
     net.callbacks_ = [pair for pair in net.callbacks_ if pair[0] not in ours]
     if plan.phase != "call":
-        # The averages of AdamW are twice the size of the network.
+        # The state of AdamW is twice as large as the network. Only a further call of
+        # `partial_fit` continues with it.
         net.optimizer_.state.clear()
     if isinstance(net, SpreadNet):
         net.let_go()
 
 
 def _take_over_state(optimizer, before) -> None:
-    """Go on with the averages of an optimizer, if it was one for the same tensors."""
+    """Continue with the state of an optimizer, if it belongs to the same tensors."""
+    # `strict=False`, as the numbers of groups are compared below.
     now = optimizer.state_dict()
     groups = zip(optimizer.param_groups, before.param_groups, strict=False)
     pairs = [(one["params"], other["params"]) for one, other in groups]
@@ -190,7 +199,7 @@ def _take_over_state(optimizer, before) -> None:
         [p.shape for p in one] == [p.shape for p in other] for one, other in pairs
     )
     if same and len(optimizer.param_groups) == len(before.param_groups):
-        # Copies: a call that is interrupted leaves the estimator as it was.
+        # A copy, so that an interrupted call leaves the estimator unchanged.
         state = copy.deepcopy(before.state_dict()["state"])
         optimizer.load_state_dict({**now, "state": state})
 
@@ -211,13 +220,14 @@ def _make_net(network, n_rows, valid, plan) -> NeuralNet:
         "train_split": None if valid is None else predefined_split(valid),
         "device": plan.device,
         "verbose": estimator.verbose,
+        # The arguments of the user come last, since they take precedence.
         **{name: v for name, v in plan.net_params.items() if name not in _OURS},
     }
     kind = NeuralNet
     rows_per_step = arguments.get("iterator_train__batch_size", arguments["batch_size"])
     if (accelerator := arguments.get("accelerator")) is not None:
         kind, rows_per_step = SpreadNet, rows_per_step * accelerator.num_processes
-        # The accelerator chooses the device, and one process prints for all.
+        # The accelerator chooses the device, and only its main process prints.
         sink = accelerator.print if estimator.verbose else silent
         arguments |= {"device": None, "callbacks__print_log__sink": sink}
     n_steps = plan.epochs * math.ceil(n_rows / rows_per_step)
@@ -230,7 +240,7 @@ def _make_net(network, n_rows, valid, plan) -> NeuralNet:
 
 
 def split_decay(optimizer: type, groups, **options):
-    """Make an optimizer that lets biases and norms, all 1-D tensors, not decay."""
+    """Make an optimizer without weight decay of biases and norms, all 1-D tensors."""
     split = []
     for group in groups:
         flat = [p for p in group["params"] if p.ndim <= 1]
@@ -247,18 +257,21 @@ def _optimizer(estimator) -> tuple:
 def _optimizer_arguments(network, estimator, device: str) -> dict:
     optimizer, options = _optimizer(estimator)
     if estimator.optimizer in OPTIMIZERS and torch.device(device).type in _FUSED:
-        # One pass over each tensor, in place of ten with copies between them.
+        # A fused optimizer makes one pass over each tensor, instead of ten with copies
+        # in between.
         options = {"fused": True, **options}
-    # L2-SP takes the place of the decay to zero, which would pull against it.
+    # L2-SP replaces the decay towards zero, which would work against it.
     decay = 0.0 if estimator.l2_sp else estimator.weight_decay
     parameters = inspect.signature(optimizer).parameters
     any_name = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    # An optimizer with ``**kwargs`` is assumed to pass the decay on.
     if "weight_decay" in parameters or any_name:
         options = {"weight_decay": decay, **options}
     elif decay:
         raise ValueError(
-            f"The optimizer {getattr(optimizer, '__name__', optimizer)} has no weight "
-            f"decay, and weight_decay={decay}. Use weight_decay=0, or another one."
+            f"Invalid weight_decay={decay}: the optimizer "
+            f"{getattr(optimizer, '__name__', optimizer)} has no weight decay. Use "
+            "weight_decay=0, or another optimizer."
         )
     return {
         "optimizer": functools.partial(split_decay, optimizer),
@@ -268,22 +281,23 @@ def _optimizer_arguments(network, estimator, device: str) -> dict:
 
 
 def _stage_rates(suffix, estimator) -> list:
-    """Learning rate of each stage: lower the further from the head."""
-    # Pooling and the like learn nothing, and are no step towards the input.
+    """Return the learning rate of each stage, which decreases towards the input."""
+    # Stages without parameters, such as pooling, do not count as a step.
     trained = [name for name, stage in suffix._modules.items() if [*stage.parameters()]]
     rates = {}
     for distance, name in enumerate(reversed(trained)):
         factor = estimator.backbone_lr_mult * estimator.layer_decay**distance
         rates[name] = estimator.lr * factor
-    # Below whatever wraps the network, as torch.compile does.
+    # The asterisk stands for the prefix of a wrapper, such as that of torch.compile.
     return [(f"*suffix.{name}.*", {"lr": rate}) for name, rate in rates.items()]
 
 
 class SpreadNet(AccelerateMixin, NeuralNet):
-    """A net that Hugging Face's accelerate trains, in several processes if so."""
+    """A net that Hugging Face's accelerate trains, possibly in several processes."""
 
     def _initialize_accelerator(self):
-        # Not the loss, which has nothing to learn: on CPUs, accelerate refuses that.
+        # The loss is left out, since it has no parameters: on CPUs, accelerate refuses
+        # to distribute such a module.
         losses, self._criteria = self._criteria, []
         try:
             return super()._initialize_accelerator()
@@ -291,16 +305,17 @@ class SpreadNet(AccelerateMixin, NeuralNet):
             self._criteria = losses
 
     def let_go(self) -> None:
-        """Forget what trains: it belongs to these processes, and no pickle holds it."""
+        """Drop what belongs to these processes and therefore cannot be pickled."""
         self.accelerator, self.optimizer_ = None, None
         self.callbacks, self.callbacks_ = [], []
 
 
 class _Factory:
-    """Gives the network, as skorch would keep training one given as an instance.
+    """Return the network when called, in place of a module class.
 
-    A pickle leaves it out: skorch stores its module by itself, so that what was on a
-    GPU opens where there is none.
+    Skorch would go on training a module that it is given as an instance. A pickle does
+    not contain the network: skorch stores its module separately, in such a way that a
+    net from a GPU opens on a machine without one.
     """
 
     def __init__(self, network):
@@ -309,8 +324,8 @@ class _Factory:
     def __call__(self):
         if self.network is None:
             raise RuntimeError(
-                "This net comes out of a pickle, without what it started from, and "
-                "cannot be initialised again. Fit the estimator anew."
+                "This net was loaded from a pickle, which does not contain its initial "
+                "network, and cannot be initialised again. Fit the estimator again."
             )
         return self.network
 
@@ -319,7 +334,7 @@ class _Factory:
 
 
 def epochs_table(net: NeuralNet, phase: str) -> list[dict]:
-    """What happened in each epoch, a row each."""
+    """Return the history of a net, with a row for each epoch."""
     names = {
         "train_loss": "train_loss",
         "valid_loss": "valid_loss",

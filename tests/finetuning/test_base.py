@@ -33,9 +33,9 @@ def task():
     X, y = [], []
     for seed in range(36):
         label = seed % 3
-        picture = make_picture(seed, 20, 24).astype(float) * 0.3
-        picture[:, :, label] += 150
-        X.append(picture.astype(np.uint8))
+        image = make_picture(seed, 20, 24).astype(float) * 0.3
+        image[:, :, label] += 150
+        X.append(image.astype(np.uint8))
         y.append(["ant", "bee", "wasp"][label])
     return X, np.array(y)
 
@@ -267,9 +267,9 @@ def test_augmentation_is_for_training_images_only(task):
     X, y = task
     seen = []
 
-    def augment(picture):
-        seen.append(picture.shape)
-        return picture.flip(2)
+    def augment(image):
+        seen.append(image.shape)
+        return image.flip(2)
 
     fitted = model(
         augment=augment, early_stopping=True, validation_fraction=0.25, max_epochs=2
@@ -372,7 +372,7 @@ def test_distillation_learns_the_teachers_scores(task):
         return np.abs(one.fit(X, y).predict_proba(X) - teacher.predict_proba(X)).mean()
 
     assert gap(student) < gap(alone)
-    with pytest.raises(ValueError, match="fitted on the same labels"):
+    with pytest.raises(ValueError, match="teacher: .* fitted on the same labels"):
         student.fit(X, np.where(y == "ant", "x", "z"))
 
 
@@ -495,9 +495,9 @@ def test_bad_data_is_refused_and_leaves_it_unfitted(change, message, task):
 @pytest.mark.parametrize(
     ("y", "message"),
     [
-        ([{1}, {2}] * 6, r"types \['set'\]. Accepted is one label .*MultiLabelBinar"),
-        (np.array([1, "a"] * 6, dtype=object), r"types \['int', 'str'\]. Accepted"),
-        (np.array([0, 1] * 6, dtype=object), r"types \['int'\]. Accepted"),
+        ([{1}, {2}] * 6, r"types \['set'\]. Expected one label .*MultiLabelBinar"),
+        (np.array([1, "a"] * 6, dtype=object), r"types \['int', 'str'\]. Expected"),
+        (np.array([0, 1] * 6, dtype=object), r"types \['int'\]. Expected"),
     ],
 )
 def test_labels_of_no_one_type_are_refused(y, message, task):
@@ -508,7 +508,7 @@ def test_labels_of_no_one_type_are_refused(y, message, task):
 @pytest.mark.parametrize("kind", [str, object])
 def test_a_regressor_refuses_labels(kind, task):
     regressor = FineTuneRegressor(small_backbone())
-    with pytest.raises(ValueError, match="no number .*'a'.* for FineTuneClassifier"):
+    with pytest.raises(ValueError, match="numbers .*'a'.* use FineTuneClassifier"):
         regressor.fit(task[0][:6], np.array(list("ababab"), dtype=kind))
     regressor.set_params(max_epochs=0).fit(task[0][:4], np.array(list("1212"), kind))
 
@@ -554,15 +554,15 @@ def test_few_samples_and_a_last_batch_of_one(weights, task):
 
 def test_regression_of_one_and_several_targets(task):
     X, _ = task
-    bright = np.array([picture.mean() for picture in X])
-    red = np.array([picture[:, :, 0].mean() for picture in X])
+    bright = np.array([image.mean() for image in X])
+    red = np.array([image[:, :, 0].mean() for image in X])
     settings = {"backbone": small_backbone(), "lr": 0.02, "random_state": 0}
     one = FineTuneRegressor(max_epochs=40, **settings).fit(X, red)
     assert one.predict(X).shape == (36,)
     assert one.score(X, red) > 0.7
     two = FineTuneRegressor(max_epochs=40, early_stopping=True, **settings)
     assert two.fit(X, np.column_stack([red, 1000 + bright])).predict(X).shape == (36, 2)
-    with pytest.raises(ValueError, match="y has 1 targets"):
+    with pytest.raises(ValueError, match="expected 2 targets .* got 1"):
         two.partial_fit(X, red)
 
 
@@ -590,10 +590,10 @@ def test_verbose_prints_a_line_for_each_epoch(task, capsys):
 def test_an_augment_may_compute_in_place(task):
     black = []
 
-    def erase(picture):
-        black.append(float((picture == 0).all(dim=0).float().mean()))
-        picture[:, :8, :8] = 0
-        return picture
+    def erase(image):
+        black.append(float((image == 0).all(dim=0).float().mean()))
+        image[:, :8, :8] = 0
+        return image
 
     model(augment=erase, max_epochs=3).fit(*task)
     assert len(black) == 3 * len(task[0])
@@ -696,7 +696,7 @@ def test_a_class_may_be_left_out_but_not_count_against(task):
     fitted = model(class_weight={"ant": 0, "bee": 1, "wasp": 2}, max_epochs=1)
     fitted.fit(*task)
     assert (fitted.n_images_, fitted.class_count_.tolist()) == (24, [0, 12, 12])
-    with pytest.raises(ValueError, match="negative weight"):
+    with pytest.raises(ValueError, match="no negative weight"):
         fitted.set_params(class_weight={"ant": -1}).fit(*task)
     with pytest.raises(ValueError, match="All class weights are zero"):
         fitted.set_params(class_weight=dict.fromkeys(np.unique(task[1]), 0)).fit(*task)

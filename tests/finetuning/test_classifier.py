@@ -6,7 +6,7 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 from sktransfer import FineTuneClassifier
 from tests.small_network import small_backbone
 
-# Of tables whose rows are hardly pictures, as those of most checks are.
+# The rows of most tables in the checks hardly look like images.
 ONE_ROW = "ignore:Rows of .* values? are:UserWarning"
 ESTIMATORS = [FineTuneClassifier(small_backbone(), lr=0.01)]
 if os.environ.get("SKTRANSFER_TEST_GIANTS"):

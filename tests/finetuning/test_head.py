@@ -273,7 +273,7 @@ def test_groups_are_not_divided():
 
 
 def test_groups_keep_the_choice_honest():
-    # Of each group one picture, with slight noise: the others of it tell nothing new.
+    # Each group is a single image with slight noise: its copies add no information.
     few, labels = X[:30], RNG.permutation(np.arange(30) % 2)
     many = np.repeat(few, 6, axis=0)
     many[:, 0, 0, 0] = np.arange(180)
@@ -284,7 +284,7 @@ def test_groups_keep_the_choice_honest():
     honest = regressor.fit(many, numbers, groups=groups).alpha_
     assert honest > regressor.fit(many, numbers).alpha_
     for wrong, what in ((groups[:5], "5 values"), ([None] * 180, "missing values in")):
-        with pytest.raises(ValueError, match=f"groups has {what}.* one group for each"):
+        with pytest.raises(ValueError, match=f"groups: .*, got {what}.* one group for"):
             probe().fit(many, y, groups=wrong)
 
 
@@ -318,13 +318,13 @@ def test_few_images_choose_no_extreme_penalty():
         assert 0.003 < min(values) <= max(values) < 3
 
 
-def test_the_same_pictures_are_the_same_model_whatever_they_come_as():
+def test_the_same_images_are_the_same_model_whatever_they_come_as():
     y = SCALED[:, 0]
     regressor = FineTuneRegressor(BACKBONE, freeze="all").fit(X, y)
     fitted = probe().fit(X, Y)
-    pictures = [PIL.Image.fromarray(x) for x in X]
+    images = [PIL.Image.fromarray(x) for x in X]
     floats = X / np.float32(255)
-    for same in (pictures, floats):
+    for same in (images, floats):
         other = probe().fit(same, Y)
         assert other.C_ == fitted.C_
         np.testing.assert_array_equal(other.predict_proba(X), fitted.predict_proba(X))

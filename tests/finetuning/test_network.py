@@ -21,7 +21,7 @@ def make_network(*stages, precision="float32"):
 def wide():
     """Its weights are more numbers than its input; the 1 x 1 convolution's matter not.
 
-    A product of pixels and weights needs no weights reordered.
+    A matrix product needs no reordered weights.
     """
     return nn.Sequential(nn.Conv2d(8, 64, 3, padding=1), nn.Conv2d(64, 8, 1))
 
@@ -45,7 +45,7 @@ def test_feature_maps_are_laid_out_as_each_stage_is_fastest():
         )
     network(PICTURES)
     assert layouts == [False, True]
-    # Of more pictures, the weights are fewer than the feature maps.
+    # For more images, the weights are fewer than the feature maps.
     network(PICTURES.repeat(8, 1, 1, 1))
     assert layouts[2:] == [False, False]
 

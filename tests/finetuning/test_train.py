@@ -63,7 +63,7 @@ def test_rows_can_be_sent_to_workers(parameters, monkeypatch):
     "name", ["lr", "max_epochs", "optimizer", "device", "module", "train_split"]
 )
 def test_what_the_estimator_sets_is_no_part_of_net_params(name):
-    with pytest.raises(ValueError, match=f"net_params has '{name}', .* own parameter"):
+    with pytest.raises(ValueError, match=f"net_params: '{name}' is set by .* and use "):
         model(net_params={name: 1}).fit(IMAGES, LABELS)
 
 
@@ -78,7 +78,7 @@ def test_what_the_estimator_sets_is_no_part_of_net_params(name):
     ],
 )
 def test_what_no_part_of_a_net_takes_is_refused(name, taker, accepted):
-    message = f"net_params has '{name}', and {taker} here. Accepted are .*{accepted}"
+    message = f"'{name}' was passed, but {taker} here. Accepted are .*{accepted}"
     with pytest.raises(ValueError, match=message):
         model(net_params={name: 1}).fit(IMAGES, LABELS)
 
@@ -100,7 +100,7 @@ def test_optimizers_are_fused_where_torch_has_them_so(device, fused):
         (torch.ones(1, 8, 8), "Tensor and shape"),
     ],
 )
-def test_an_augment_has_to_return_a_picture(returned, what):
+def test_an_augment_has_to_return_an_image(returned, what):
     with pytest.raises(
         ValueError, match=f"=<lambda> returned .* {what}.* has to return it, too"
     ):
@@ -108,7 +108,7 @@ def test_an_augment_has_to_return_a_picture(returned, what):
 
 
 @pytest.mark.parametrize("augment", [lambda: 1, lambda x, y: x])
-def test_an_augment_has_to_take_a_picture(augment):
+def test_an_augment_has_to_take_an_image(augment):
     with pytest.raises(ValueError, match=r"augment=<lambda> takes the arguments \("):
         model(augment=augment).fit(IMAGES, LABELS)
 
