@@ -98,7 +98,7 @@ def test_a_score_that_is_not_a_number_is_a_failure_of_that_candidate():
 @pytest.mark.parametrize("candidates", ["tiny", iter(["tiny"]), 3])
 def test_candidates_are_a_list(candidates):
     X, y = make_task()
-    with pytest.raises(ValueError, match="candidates is .* Pass a list.*: .*"):
+    with pytest.raises(ValueError, match="Invalid candidates=.* Pass a list.*: .*"):
         BackboneSelector(candidates).fit(X, y)
 
 
