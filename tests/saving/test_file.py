@@ -368,15 +368,15 @@ def test_damage_is_seen(task, tmp_path):
 def test_other_files_are_refused(tmp_path):
     path = tmp_path / "file"
     save_tensors({"weight": torch.zeros(2)}, path)
-    with pytest.raises(ValueError, match="it holds tensors alone"):
+    with pytest.raises(ValueError, match="it contains only tensors"):
         load(path)
     path.write_bytes(pickle.dumps(embedder()))
     with pytest.raises(ValueError, match="Cannot load an estimator"):
         load(path)
-    with pytest.raises(FileNotFoundError, match="load reads what"):
+    with pytest.raises(FileNotFoundError, match="load reads files"):
         load(tmp_path / "nothing")
     os.mkfifo(tmp_path / "fifo")
-    with pytest.raises(FileNotFoundError, match="load reads what"):
+    with pytest.raises(FileNotFoundError, match="load reads files"):
         load(tmp_path / "fifo")
 
 
@@ -394,7 +394,7 @@ def forge(path, record=None, **metadata):
 def test_a_file_from_the_future(tmp_path):
     save(embedder(), tmp_path / "model")
     forge(tmp_path / "model", version="2")
-    with pytest.raises(ValueError, match="format 2; this one reads up to 1"):
+    with pytest.raises(ValueError, match="format 2; .* reads formats up to 1"):
         load(tmp_path / "model")
 
 
