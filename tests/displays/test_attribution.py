@@ -103,7 +103,7 @@ def test_attribution_tells_what_it_is_for(fitted):
         AttributionDisplay.from_estimator(pipe, X[:1])
     AttributionDisplay.from_estimator(pipe[-1], pipe[:-1].transform(X[:1]))
     unrefitted = searched(fitted, refit=False).fit(X, y)
-    with pytest.raises(TypeError, match=r"a GridSearchCV\. Accepted are Fine"):
+    with pytest.raises(TypeError, match=r"Expected .* got a GridSearchCV\."):
         AttributionDisplay.from_estimator(unrefitted, X[:1])
 
 
@@ -178,7 +178,7 @@ def test_attribution_in_given_axes():
     assert len(figure.axes) == 3
     assert axes[1].get_title("left") == "$10 and $20"
     assert not axes[1]._left_title.get_parse_math()
-    with pytest.raises(ValueError, match="has 1 axes, and there are 2 pictures"):
+    with pytest.raises(ValueError, match="ax of 1 axes: expected .* 2 images"):
         display.plot(axes[0])
 
 
@@ -220,20 +220,20 @@ def test_attribution_of_a_regressor():
     assert one.titles == ["", ""]
     assert not np.array_equal(one.maps, two.maps)
     for target in (2, [0], np.array([0, 1]), "0"):
-        with pytest.raises(ValueError, match=r"Accepted is one of \[0, 1\], or None"):
+        with pytest.raises(ValueError, match=r"expected one of \[0, 1\], or None"):
             AttributionDisplay.from_estimator(model, X[:1], target=target)
 
 
 def test_attribution_refuses_what_cannot_be(fitted, tmp_path):
     X, _ = make_task()
-    with pytest.raises(ValueError, match=r"no places .*Choose .*\['0', '1', '2'\]"):
+    with pytest.raises(ValueError, match=r"not spatial .*Choose .*\['0', '1', '2'\]"):
         AttributionDisplay.from_estimator(fitted, X[:1], stage=4)
-    accepted = r"Accepted is one of \['dark', 'light'\], or None for the predicted"
+    accepted = r"expected one of \['dark', 'light'\], or None for the predicted"
     for target, got in (
-        ("bird", "='bird' is not known"),
-        (0, "=0 is not known"),
-        (np.nan, "=nan is not known"),
-        (["light"], r"=\['light'\] is of type list"),
+        ("bird", "='bird', which is not known"),
+        (0, "=0, which is not known"),
+        (np.nan, "=nan, which is not known"),
+        (["light"], r"=\['light'\], which is of type list"),
         (np.array(["dark", "light"]), "is of type ndarray"),
         ([[1], [1, 2]], "is of type list"),
         (torch.tensor([0, 1]), "is of type Tensor"),
@@ -244,7 +244,7 @@ def test_attribution_refuses_what_cannot_be(fitted, tmp_path):
             AttributionDisplay.from_estimator(fitted, X[:1], target=target)
     with pytest.raises(ValueError, match=r"Nothing was drawn. Pass one of them\.$"):
         AttributionDisplay.from_estimator(fitted, X[:1], target="bird")
-    with pytest.raises(ValueError, match=r"Of these, \['0', '1', '2'\] have places"):
+    with pytest.raises(ValueError, match=r"Of these, \['0', '1', '2'\] have spatial"):
         AttributionDisplay.from_estimator(fitted, X[:1], stage="nope")
     with pytest.raises(ValueError, match=r"row 1 .*no\.jpg"):
         AttributionDisplay.from_estimator(fitted, [X[0], tmp_path / "no.jpg"])

@@ -52,7 +52,7 @@ def test_top_losses_of_a_classifier_without_errors(fitted):
     display = TopLossesDisplay.from_estimator(fitted, X, y)
     assert len(display.rows) == len(display.ax_) == 0
     (axes,) = display.figure_.axes
-    assert axes.get_title("left") == "No picture is misclassified."
+    assert axes.get_title("left") == "No image is misclassified."
     assert display.figure_.get_figheight() < 1
     texts_are_legible(display.figure_)
 
