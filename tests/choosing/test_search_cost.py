@@ -213,7 +213,7 @@ def test_parts_that_a_grid_shares_with_the_search_stay_as_they_are():
 
 def test_an_iterator_of_folds_is_refused_and_kept():
     folds = KFold(3).split(X)
-    with pytest.raises(ValueError, match=r"cv is a generator, .*cv=list"):
+    with pytest.raises(ValueError, match=r"cv, a generator .*cv=list"):
         search_cost(GridSearchCV(model(), {"freeze": [1]}, cv=folds), X, y)
     assert len(list(folds)) == 3
 
