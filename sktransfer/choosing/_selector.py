@@ -141,7 +141,7 @@ class BackboneSelector(
 
         Returns
         -------
-        self : BackboneSelector
+        BackboneSelector
             The fitted selector.
         """
         given = listed("candidates", self.candidates, (list, tuple))

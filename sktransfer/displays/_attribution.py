@@ -15,7 +15,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from sktransfer.backbones._backbone import Backbone
 from sktransfer.displays._drawing import grid
-from sktransfer.displays._pictures import find_images, picture_of
+from sktransfer.displays._pictures import find_images, image_array
 from sktransfer.embedding._reading import read_samples
 from sktransfer.finetuning._base import BaseFineTune
 from sktransfer.finetuning._parts import ends_of
@@ -116,7 +116,7 @@ class AttributionDisplay:
             _attribution(backbone, head, depth, one[None], outputs) for one in inputs
         ]
         maps = np.stack([places for places, _ in found])
-        pictures = [picture_of(one) for one in inputs]
+        pictures = [image_array(one) for one in inputs]
         return cls(pictures, maps, [title for _, title in found]).plot()
 
     def plot(self, ax=None, *, cmap="viridis", alpha=0.7, colorbar=True):
@@ -136,7 +136,7 @@ class AttributionDisplay:
 
         Returns
         -------
-        self : AttributionDisplay
+        AttributionDisplay
             The display itself.
         """
         below = 0.6 if colorbar else 0.0
@@ -151,14 +151,14 @@ class AttributionDisplay:
         return self
 
 
-def _pair(axes, picture, places, colours):
+def _pair(axes, image, places, colours):
     """Draw an image and, beside it, a grey version with its map on top."""
-    height, width = picture.shape[:2]
+    height, width = image.shape[:2]
     # Both are drawn in the same axes, with a narrow gap between them.
     right = 1.03 * width
     beside = {"extent": (right, right + width, height, 0)}
-    axes.imshow(picture, extent=(0, width, height, 0))
-    axes.imshow(picture @ _LUMA, cmap="gray", vmin=0, vmax=255, **beside)
+    axes.imshow(image, extent=(0, width, height, 0))
+    axes.imshow(image @ _LUMA, cmap="gray", vmin=0, vmax=255, **beside)
     overlay = axes.imshow(
         places, cmap=colours, vmin=0, vmax=1, interpolation="bilinear", **beside
     )

@@ -100,7 +100,7 @@ class FreezeDepthDisplay:
 
         Returns
         -------
-        self : FreezeDepthDisplay
+        FreezeDepthDisplay
             The display itself.
         """
         self.figure_, self.ax_ = panels(self, ax, 2, height_ratios=(2.4, 1))
@@ -179,7 +179,7 @@ class TrainingHistoryDisplay:
 
         Returns
         -------
-        self : TrainingHistoryDisplay
+        TrainingHistoryDisplay
             The display itself.
         """
         scored = any("valid_score" in row for row in self.history)
@@ -292,7 +292,7 @@ class BackboneRankingDisplay:
 
         Returns
         -------
-        self : BackboneRankingDisplay
+        BackboneRankingDisplay
             The display itself.
         """
         names, height = fold_names(self.names)
@@ -365,7 +365,7 @@ class TransferReportDisplay:
 
         Returns
         -------
-        self : TransferReportDisplay
+        TransferReportDisplay
             The display itself.
         """
         names, height = fold_names(self.scores)

@@ -136,7 +136,7 @@ class TopLossesDisplay:
         rows = wrong[np.argsort(own[wrong], kind="stable")][:n_pictures]
         drafts = read_samples(find_images(estimator, X), rows, _THUMBNAIL.read)
         return cls(
-            [picture_of(draft) for draft in drafts],
+            [image_array(draft) for draft in drafts],
             rows,
             y[rows],
             predictions[rows],
@@ -154,7 +154,7 @@ class TopLossesDisplay:
 
         Returns
         -------
-        self : TopLossesDisplay
+        TopLossesDisplay
             The display itself.
         """
         titles = self._titles()
@@ -165,8 +165,8 @@ class TopLossesDisplay:
             said = ["No image is misclassified."]
             self.figure_, axes = grid(self, ax, said, height=0.1)
             self.ax_ = axes[:0]
-        for each, picture in zip(self.ax_, self.pictures, strict=True):
-            each.imshow(picture)
+        for each, image in zip(self.ax_, self.pictures, strict=True):
+            each.imshow(image)
         return self
 
     def _titles(self) -> list[str]:
@@ -213,7 +213,7 @@ def find_images(estimator, X) -> Samples:
     return as_samples(_THUMBNAIL, checked)
 
 
-def picture_of(draft: torch.Tensor) -> np.ndarray:
+def image_array(draft: torch.Tensor) -> np.ndarray:
     """Convert the draft of an image into an array to draw, (height, width, 3) uint8."""
     # Drafts of float images are in [0, 1], and resizing may leave that range a little.
     if draft.dtype != torch.uint8:

@@ -275,14 +275,14 @@ def test_parameters_of_a_candidate_are_checked():
 def test_an_unreadable_image_is_no_failure_of_the_candidate(tmp_path):
     X, y = make_task()
     bad = tmp_path / "bad.jpg"
-    bad.write_bytes(b"no picture")
+    bad.write_bytes(b"no image")
     with pytest.raises(ValueError, match=r"row 2 .*bad\.jpg"):
         rank_backbones([*X[:2], bad, *X[3:]], y, [colour_backbone()])
 
 
 def test_regression():
     X, _ = make_task()
-    y = np.array([picture.mean() for picture in X])
+    y = np.array([image.mean() for image in X])
     best, worst = rank_backbones(X, y, [blind_backbone(), colour_backbone()], cv=3)
     assert best["backbone"] == "colour"
     assert "h_score" not in best

@@ -139,10 +139,10 @@ def test_rows_are_those_of_own_fits_on_the_same_folds():
 
 def test_pixels_are_the_pixels():
     X, y = make_task(24)
-    X = [np.repeat(np.repeat(picture, 2, axis=0), 2, axis=1) for picture in X]
+    X = [np.repeat(np.repeat(image, 2, axis=0), 2, axis=1) for image in X]
     folds = list(StratifiedKFold(3).split(X, y))
     report = transfer_report(fine_tuned(max_epochs=1), X, y, cv=folds)
-    flat = np.array([picture.transpose(2, 0, 1).ravel() for picture in X]) / 255.0
+    flat = np.array([image.transpose(2, 0, 1).ravel() for image in X]) / 255.0
     probe = make_pipeline(StandardScaler(), LogisticRegression(C=0.01))
     scores = [
         probe.fit(flat[train], y[train]).score(flat[test], y[test])
@@ -248,7 +248,7 @@ def test_trained_parameters_of_a_search_in_a_pipeline():
 
 def test_regression():
     X, _ = make_task(24)
-    y = np.array([picture[..., 0].std() for picture in X])
+    y = np.array([image[..., 0].std() for image in X])
     model = FineTuneRegressor(small_backbone(), max_epochs=2, random_state=0)
     report = transfer_report(model, X, y, cv=3)
     rows = {row["model"]: row for row in report}

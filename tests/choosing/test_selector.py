@@ -15,7 +15,7 @@ from tests.small_network import (
 )
 from tests.small_tasks import make_table, make_task
 
-# Of tables whose rows are hardly pictures, as those of most checks are.
+# Of tables whose rows are hardly images, as those of most checks are.
 ONE_ROW = "ignore:Rows of .* values? are:UserWarning"
 
 

@@ -33,7 +33,7 @@ def fitted():
 
 
 def titles_of(model, X, label=None):
-    """What stands above pictures: the predicted class, or a given one."""
+    """What stands above images: the predicted class, or a given one."""
     proba, classes = model.predict_proba(X), list(model.classes_)
     numbers = proba.argmax(axis=1)
     numbers = numbers if label is None else [classes.index(label)] * len(X)
@@ -46,7 +46,7 @@ def first_lines(display):
 
 
 class Places(nn.Module):
-    """Mean colour of each quarter of the picture."""
+    """Mean colour of each quarter of the image."""
 
     def forward(self, x):
         return nn.functional.adaptive_avg_pool2d(x, 2)
@@ -63,9 +63,9 @@ def test_attribution_before_a_linear_head_is_the_class_activation_map():
     display = AttributionDisplay.from_estimator(model, X[:3], target="light")
     standardise, output = model.head_
     weights = (output.weight[1] / standardise.scale).detach()
-    for picture, places, found in zip(X, display.pictures, display.maps, strict=False):
-        np.testing.assert_array_equal(picture, places)
-        pixels = torch.from_numpy(picture).permute(2, 0, 1)[None]
+    for image, places, found in zip(X, display.pictures, display.maps, strict=False):
+        np.testing.assert_array_equal(image, places)
+        pixels = torch.from_numpy(image).permute(2, 0, 1)[None]
         maps = Places()(backbone.reader.normalise(pixels))[0]
         expected = torch.einsum("c,chw->hw", weights, maps).clamp(min=0)
         expected = expected / max(expected.max(), 1e-12)
@@ -162,7 +162,7 @@ def test_attribution_is_beside_the_picture(count, name):
     assert labels_of(bar.xaxis) == ["none", "strongest"]
     for axes in display.ax_:
         plain, grey, places = axes.images
-        # The picture itself is under no map.
+        # The image itself is under no map.
         assert plain.get_extent()[1] < places.get_extent()[0]
         assert grey.get_extent() == places.get_extent()
         alphas = places.cmap(np.linspace(0, 1, 5))[:, 3]
@@ -213,7 +213,7 @@ def test_attribution_of_one_of_several_labels():
 
 def test_attribution_of_a_regressor():
     X, _ = make_task()
-    y = [[picture.mean(), -picture.mean()] for picture in X]
+    y = [[image.mean(), -image.mean()] for image in X]
     model = FineTuneRegressor(small_backbone(), max_epochs=1, random_state=0).fit(X, y)
     one = AttributionDisplay.from_estimator(model, X[:2])
     two = AttributionDisplay.from_estimator(model, X[:2], target=1)

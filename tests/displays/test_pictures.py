@@ -91,8 +91,8 @@ def test_top_losses_of_a_pipeline_of_flattened_images():
     ).fit(table, y)
     display = TopLossesDisplay.from_estimator(model, table, y, n_pictures=2)
     assert len(display.ax_) == 2
-    for picture, row in zip(display.pictures, display.rows, strict=True):
-        assert abs(picture.mean() - X[row].mean()) < 3
+    for image, row in zip(display.pictures, display.rows, strict=True):
+        assert abs(image.mean() - X[row].mean()) < 3
 
 
 @pytest.mark.parametrize(
