@@ -1,4 +1,4 @@
-"""The backbones to choose from, and the embeddings of all their stages."""
+"""The candidate backbones and the embeddings of all their stages."""
 
 import itertools
 import os
@@ -13,13 +13,14 @@ from sktransfer.embedding._prefix import Prefix
 from sktransfer.inputs._images import ImageReader
 from sktransfer.inputs._reader import Reader
 
-# Of the largest value: what ways of summing in float32 differ by.
+# Embeddings that differ by less than this fraction of the largest value are the same:
+# different orders of summation in float32 differ by as much.
 _ROUNDING = 1e-5
 
 
 @dataclass
 class Candidate:
-    """A backbone to rank: the prefixes up to its stages, and what came of them."""
+    """A backbone to rank: the prefixes up to its stages, and their embeddings."""
 
     label: str
     extractor: PretrainedFeatureExtractor
@@ -28,7 +29,9 @@ class Candidate:
     error: str | None = None
 
     def load(self, stages) -> None:
-        """Load the backbone and make the prefixes, or note why that fails."""
+        """Load the backbone and make the prefixes, or note why that failed."""
+        # A candidate that cannot be loaded is a row of the table, not an end of it. A
+        # factory of the user's can raise anything.
         try:
             self.extractor._validate_params()
             prefix = self.extractor._prefix()
@@ -47,9 +50,10 @@ class Candidate:
         self.error = said(error)
 
     def merge(self) -> None:
-        """Leave out each stage whose embeddings are those of the next one.
+        """Drop each stage whose embeddings are the same as those of the next one.
 
-        A last stage that averages gives what the pooled stage before it gives.
+        A final average pooling, for example, gives the same embeddings as the stage
+        before it does once its output has been pooled.
         """
         both = list(zip(self.prefixes, self.features, strict=True))
         kept = [
@@ -61,31 +65,35 @@ class Candidate:
 
 
 def _same_values(one: np.ndarray, other: np.ndarray) -> bool:
-    """Whether embeddings are the same but for rounding."""
+    """Whether embeddings are equal up to rounding."""
     if one.shape != other.shape:
         return False
     return bool(np.abs(one - other).max() <= _ROUNDING * np.abs(other).max())
 
 
 def said(error: Exception) -> str:
+    """Return an error as the text that stands in a table."""
     return f"{type(error).__name__}: {error}"
 
 
 def listed(argument: str, given, accepted) -> list:
-    """Make a list of the backbones given for an argument, and refuse a bare one."""
-    # A text and an nn.Sequential could be gone through, too, by letter and by layer.
+    """Return the backbones of an argument as a list, and refuse a bare backbone."""
+    # A string and an nn.Sequential are iterable too, by letter and by layer.
     if isinstance(given, accepted) and not isinstance(given, str | bytes | nn.Module):
         return list(given)
     text = isinstance(given, str)
     raise ValueError(
-        f"{argument} is {repr(given) if text else 'a ' + type(given).__name__}, and "
-        "accepted is a list of backbones. Pass a list, also of a single one: "
+        f"Invalid {argument}={repr(given) if text else type(given).__name__}: expected "
+        "a list of backbones. Pass a list even for a single backbone: "
         f"[{repr(given) if text else 'backbone'}]."
     )
 
 
 def make_candidates(backbones: list, shared: dict, stages) -> list[Candidate]:
-    """Load backbones, or note why that fails; `shared` are parameters of them all."""
+    """Load the candidates, or note why that failed.
+
+    `shared` are the parameters of extractors that all of them have in common.
+    """
     candidates = [_candidate(given, shared) for given in backbones]
     for candidate in candidates:
         candidate.load(stages)
@@ -93,8 +101,9 @@ def make_candidates(backbones: list, shared: dict, stages) -> list[Candidate]:
 
 
 def reader_of(candidates: list[Candidate]) -> Reader:
-    """Return the reader that tells what the samples are, of any candidate."""
+    """Return the reader of the first stage that was loaded, to validate samples by."""
     prefixes = (prefix for candidate in candidates for prefix in candidate.prefixes)
+    # If no candidate could be loaded, the errors that say why come after validation.
     first = next(prefixes, None)
     return ImageReader() if first is None else first.backbone.reader
 
@@ -106,8 +115,8 @@ def _candidate(given, shared: dict) -> Candidate:
     label, own, common = _label(extractor), extractor.image_shape, shared["image_shape"]
     if own is not None and not _same_shape(own, common):
         raise ValueError(
-            f"Candidate {label!r} has image_shape={own!r}, and the image_shape of all "
-            f"candidates is {common!r}: the images are read once for all. Pass "
+            f"Candidate {label!r} has image_shape={own!r}, but the shared image_shape "
+            f"is {common!r}, and the images are read once for all candidates. Pass "
             f"image_shape={own!r} beside the candidates, or set that of the candidate "
             "to None."
         )
@@ -115,25 +124,28 @@ def _candidate(given, shared: dict) -> Candidate:
 
 
 def _same_shape(one, other) -> bool:
+    # A list and a tuple of the same numbers are the same shape.
     both = isinstance(one, list | tuple) and isinstance(other, list | tuple)
     return list(one) == list(other) if both else one is other
 
 
 def _label(extractor) -> str:
-    """Name a candidate by its network and, if they are not the usual ones, weights."""
+    """Name a candidate by its network and its weights, unless they are the default."""
     name, weights = extractor.backbone, extractor.weights
     if not isinstance(name, str):
         name = getattr(name, "name", type(name).__name__)
     if weights is None:
         return f"{name}, random"
+    # Weights may be a pair of a path and the hash that the file must have.
     path = weights[0] if isinstance(weights, tuple) else weights
     return name if path == "default" else f"{name}, {os.path.basename(str(path))}"
 
 
 def embed_all(samples, candidates: list[Candidate], cache, verbose=0) -> None:
-    """Embed samples with all stages of all candidates, in one pass.
+    """Embed samples with all stages of all candidates in a single pass.
 
-    A candidate that fails is left out. Of stages that give the same, the last is left.
+    A candidate that fails is skipped. Among stages with the same embeddings, only the
+    last one is kept.
     """
     good = [candidate for candidate in candidates if candidate.error is None]
     prefixes = [prefix for candidate in good for prefix in candidate.prefixes]
@@ -141,6 +153,8 @@ def embed_all(samples, candidates: list[Candidate], cache, verbose=0) -> None:
     found = embed(samples, prefixes, cache=cache, failures=failures, verbose=verbose)
     results = enumerate(found)
     for candidate in good:
+        # The results come in the order of the prefixes, so that the next ones belong to
+        # this candidate.
         own = list(itertools.islice(results, len(candidate.prefixes)))
         candidate.features = [features for _, features in own]
         errors = [failures[number] for number, _ in own if number in failures]

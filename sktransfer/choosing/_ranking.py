@@ -48,57 +48,66 @@ def rank_backbones(
 ):
     """Rank pretrained networks by how well their embeddings suit a task.
 
-    Nothing is trained but the linear probe. Candidates whose recipes are the same
-    share the decoded images, and each stage of a candidate sees each image once.
+    Only the linear probe is trained. Candidates with the same preprocessing share the
+    decoded images, and each image passes each stage of a candidate once.
 
     Parameters
     ----------
     X : sequence of images, or array-like of shape (n_samples, n_pixels)
         The images of the task.
     y : array-like of shape (n_samples,)
-        Labels, or numbers to regress on.
+        The class labels, or the real values to regress on.
     backbones : list, default=("tiny",)
-        Each a name or any other ``backbone=`` of `PretrainedFeatureExtractor`, or
-        such an extractor, which may have weights, a stage and a size of its own. The
-        images are read once for all: its ``image_shape`` is None, or `image_shape`.
+        The candidates. Each is a name, anything else that the ``backbone`` parameter
+        of `PretrainedFeatureExtractor` accepts, or such an extractor, which may have
+        its own weights, stage and image size. Since the images are read once for all
+        candidates, the ``image_shape`` of an extractor must be None or equal to
+        `image_shape`.
     scoring : str, callable, list of these or None, default=None
-        "logme", "h_score", "knn", or functions ``(features, y) -> float``, higher
-        being better, of different names, which become columns. None are all three,
-        without "h_score" where `y` are numbers.
+        The scores to compute: "logme", "h_score", "knn", or functions with the
+        signature ``(features, y) -> float`` where higher is better. Each score becomes
+        a column, so their names must differ. If None, all three scores are computed,
+        except for "h_score" when `y` is continuous.
     stages : "all", list of str or None, default=None
-        The stages to rank of each backbone; None is the last one. Stages whose
-        embeddings are the same, such as a last one that averages and the one before
-        it, are one row, by the name of the last of them.
-    cv : int, splitter, iterable or None, default=5
-        Folds of the linear probe, the same for all candidates; None leaves it out.
+        The stages of each backbone to rank. If None, only the last stage is ranked.
+        Stages with the same embeddings, such as a final average pooling and the stage
+        before it, share one row, which has the name of the last of them.
+    cv : int, cross-validation splitter, iterable or None, default=5
+        The folds on which the linear probe is scored, the same for all candidates. If
+        None, no probe is fitted.
     image_shape, image_size, device, precision, cache, random_state : optional
-        As in `PretrainedFeatureExtractor`.
+        The parameters of the same name of `PretrainedFeatureExtractor`.
     verbose : int, default=0
-        1 shows a progress bar.
+        The verbosity level. If 1, a progress bar is shown.
 
     Returns
     -------
     Table
-        A list of dict, best mean rank first, a row for each backbone and stage:
-        ``backbone``, ``stage``, each score and its rank (``logme_rank``), ``probe``
-        (mean cross-validated accuracy, or R2, of a linear model) with its standard
-        error ``probe_se`` over the folds and what guessing the most frequent class,
-        or the mean, gets (``chance``),
-        ``seconds`` of computation for 1,000 images, ``parameters`` of the stages,
-        ``megabytes`` of their weights, ``licence`` of the weights where it is known,
-        and ``error``. A backbone, or a stage of it, that fails has a row too, with its
-        error, at the end. Not to be finite is a failure of a score.
+        A list of dict with one row per backbone and stage, sorted by mean rank, best
+        first. Its columns are:
+
+        - ``backbone`` and ``stage``;
+        - each score and its rank, such as ``logme`` and ``logme_rank``;
+        - ``probe``: the mean cross-validated accuracy, or R2, of a linear model;
+        - ``probe_se``: the standard error of ``probe`` over the folds;
+        - ``chance``: the score of guessing the most frequent class, or the mean;
+        - ``seconds``: the computation time for 1,000 images;
+        - ``parameters``: the number of parameters of the stages;
+        - ``megabytes``: the size of the weights of the stages;
+        - ``licence``: the licence of the weights, if it is known;
+        - ``error``: the reason why a backbone or stage has failed, else None. Such
+          rows come last. A score that is not finite counts as a failure.
 
     Raises
     ------
     ValueError
-        If an image cannot be read, a score is unknown, two have the same name, a
-        candidate has another `image_shape`, or no candidate succeeds.
+        If an image cannot be read, a score is unknown, two scores have the same name,
+        the `image_shape` of a candidate differs, or all candidates fail.
 
     Notes
     -----
-    LogME and the H-score are cheap where there are many candidates; the probe is what
-    they stand for, and tells the size of a difference.
+    LogME and the H-score are cheap when there are many candidates. They are proxies
+    for the accuracy of the probe, which also shows how large a difference is.
 
     Examples
     --------
@@ -125,7 +134,8 @@ def rank_backbones(
     )
     samples = as_samples(reader, checked, image_shape)
     scores = resolve_scoring(scoring, y)
-    # Made once: an iterator gives its folds once, and all candidates are to share them.
+    # The folds are made once, since an iterator can be consumed only once and all
+    # candidates must be compared on the same folds.
     folds = None if cv is None else _folds(cv, checked, y)
 
     def more(candidate, prefix, features):
@@ -138,7 +148,7 @@ def rank_backbones(
 
 @dataclass
 class Result:
-    """A row of the table, and what it is about; no prefix where that failed."""
+    """A row of the table with its candidate, and its prefix unless that failed."""
 
     row: dict
     candidate: Candidate
@@ -146,36 +156,39 @@ class Result:
 
 
 def resolve_scoring(scoring, y) -> dict[str, Callable]:
-    """Turn a ``scoring=`` parameter into functions by name."""
+    """Return the scoring functions of a ``scoring`` parameter, by name."""
     if scoring is None:
+        # The H-score is defined for classes only.
         scoring = [name for name in SCORES if name != "h_score" or is_classes(y)]
     single = isinstance(scoring, str) or callable(scoring)
     scoring = [scoring] if single else list(scoring)
     unknown = [s for s in scoring if not callable(s) and s not in SCORES]
     if unknown or not scoring:
         raise ValueError(
-            f"scoring={unknown or scoring!r} is not known. Accepted are "
-            f"{list(SCORES)}, functions (features, y) -> float, and lists of these."
+            f"Invalid scoring={unknown or scoring!r}: expected one of {list(SCORES)}, "
+            "a function (features, y) -> float, or a non-empty list of these."
         )
     names = [getattr(s, "__name__", repr(s)) if callable(s) else s for s in scoring]
     repeated = [name for name, count in Counter(names).items() if count > 1]
     if repeated:
         raise ValueError(
-            f"scoring has several scores of the name {repeated[0]!r}, and each is a "
-            "column of the table. Accepted are scores of different names: leave the "
-            "others out, or write functions with `def` and names of their own."
+            f"scoring has several scores named {repeated[0]!r}, but each score is a "
+            "column of the table and needs a name of its own. Leave out the others, or "
+            "define the functions with `def` under different names."
         )
     functions = [s if callable(s) else SCORES[s] for s in scoring]
     return dict(zip(names, functions, strict=True))
 
 
 def rank(samples, y, candidates, scores, cache, verbose, more=None) -> list[Result]:
-    """Embed with all candidates, score their embeddings, and sort.
+    """Embed the samples with all candidates, score the embeddings and sort the rows.
 
-    `more` gives further columns of a row. What failed comes last.
+    `more` returns further columns of a row. Rows of failures come last.
     """
     if not candidates:
-        raise ValueError("There is no backbone to rank. Pass at least ['tiny'].")
+        raise ValueError(
+            "There is no backbone to rank. Pass at least one, such as ['tiny']."
+        )
     embed_all(samples, candidates, cache, verbose)
     results = [
         result
@@ -187,6 +200,7 @@ def rank(samples, y, candidates, scores, cache, verbose, more=None) -> list[Resu
     if not good:
         raise ValueError(_all_failed(candidates, bad))
     _place(good, scores)
+    # All rows have the same columns, in the same order, whether they failed or not.
     columns = dict.fromkeys([*good[0].row, "error"])
     return [replace(result, row={**columns, **result.row}) for result in good + bad]
 
@@ -202,18 +216,19 @@ def _all_failed(candidates, results) -> str:
 
 
 def _place(results: list[Result], scores) -> None:
-    """Set the ranks under each score, and sort by their sum."""
+    """Set the ranks under each score, and sort the results by the sum of the ranks."""
     rows = [result.row for result in results]
     for name in scores:
         ranks = rankdata([-row[name] for row in rows], method="min")
         for row, place in zip(rows, ranks, strict=True):
             row[f"{name}_rank"] = int(place)
+    # The first score breaks ties of the sums.
     first, places = next(iter(scores)), [f"{name}_rank" for name in scores]
     results.sort(key=lambda one: (sum(one.row[p] for p in places), -one.row[first]))
 
 
 def _scored(candidate, y, scores, more) -> list[Result]:
-    """Rows of the table, one for each stage."""
+    """Return the results of a candidate, one for each stage."""
     if candidate.error is not None:
         row = {"backbone": candidate.label, "error": candidate.error}
         return [Result(row, candidate)]
@@ -227,8 +242,11 @@ def _scored_stage(candidate, prefix, features, y, scores, more) -> Result:
     backbone = prefix.backbone
     stage = backbone.stage_names[prefix.depth - 1]
     row = {"backbone": candidate.label, "stage": stage}
+    # A score may be any function of the user's. One that fails for a single stage must
+    # not cost the embeddings of all the others.
     try:
         found = {name: _finite(name, f(features, y)) for name, f in scores.items()}
+        # The ranks are filled in later; here they take their place among the columns.
         found |= dict.fromkeys(f"{name}_rank" for name in scores)
         found |= more(candidate, prefix, features) if more else {}
     except Exception as error:
@@ -239,14 +257,17 @@ def _scored_stage(candidate, prefix, features, y, scores, more) -> Result:
 def _finite(name: str, score) -> float:
     score = float(score)
     if not np.isfinite(score):
-        # It has no place among the others.
-        raise ValueError(f"score {name!r} is {score}, and only finite ones are ranked.")
+        # NaN cannot be ordered, and an infinite score would win over every other one.
+        raise ValueError(
+            f"score {name!r} is {score}, and only finite scores can be ranked."
+        )
     return score
 
 
 def linear_steps(classes: bool) -> list:
-    """Make the steps of a linear probe, for classes or numbers."""
-    # At this strength the probe of embeddings of a few hundred images is near its best.
+    """Return the steps of a linear probe for classes, or else for real values."""
+    # With these penalties, a probe of embeddings of a few hundred images is close to
+    # its best score.
     linear = LogisticRegression(C=0.01, max_iter=1000) if classes else Ridge(100.0)
     return [StandardScaler(), linear]
 
@@ -255,21 +276,22 @@ def _folds(cv, samples, y) -> list:
     folds = list(check_cv(cv, y, classifier=is_classes(y)).split(samples, y))
     if not folds:
         raise ValueError(
-            f"cv={cv!r} has no folds. Accepted are a number of folds, a splitter, an "
-            "iterable of (train, test), and None. If it was an iterator that has been "
-            "used before, pass its splitter or a list."
+            f"Invalid cv={cv!r}, which has no folds: expected a number of folds, a "
+            "splitter, an iterable of (train, test), or None. If it is an iterator "
+            "that has already been consumed, pass its splitter or a list."
         )
     return folds
 
 
 def _probe(features, y, folds) -> dict:
-    """Cross-validated score of a linear model, and of one that guesses."""
+    """Return the cross-validated score of a linear model, and that of guessing."""
     if folds is None:
         return {}
     classes = is_classes(y)
     found = cross_val_score(
         make_pipeline(*linear_steps(classes)), features, y, cv=folds
     )
+    # The R2 of predicting the mean is zero.
     chance = np.unique(y, return_counts=True)[1].max() / len(y) if classes else 0.0
     error = found.std(ddof=1) / np.sqrt(len(found)) if len(found) > 1 else np.nan
     return {
@@ -286,9 +308,11 @@ def _timed(noise: StageOutputs, prefix: Prefix) -> float:
 
 
 def _costs(candidate: Candidate, prefix: Prefix) -> dict:
-    """What a stage costs: time, memory, and terms of use."""
+    """Return what a stage costs: its time, its memory and its terms of use."""
+    # One batch for each thread, since batches may be computed side by side.
     count = prefix.size * torch.get_num_threads()
     noise = StageOutputs(prefix.backbone.reader.example(count))
+    # The fastest run is the one that other processes disturbed least.
     seconds = min(_timed(noise, prefix) for _ in range(3))
     stages = prefix.backbone.stages[: prefix.depth]
     extractor = candidate.extractor

@@ -1,4 +1,4 @@
-"""Does transfer help? A model beside its baselines, on the same folds."""
+"""Whether transfer helps: a model and its baselines on the same folds."""
 
 from collections import OrderedDict
 
@@ -27,9 +27,10 @@ from sktransfer.finetuning._parts import ends_of, find_source, is_within
 from sktransfer.finetuning._regressor import FineTuneRegressor
 
 AS_GIVEN, SCRATCH = "as given", "from scratch"
-# What says where a network comes from and how it is run, in every estimator.
+# The parameters of every estimator that determine its network and how it is run.
 _SOURCE = ("backbone", "image_shape", "image_size", "device", "precision", "cache")
-# Nothing of a network that starts from scratch is to be kept, or kept slow.
+# Random weights are not worth preserving. So nothing may freeze them, slow down their
+# training or pull them towards where they, or a teacher, are.
 _TRAIN_ALL = {
     "weights": None,
     "freeze": 0,
@@ -39,13 +40,14 @@ _TRAIN_ALL = {
     "unfreeze_every": 0,
     "teacher": None,
 }
-# Fewer do not tell how much a difference varies: at two, one that is the same in both
-# by chance has an interval without width.
+# Fewer folds do not show how much a difference varies. With two, a difference that
+# happens to be the same in both would have an interval of zero width.
 _LEAST_FOLDS = 3
-# Of the largest score: differences that vary by less are the same.
+# Differences that vary by less than this fraction of the largest score are equal:
+# subtracting scores in floating point leaves as much.
 _ROUNDING = 1e-9
 _ALIKE = "cannot be distinguished from"
-# By the side of the model from scratch on which the estimator is.
+# The keys say on which side of the model from scratch the estimator is.
 _VERDICTS = {
     1: ("transfer helps", "is above"),
     0: ("no evidence", _ALIKE),
@@ -58,20 +60,21 @@ _SIMPLER = {
 
 
 class TransferReport(Table):
-    """What `transfer_report` has found: a table of models, and a verdict.
+    """The result of `transfer_report`: a table of models and a verdict.
 
     Parameters
     ----------
     rows : list of dict
-        The table: a row for each model.
+        The rows of the table, one for each model.
     scores : dict of str to ndarray of shape (n_folds,)
-        Test score of each model in each fold.
+        The test scores of each model, one for each fold.
     verdict : {"transfer helps", "no evidence", "negative transfer"}
-        By the interval of the difference to the model from scratch. Of two folds, or
-        of differences that are the same in all folds, there is no evidence.
+        The conclusion from the confidence interval of the difference to the model
+        from scratch. Two folds, or differences that are the same in all folds, give
+        no evidence.
     explanation : str
-        The verdict in a few sentences; where there is no evidence, they say how small
-        a difference could not have been seen.
+        The verdict in a few sentences. If there is no evidence, they include the size
+        below which a difference could not have been detected.
     """
 
     def __init__(self, rows, scores, verdict, explanation):
@@ -90,65 +93,73 @@ class TransferReport(Table):
 def transfer_report(
     estimator, X, y, cv=5, *, groups=None, scoring=None, n_jobs=None, verbose=0
 ):
-    """Compare a model with the same network from scratch, and simpler models.
+    """Compare a model with the same network from scratch and with simpler models.
 
-    All are scored on the same folds:
+    All models are scored on the same folds:
 
     - "as given": the estimator;
-    - "from scratch": the same network from random weights, all of it trained, at one
-      learning rate. Of a search of it, be it the whole or a part of the estimator,
-      that is what it searches, at parameters of its own;
-      of a pipeline with a `PretrainedFeatureExtractor`, that is a
-      `FineTuneClassifier` or `FineTuneRegressor` of its network;
-    - "linear probe": a linear model of the pretrained network's embeddings;
+    - "from scratch": the same network with random initial weights, all of which are
+      trained at one learning rate. A search over the network, whether it is the whole
+      estimator or a part of it, is replaced by the estimator that it searches, with
+      that estimator's own parameters. In place of a pipeline with a
+      `PretrainedFeatureExtractor` stands a `FineTuneClassifier` or
+      `FineTuneRegressor` with the same network;
+    - "linear probe": a linear model on the embeddings of the pretrained network;
     - "pixels": a linear model of the pixels, at 32 x 32;
     - "guessing": the most frequent class, or the mean.
 
     Parameters
     ----------
     estimator : FineTuneClassifier, FineTuneRegressor, Pipeline or search
-        Of a pipeline or a search, one part has to be one of these, or a
-        `PretrainedFeatureExtractor`, and `X` has to be images.
+        The model to judge. A pipeline or search must contain exactly one of these
+        estimators or one `PretrainedFeatureExtractor`, and must take images.
     X : sequence of images, or array-like of shape (n_samples, n_pixels)
         The images of the task.
     y : array-like of shape (n_samples,) or (n_samples, n_outputs)
-        Labels, or numbers for a regressor.
-    cv : int, splitter or iterable, default=5
-        Folds, at least two; for a verdict, at least three.
+        The class labels, or the real values for a regressor.
+    cv : int, cross-validation splitter or iterable, default=5
+        The folds. At least two are required, and at least three for a verdict.
     groups : array-like of shape (n_samples,), optional
-        For splitters that keep groups of images together.
+        The group labels of the images, passed to the splitter.
     scoring : str or callable, optional
-        A single score, as in scikit-learn, greater being better. None is that of a
-        search that is given, else accuracy, or R2.
+        A single score, as in scikit-learn, where greater is better. If None, the score
+        is that of the search if `estimator` is or ends in one, otherwise the accuracy
+        or R2.
     n_jobs : int or None, default=None
-        Number of folds that are fitted at the same time.
+        The number of folds that are fitted in parallel.
     verbose : int, default=0
-        1 shows a progress bar.
+        The verbosity level. If 1, a progress bar is shown.
 
     Returns
     -------
     TransferReport
-        A list of dict, a row for each model: ``model``, ``score`` (mean over the
-        folds) and its standard error ``se``, ``difference`` (of the estimator as
-        given to this model; positive is in its favour) with its 95 % interval from
-        ``low`` to ``high``, ``seconds`` to fit and score a fold, and ``trained``, the
-        number of trained parameters. Attributes: ``scores``, ``verdict`` and
-        ``explanation``.
+        A list of dict with one row per model. Its attributes are ``scores``,
+        ``verdict`` and ``explanation``, and its columns:
+
+        - ``model``: the name of the model;
+        - ``score`` and ``se``: the mean score over the folds and its standard error;
+        - ``difference``: the mean score of the estimator as given minus that of this
+          model, so that positive values favour the estimator;
+        - ``low`` and ``high``: the 95 % confidence interval of ``difference``;
+        - ``seconds``: the mean time to fit and score one fold;
+        - ``trained``: the number of trained parameters.
 
     Raises
     ------
     ValueError
-        If the estimator holds no pretrained network or several, there are several
-        scores or fewer than two folds, or a fold has one image to get an R2 from.
+        If the estimator does not contain exactly one pretrained network, `scoring`
+        gives several scores, there are fewer than two folds, or the score is R2 and a
+        fold has a single test image.
 
     Notes
     -----
-    Training sets of folds overlap, so that their scores are not independent. The
-    interval widens the variance ``s^2`` of the ``k`` differences for that [1]_:
-    ``mean +- t(k - 1) * sqrt((1 / k + n_test / n_train) * s^2)``.
+    The training sets of different folds overlap, so their scores are not independent.
+    To correct for that, the interval widens the variance ``s^2`` of the ``k``
+    differences [1]_: ``mean +- t(k - 1) * sqrt((1 / k + n_test / n_train) * s^2)``.
 
-    ``seconds`` are what the fits took in this order. Embeddings that an earlier model
-    has left in the cache are not computed again for a later one.
+    The models are fitted in the order of the table, and ``seconds`` depends on it:
+    embeddings that an earlier model has left in the cache are not computed again for
+    a later one.
 
     References
     ----------
@@ -166,19 +177,21 @@ def transfer_report(
     ['as given', 'from scratch', 'linear probe', 'pixels', 'guessing']
     """
     check_consistent_length(X, y)
+    # np.asarray would wrap a sparse matrix in an array of one object.
     y = y.toarray() if issparse(y) else np.asarray(y)
     if scoring is None:
         scoring = _own_scoring(estimator)
     if not (scoring is None or isinstance(scoring, str) or callable(scoring)):
-        raise ValueError(_not_one(f"scoring={scoring!r} is not one score"))
+        raise ValueError(_not_one(f"scoring={scoring!r}"))
     multilabel = type_of_target(y) == "multilabel-indicator"
     models = _models(estimator, multilabel)
     splitter = check_cv(cv, y, classifier=is_classifier(estimator))
     folds = list(splitter.split(X, y, groups))
     if len(folds) < 2:
         raise ValueError(
-            f"cv={cv!r} makes {len(folds)} fold, and differences need at least two to "
-            "be judged. Nothing was fitted. Pass cv=5."
+            f"Invalid cv={cv!r}, which makes {len(folds)} fold: expected at least two "
+            "folds, to judge differences by. Nothing was fitted. Pass, for example, "
+            "cv=5."
         )
     _check_that_r2_is_defined(estimator, scoring, folds)
     settings = {"cv": folds, "scoring": scoring, "n_jobs": n_jobs}
@@ -186,8 +199,10 @@ def transfer_report(
     found = {}
     for name, model in tqdm(models.items(), unit="model", disable=not verbose):
         found[name] = cross_validate(model, X, y, **settings)
+        # Only its result shows that a callable returns a dict of scores.
         if "test_score" not in found[name]:
-            raise ValueError(_not_one(f"scoring={scoring!r} gives several scores"))
+            several = f"scoring={scoring!r}, which gives several scores"
+            raise ValueError(_not_one(several))
     scores = {name: result["test_score"] for name, result in found.items()}
     test_share = np.mean([len(test) / len(train) for train, test in folds])
     rows = [_row(name, found[name], scores[AS_GIVEN], test_share) for name in found]
@@ -196,9 +211,9 @@ def transfer_report(
 
 
 def corrected_interval(differences, test_share: float, level: float = 0.95) -> tuple:
-    """Confidence interval of a mean over folds whose training sets overlap.
+    """Return the confidence interval of a mean over folds with overlapping training.
 
-    `test_share` is the number of test samples for each training sample.
+    `test_share` is the ratio of the number of test samples to training samples.
     """
     k = len(differences)
     deviation = np.sqrt((1 / k + test_share) * np.var(differences, ddof=1))
@@ -207,13 +222,13 @@ def corrected_interval(differences, test_share: float, level: float = 0.95) -> t
 
 
 def _own_scoring(estimator):
-    """Scoring by which an estimator scores itself; None is that of its kind."""
+    """Return the scoring that a search inside an estimator has, or None."""
     for end in ends_of(estimator):
         scoring = end.scoring if isinstance(end, BaseSearchCV) else None
         if isinstance(scoring, list | tuple | dict | set) and isinstance(
             end.refit, str
         ):
-            # Of several, that is the one that chooses the best candidate.
+            # Of several scores, this one chooses the best candidate.
             return scoring[end.refit] if isinstance(scoring, dict) else end.refit
         if scoring is not None:
             return scoring
@@ -222,9 +237,9 @@ def _own_scoring(estimator):
 
 def _not_one(found: str) -> str:
     return (
-        f"{found}, and models are compared by one. Accepted are the "
-        "name of a score, a callable (estimator, X, y) -> float, and None. No report "
-        "was made. Pass one after the other, such as scoring='balanced_accuracy'."
+        f"Invalid {found}: expected the name of a score, a callable "
+        "(estimator, X, y) -> float, or None. No report was made. Pass several scores "
+        "one after the other, such as scoring='balanced_accuracy'."
     )
 
 
@@ -235,19 +250,20 @@ def _check_that_r2_is_defined(estimator, scoring, folds) -> None:
     for number, (_, test) in enumerate(folds, start=1):
         if len(test) < 2:
             raise ValueError(
-                f"Fold {number} of {len(folds)} has {len(test)} image to test on, and "
-                "R2 is defined for two and more. Nothing was fitted. Pass fewer "
-                "folds, such as cv=5, or scoring='neg_mean_absolute_error'."
+                f"Fold {number} of {len(folds)} has {len(test)} test image, and R2 is "
+                "defined for two or more. Nothing was fitted. Pass fewer folds, such "
+                "as cv=5, or scoring='neg_mean_absolute_error'."
             )
 
 
 def _models(estimator, multilabel=False) -> dict:
-    """Make the models to compare, by name."""
+    """Return the models to compare, by name."""
     classes = is_classifier(estimator)
     name, source = find_source(estimator)
     shared = {key: getattr(source, key) for key in _SOURCE}
     extractor = PretrainedFeatureExtractor(**shared, weights=source.weights)
     if isinstance(source, BaseFineTune):
+        # A regressor has no teacher, for example.
         known, prefix = source.get_params(), f"{name}__" if name else ""
         changes = {f"{prefix}{key}": v for key, v in _TRAIN_ALL.items() if key in known}
         scratch = _unsearched(clone(estimator).set_params(**changes), name)
@@ -283,10 +299,11 @@ def _plain_values(extractor) -> dict[str, PretrainedFeatureExtractor]:
 
 
 def _unsearched(estimator, name):
-    """Put what is searched in the place of each search around the part of that name.
+    """Replace each search around the part of that name by what it searches.
 
-    A search would freeze random stages again. One that is elsewhere stays: without it,
-    the model from scratch would be at a disadvantage.
+    Such a search would set the freeze depth again, and so freeze random stages. A
+    search elsewhere in the estimator stays: without it, the model from scratch would
+    be at a disadvantage.
     """
     parts = {"": estimator, **estimator.get_params(deep=True)}
     around = [
@@ -294,7 +311,8 @@ def _unsearched(estimator, name):
         for outer, part in parts.items()
         if isinstance(part, BaseSearchCV) and is_within(name, outer)
     ]
-    # Inner ones first: their names are those of parts of the outer ones.
+    # Inner searches are replaced first, since replacing an outer one changes the names
+    # of its parts.
     for outer in sorted(around, key=len, reverse=True):
         if not outer:
             return estimator.estimator
@@ -320,7 +338,7 @@ def _row(name, found, given_scores, test_share) -> dict:
 
 
 def _n_trained(fitted) -> int | None:
-    """Number of parameters that a fit has trained, where it can be told."""
+    """Return the number of parameters that a fit has trained, or None if unknown."""
     *_, fitted = ends_of(fitted)
     if isinstance(fitted, BaseFineTune):
         return fitted.n_trained_parameters_
@@ -332,7 +350,10 @@ def _n_trained(fitted) -> int | None:
 
 
 def _judge(rows, scores, sizes) -> tuple[str, str]:
-    """Verdict, and its explanation; `sizes` are the numbers of images of the folds."""
+    """Return the verdict and its explanation.
+
+    `sizes` are the different numbers of test images of the folds, in ascending order.
+    """
     by_name = {row["model"]: row for row in rows}
     scratch = by_name[SCRATCH]
     side, unknown = _side(scratch, scores)
@@ -361,9 +382,9 @@ def _judge(rows, scores, sizes) -> tuple[str, str]:
 
 
 def _side(row, scores) -> tuple[int, str | None]:
-    """1 if the estimator is better than a model, -1 if worse, 0 if that is open; why.
+    """Return 1 if the estimator is better than a model, -1 if worse, 0 if unknown.
 
-    The reason is None where it is only that the interval has zero in it.
+    The second value is why it is unknown, or None if the interval contains zero.
     """
     unknown = _why_open(scores[AS_GIVEN], scores[row["model"]])
     side = 0 if unknown else int(row["low"] > 0) - int(row["high"] < 0)
@@ -371,7 +392,7 @@ def _side(row, scores) -> tuple[int, str | None]:
 
 
 def _why_open(given, other) -> str | None:
-    """Why scores in folds cannot tell models apart, whatever their interval is."""
+    """Return why scores cannot distinguish two models, whatever their interval is."""
     differences, n_folds = given - other, len(given)
     if not np.isfinite(differences).all():
         fold = np.flatnonzero(~np.isfinite(differences))[0]
@@ -391,6 +412,6 @@ def _why_open(given, other) -> str | None:
 
 
 def _images(sizes) -> str:
-    """Tell the numbers of images of folds, from the least to the most."""
+    """Format the range of the numbers of images of the folds."""
     count = " to ".join(map(str, dict.fromkeys((sizes[0], sizes[-1]))))
     return f"{count} image{'s' * (sizes[-1] > 1)}"

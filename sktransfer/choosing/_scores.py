@@ -11,39 +11,41 @@ from sklearn.preprocessing import normalize
 from sklearn.utils import check_X_y
 from sklearn.utils.multiclass import check_classification_targets, type_of_target
 
-# Of the squared norm of the targets: what a perfect fit leaves for the noise.
+# The share of the squared norm of the targets that even a perfect fit leaves as noise:
+# without noise the evidence would be infinite.
 _LEAST_NOISE = 1e-10
-# Of the largest squared singular value: ratios of precisions to search through.
+# The ratios of precisions to search, relative to the largest squared singular value.
 _RATIOS = np.logspace(-12, 12, 97)
-# Of cosine similarities: those no further apart are equal.
+# Cosine similarities that differ by no more than this are equal.
 _ROUNDING = 1e-12
-# Similarities in memory at a time.
+# The number of similarities that are in memory at a time: 64 MiB of float64.
 _BLOCK = 2**23
 
 
 def is_classes(y) -> bool:
-    """Whether targets are class labels, rather than numbers to regress on."""
+    """Whether targets are class labels, rather than real values to regress on."""
     return type_of_target(y) in ("binary", "multiclass")
 
 
 def logme_score(features, y) -> float:
-    """Log of maximum evidence of a linear model on embeddings.
+    """Compute LogME, the log of the maximum evidence of a linear model on embeddings.
 
-    A Bayesian linear regression of the target on the features, whose evidence is
-    maximised over the precisions of weights and noise, divided by the number of
-    samples; for classes, the mean over their indicators [1]_. Higher is better.
+    The evidence is that of a Bayesian linear regression of the target on the features.
+    Its logarithm is maximised over the precisions of the weights and the noise, and
+    divided by the number of samples. For classes, the score is the mean over their
+    indicators [1]_. Higher is better.
 
     Parameters
     ----------
     features : array-like of shape (n_samples, n_features)
         The embeddings.
     y : array-like of shape (n_samples,) or, for regression, (n_samples, n_targets)
-        Labels (strings, integers, booleans), or numbers.
+        The class labels (strings, integers or booleans), or the real values.
 
     Returns
     -------
     float
-        Comparable only between features of the same samples.
+        The score. Scores can be compared only between features of the same samples.
 
     Notes
     -----
@@ -53,9 +55,10 @@ def logme_score(features, y) -> float:
         n/2 log(beta) + D/2 log(alpha) - n/2 log(2 pi)
             - beta/2 |F m - y|^2 - alpha/2 |m|^2 - 1/2 log|A|
 
-    With one singular value decomposition of ``F``, and ``beta`` at its best for a given
-    ``alpha / beta``, that is a search over one number for each target, which finds the
-    maximum also where the usual fixed point [2]_ converges slowly.
+    Given a singular value decomposition of ``F``, the optimal ``beta`` for a ratio
+    ``alpha / beta`` is known in closed form. What remains is a search over that ratio
+    for each target, which finds the maximum even where the usual fixed-point iteration
+    [2]_ converges slowly.
 
     References
     ----------
@@ -78,11 +81,11 @@ def logme_score(features, y) -> float:
 
 
 def _spectrum(features, targets) -> tuple[np.ndarray, np.ndarray]:
-    """Squares of the singular values, and of the targets along the left vectors.
+    """Return squared singular values, and squared targets along the left vectors.
 
-    By the smaller Gram matrix, which takes a fraction of the time of the singular value
-    decomposition. Directions lost in its rounding are left out: there, features explain
-    nothing.
+    They are computed from the smaller Gram matrix, which takes a fraction of the time
+    of a singular value decomposition. Directions that are lost in its rounding are left
+    out, since the features explain nothing there.
     """
     n, d = features.shape
     if n <= d:
@@ -95,12 +98,14 @@ def _spectrum(features, targets) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _evidence(squares, along, targets) -> np.ndarray:
-    """Maximum log evidence per sample of each target.
+    """Return the maximum log evidence per sample of each target.
 
-    `squares` are those of the singular values, `along` those of the targets along the
-    left singular vectors.
+    `squares` are the squared singular values, and `along` the squares of the targets
+    along the left singular vectors.
     """
     norms = (targets**2).sum(axis=0)
+    # What the features cannot explain. Its second bound keeps the logarithm finite for
+    # a target of zeros.
     across = np.maximum(norms - along.sum(axis=0), _LEAST_NOISE * norms)
     across = np.maximum(across, np.finfo(float).tiny)
     squares = squares[:, None] / max(squares.max(initial=0), np.finfo(float).tiny)
@@ -111,10 +116,12 @@ def _evidence(squares, along, targets) -> np.ndarray:
         n = len(targets)
         return -0.5 * (np.log(2 * np.pi * rest / n) + 1 + log_det / n)
 
+    # A coarse search brackets the maximum.
     coarse = np.array([evidence(ratio) for ratio in _RATIOS])
     best = np.clip(coarse.argmax(axis=0), 1, len(_RATIOS) - 2)
     low, high = np.log(_RATIOS[best - 1]), np.log(_RATIOS[best + 1])
-    # Golden sections, for all targets at once.
+    # A golden-section search, for all targets at once. Its 40 steps shrink the interval
+    # to 4e-9 of its width.
     share = (np.sqrt(5) - 1) / 2
     for _ in range(40):
         inner, outer = high - share * (high - low), low + share * (high - low)
@@ -124,30 +131,31 @@ def _evidence(squares, along, targets) -> np.ndarray:
 
 
 def h_score(features, y) -> float:
-    """H-score of embeddings for classes, with a shrunk covariance.
+    """Compute the H-score of embeddings for classes, with a shrunk covariance.
 
-    How much of the variation of the features lies between the classes [1]_,
-    ``trace(S^-1 (1 - a) B)``, with ``B`` the covariance of the class means and ``S``
-    the covariance of the features, shrunk by Ledoit and Wolf's intensity ``a``, which
-    makes the score usable with more features than samples [2]_. Higher is better.
+    The score measures how much of the variance of the features lies between the
+    classes [1]_. It is ``trace(S^-1 (1 - a) B)``, where ``B`` is the covariance of the
+    class means, and ``S`` is the covariance of the features, shrunk by the Ledoit-Wolf
+    intensity ``a`` so that the score is usable with more features than samples [2]_.
     Both covariances are sums over the ``n`` samples divided by ``n``, not ``n - 1``.
+    Higher is better.
 
     Parameters
     ----------
     features : array-like of shape (n_samples, n_features)
         The embeddings.
     y : array-like of shape (n_samples,)
-        Labels.
+        The class labels.
 
     Returns
     -------
     float
-        At most the number of classes less one.
+        The score, which is at most the number of classes minus one.
 
     Raises
     ------
     ValueError
-        If `y` are numbers to regress on.
+        If `y` is continuous.
 
     References
     ----------
@@ -172,39 +180,42 @@ def h_score(features, y) -> float:
     means = labels.T @ (features - features.mean(axis=0)) / labels.sum(axis=0)[:, None]
     covariance = LedoitWolf().fit(features)
     shrunk = covariance.covariance_
+    # Constant features separate no classes.
     if not np.trace(shrunk) > 0:
         return 0.0
+    # Least squares, since the covariance may be singular where it is hardly shrunk.
     solved = linalg.lstsq(shrunk, means.T, check_finite=False)[0]
     between = (shares * (means.T * solved).sum(axis=0)).sum()
     return float((1 - covariance.shrinkage_) * between)
 
 
 def knn_score(features, y, n_neighbors=5) -> float:
-    """Leave-one-out score of nearest neighbours among embeddings.
+    """Compute the leave-one-out score of nearest neighbours among embeddings.
 
-    By cosine similarity; the accuracy for classes, R2 for numbers [1]_. Higher is
-    better.
+    The neighbours are found by cosine similarity. The score is the accuracy for
+    classes, and R2 for real values [1]_. Higher is better.
 
     Parameters
     ----------
     features : array-like of shape (n_samples, n_features)
         The embeddings.
     y : array-like of shape (n_samples,) or, for regression, (n_samples, n_targets)
-        Labels (strings, integers, booleans), or numbers.
+        The class labels (strings, integers or booleans), or the real values.
     n_neighbors : int, default=5
-        At most as many as there are other samples are counted.
+        The number of neighbours, or all other samples if there are fewer of them.
 
     Returns
     -------
     float
-        The same for any order of the samples.
+        The score, which does not depend on the order of the samples.
 
     Notes
     -----
-    What is as near as the last neighbour is counted, too: if, say, three samples are
-    equally near and two of them are still to be counted, each counts for two thirds.
-    Where ``m`` classes have the most votes and the right one is among them, that is
-    ``1 / m`` of a hit, as if one of them were drawn.
+    Samples that are as near as the last neighbour are all counted, with equal weights.
+    For example, if three samples are equally near and only two of them are still
+    needed, each counts for two thirds. If ``m`` classes tie for the most votes and the
+    true class is among them, the sample counts as ``1 / m`` of a hit, the expected
+    value of a random choice between them.
 
     References
     ----------
@@ -222,8 +233,8 @@ def knn_score(features, y, n_neighbors=5) -> float:
     features, y = _checked(features, y)
     if not isinstance(n_neighbors, Integral) or n_neighbors < 1:
         raise ValueError(
-            f"n_neighbors={n_neighbors!r} is no number of neighbours. Accepted are "
-            "positive integers. No score was computed. Pass a number such as 5."
+            f"Invalid n_neighbors={n_neighbors!r}: expected a positive integer. No "
+            "score was computed. Pass a number such as 5."
         )
     classes = is_classes(y)
     targets = _indicators(y) if classes else y.astype(float).reshape(len(y), -1)
@@ -237,33 +248,35 @@ def knn_score(features, y, n_neighbors=5) -> float:
 
 
 def _order_by_content(rows) -> np.ndarray:
-    """Numbers of the rows in an order that does not depend on the one they are in.
+    """Return the indices that sort rows by content, whatever order they are in.
 
-    The last bits of sums and products do depend on the order of what is computed.
+    The last bits of sums and products depend on the order of the computation.
     """
-    # A zero may have a sign, but that makes no other row of it.
+    # Adding zero turns -0.0 into 0.0, which has other bytes but is the same value.
     whole = np.ascontiguousarray(rows + 0.0)
     return np.argsort(whole.view(f"V{whole.itemsize * whole.shape[1]}").ravel())
 
 
 def _neighbour_means(units, targets, n_neighbors) -> np.ndarray:
-    """Mean target of the nearest neighbours of each row, itself left out.
+    """Return the mean target of the nearest neighbours of each row, without itself.
 
-    For indicators, they are whole numbers but for one division by the same: equal
-    ones are equal to the last bit.
+    For indicators, the means are integers divided once by integers, so that equal
+    means are equal to the last bit.
     """
     n = len(units)
     k, step = min(n_neighbors, n - 1), max(1, _BLOCK // n)
     means = []
     for first in range(0, n, step):
         near = units[first : first + step] @ units.T
+        # No row is its own neighbour.
         rows = np.arange(len(near))
         near[rows, first + rows] = -np.inf
         last = np.partition(near, n - k, axis=1)[:, n - k, None]
         row, column = np.nonzero(near >= last - _ROUNDING)
         nearer = near[row, column] > last[row, 0] + _ROUNDING
         n_nearer, n_near = (np.bincount(row, w, len(near)) for w in (nearer, None))
-        # Nearer ones count in full; those as near as the last share what is left.
+        # Nearer samples count fully, and those as near as the last share what is left.
+        # All is multiplied by n_equal, to stay in whole numbers until the division.
         n_equal, n_left = n_near - n_nearer, k - n_nearer
         counts = np.where(nearer, n_equal[row], n_left[row])
         counts = csr_array((counts, (row, column)), near.shape)
@@ -281,5 +294,5 @@ def _checked(features, y):
 
 
 def _indicators(y) -> np.ndarray:
-    """Class labels as a matrix of 0 and 1, (n_samples, n_classes) float64."""
+    """Return class labels as a 0-1 matrix, (n_samples, n_classes) float64."""
     return (np.asarray(y).reshape(-1, 1) == np.unique(y)).astype(np.float64)

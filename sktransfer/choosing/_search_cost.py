@@ -1,4 +1,4 @@
-"""What a search is going to compute, told before it starts."""
+"""What a search will compute, known before it starts."""
 
 import copy
 from collections.abc import Iterator
@@ -23,32 +23,35 @@ _REFIT = ", and the best once more, counted as the costliest"
 
 @dataclass(frozen=True)
 class SearchCost:
-    """What a search computes; `str` says it in words.
+    """What a search will compute; `str` describes it in words.
 
-    Which candidate is the best, and fitted once more, is not known beforehand. Where
-    candidates differ, that fit counts as the costliest of them.
+    It is not known beforehand which candidate will be refitted as the best. If the
+    candidates differ in cost, the refit counts as the costliest of them.
 
     Parameters
     ----------
     n_candidates, n_splits, n_fits : int
-        Combinations of parameters, folds, and fits in all, the refit included.
+        The number of combinations of parameters, of folds, and of fits in total,
+        including the refit.
     n_images : int
-        Number of images that the search is given.
+        The number of images that the search is given.
     n_passes : int
-        How often the source network runs over all images, for the frozen stages and
-        for the first head. It is the most: parts of a pass count as a whole one.
-        Depths, folds, candidates and epochs share what it gives, so that there is one
-        for each network (a second one where images are augmented and only some stages
-        are frozen), as long as the cache holds it; one in memory is that of a single
-        process. With ``cache=None``, or random weights of no seed
-        (``weights=None, random_state=None``), each fit has passes of its own. Of
-        stages that only some candidates freeze, a second run is not counted.
+        The number of passes of the source network over all images, for the frozen
+        stages and for the first head. It is an upper bound, since a part of a pass
+        counts as a whole one. Freeze depths, folds, candidates and epochs share a pass
+        as long as the cache holds its results, so that there is one for each network,
+        or two if images are augmented and only some stages are frozen. A cache in
+        memory is shared within a single process. With ``cache=None``, or random
+        weights without a seed (``weights=None, random_state=None``), each fit makes its
+        own passes. A second run of stages that only some candidates freeze is not
+        counted.
     n_steps : int
-        Images that pass the trained stages forwards and backwards, over all epochs.
-        Where frozen stages cannot run beforehand (``augment``), they run in each. With
-        ``early_stopping`` it is the most: some are held out, and epochs left out.
+        The number of images that pass the trained stages forwards and backwards, over
+        all epochs of all fits. Where frozen stages cannot be run beforehand
+        (``augment``), they run in each epoch. With ``early_stopping`` it is an upper
+        bound, since images are held out and the training may stop early.
     n_augmented : int
-        Fits of which that is true.
+        The number of fits in which frozen stages run in each epoch.
     """
 
     n_candidates: int
@@ -80,33 +83,33 @@ def _count(number, one, many=None) -> str:
 
 
 def search_cost(search, X, y=None, groups=None):
-    """Tell what a search over a pretrained network will compute, without running it.
+    """Predict what a search over a pretrained network will compute, without running it.
 
-    The search and the random generators stay as they are, so that a search that is
-    run next draws the candidates that were told.
+    The search and the random generators stay as they are, so that a search that is run
+    afterwards draws the same candidates.
 
     Parameters
     ----------
     search : GridSearchCV or RandomizedSearchCV
-        Over an estimator with one `FineTuneClassifier`, `FineTuneRegressor` or
-        `PretrainedFeatureExtractor`.
+        The search, over an estimator that contains one `FineTuneClassifier`,
+        `FineTuneRegressor` or `PretrainedFeatureExtractor`.
     X : sequence of images, or array-like of shape (n_samples, n_pixels)
-        None of them is read.
+        The images to search with. None of them is read.
     y : array-like, optional
-        For splitters that need it.
+        The targets, for splitters that need them.
     groups : array-like, optional
-        For splitters that need them.
+        The group labels of the images, for splitters that need them.
 
     Returns
     -------
     SearchCost
-        The numbers; ``print`` shows them in words.
+        The numbers, which ``print`` shows in words.
 
     Raises
     ------
     ValueError
-        If the search is of another kind, has no or several such estimators, or its
-        ``cv`` is an iterator, which can be gone through only once.
+        If the search is of another kind, does not contain exactly one such estimator,
+        or its ``cv`` is an iterator, which can be consumed only once.
 
     Examples
     --------
@@ -127,7 +130,8 @@ def search_cost(search, X, y=None, groups=None):
         candidates, sizes = _plan(search, X, y, groups)
         works = [_work_of(search, parameters) for parameters in candidates]
     finally:
-        # NumPy's global one, which stands for every random_state=None.
+        # random_state=None stands for the global generator of NumPy, which drawing the
+        # candidates and folds has advanced.
         generator.set_state(before)
     n_splits, refit = len(sizes), bool(search.refit)
     epochs = [work.epochs for work in works]
@@ -138,7 +142,7 @@ def search_cost(search, X, y=None, groups=None):
         n_splits=n_splits,
         n_fits=len(candidates) * n_splits + refit,
         n_images=len(X),
-        # The refit is not scored.
+        # The refit is not scored, so that it makes at most one pass of its own.
         n_passes=_n_shared(works) + sum(own) * n_splits + refit * any(own),
         n_steps=sum(epochs) * sum(sizes) + refit * max(epochs) * len(X),
         n_augmented=sum(augmented) * n_splits + refit * max(augmented),
@@ -149,9 +153,9 @@ def search_cost(search, X, y=None, groups=None):
 class _Work:
     """What each fit of a candidate computes.
 
-    `needs` are the outputs of source networks that all fits share, `gives` what is
-    known once they have been computed. `own` is how many passes each fit makes for
-    itself, its scores included.
+    `needs` are the outputs of source networks that all fits share, and `gives` are
+    those that are known once these have been computed. `own` is the number of passes
+    that each fit makes for itself, including those for its scores.
     """
 
     needs: set
@@ -162,8 +166,9 @@ class _Work:
 
 
 def _work_of(search, parameters) -> _Work:
-    # Copies, as in the search: a parameter of a part is not to be set on a part that
-    # is itself a value of the grid.
+    """Return what each fit with some parameters computes."""
+    # Copies, as in the search: setting the parameters of a part must not change a part
+    # that is itself a value of the grid.
     estimator = clone(search.estimator).set_params(**copy.deepcopy(parameters))
     _, part = find_source(estimator)
     names = ("weights", "image_size", "random_state")
@@ -176,7 +181,7 @@ def _work_of(search, parameters) -> _Work:
         found = {(*key, backbone.depth(part.stage), part.pooling)}
         work, again = _Work(found, found), True
     if part.cache is None or (part.weights is None and part.random_state is None):
-        # Training images are run once more for their scores, where nothing is kept.
+        # Without a cache, the training images are embedded once more for their scores.
         again = again and part.cache is None and search.return_train_score
         work.own = bool(work.needs) + bool(again)
         work.needs = work.gives = set()
@@ -184,21 +189,23 @@ def _work_of(search, parameters) -> _Work:
 
 
 def _tuning(part, backbone, key) -> tuple[_Work, bool]:
-    """What fits of an estimator compute, and whether its scores take frozen stages."""
+    """Return what fits of an estimator compute, and whether scoring needs a pass."""
     depth = backbone.freeze_depth(part.freeze)
     all_frozen, augmented = depth == len(backbone.stages), part.augment is not None
     embeddings, frozen = (*key, "embeddings"), (*key, "frozen")
-    # For the first head; and of the frozen stages, for training or for prediction.
+    # The embeddings are for the first head, and the outputs of the frozen stages for
+    # training or prediction.
     needs = {embeddings} if all_frozen or part.weights is not None else set()
     needs |= {frozen} if depth and not all_frozen else set()
-    # Pictures as they are leave, on the way to the embeddings, what stages give.
+    # Images that are not augmented pass the frozen stages on the way to the embeddings,
+    # so that one pass gives both.
     gives = needs if augmented else {embeddings, frozen}
     epochs = 0 if part._solves_head(all_frozen) else part.max_epochs
     return _Work(needs, gives, epochs, augmented), depth > 0
 
 
 def _n_shared(works) -> int:
-    """Number of passes that are shared by all fits, in the order of the candidates."""
+    """Return the number of passes shared by all fits, in the candidates' order."""
     known, count = set(), 0
     for work in works:
         missing = work.needs - known
@@ -208,8 +215,9 @@ def _n_shared(works) -> int:
 
 
 def _plan(search, X, y, groups) -> tuple[list[dict], list[int]]:
-    """Candidates of a search, and the number of images that each fold trains on."""
-    # Together, since they may share a generator: the search draws candidates first.
+    """Return the candidates of a search and the number of training images per fold."""
+    # Both are copied together, since they may share a generator. As in the search, the
+    # candidates are drawn first.
     random_state, cv = copy.deepcopy((getattr(search, "random_state", None), search.cv))
     if isinstance(search, GridSearchCV):
         candidates = ParameterGrid(search.param_grid)
@@ -224,12 +232,12 @@ def _plan(search, X, y, groups) -> tuple[list[dict], list[int]]:
 def _check(search) -> None:
     if not isinstance(search, GridSearchCV | RandomizedSearchCV):
         raise ValueError(
-            f"The cost of a {type(search).__name__} is not known beforehand. Accepted "
-            "are GridSearchCV and RandomizedSearchCV."
+            f"The cost of a {type(search).__name__} is not known beforehand: expected "
+            "a GridSearchCV or RandomizedSearchCV."
         )
     if isinstance(search.cv, Iterator):
         raise ValueError(
-            f"cv is a {type(search.cv).__name__}, which can be gone through only once, "
-            "so that nothing would be left of it for the search. Give the search a "
-            "list, cv=list(...)."
+            f"Invalid cv, a {type(search.cv).__name__} that can be consumed only once: "
+            "nothing of it would be left for the search. Pass a list to the search, "
+            "cv=list(...)."
         )

@@ -1,4 +1,4 @@
-"""BackboneSelector: the choice of a backbone as a part of the model."""
+"""BackboneSelector: a transformer that chooses the backbone during fit."""
 
 from numbers import Integral
 
@@ -32,45 +32,52 @@ class BackboneSelector(
 ):
     """Embed images with the backbone whose embeddings suit the targets best.
 
-    The choice is made in `fit`, from the training part alone: so cross-validation of
-    a pipeline that holds a selector is honest about having chosen.
+    The choice is made in `fit`, from the training data alone. The cross-validated score
+    of a pipeline that contains a selector is therefore not biased by the choice.
 
     Parameters
     ----------
     candidates : list, default=("tiny",)
-        Each a name or any other ``backbone=`` of `PretrainedFeatureExtractor`, or
-        such an extractor, which may have weights, a stage and a size of its own.
-        (Of a fitted `FineTuneClassifier`, pass its ``backbone_``.) The images are read
-        once for all: its ``image_shape`` is None, or `image_shape`.
+        The candidates. Each is a name, anything else that the ``backbone`` parameter
+        of `PretrainedFeatureExtractor` accepts, or such an extractor, which may have
+        its own weights, stage and image size. To pass the network of a fitted
+        `FineTuneClassifier`, use its ``backbone_``. Since the images are read once for
+        all candidates, the ``image_shape`` of an extractor must be None or equal to
+        `image_shape`.
     scoring : str, callable or list of these, default="logme"
-        See `rank_backbones`; of several, the best mean rank decides.
+        The scores to choose by, as in `rank_backbones`. If there are several, the
+        candidate with the best mean rank is chosen.
     stages : "all", list of str or None, default=None
-        The stages to choose from; None is the last one of each backbone. Of those
-        whose embeddings are the same, the last is one to choose.
+        The stages of each backbone to choose from. If None, only the last stage is a
+        candidate. Among stages with the same embeddings, only the last is a candidate.
     image_shape, image_size, device, precision, cache, random_state : optional
-        As in `PretrainedFeatureExtractor`.
+        The parameters of the same name of `PretrainedFeatureExtractor`.
     verbose : int, default=0
-        1 shows a progress bar.
+        The verbosity level. If 1, a progress bar is shown.
 
     Attributes
     ----------
     ranking_ : Table
-        As `rank_backbones` returns it, without the probe.
+        The table that `rank_backbones` returns, without the columns of the probe and
+        the costs.
     best_backbone_ : Backbone
-        The one that was chosen.
+        The chosen backbone.
     best_stage_ : str
-        The stage of it that was chosen.
+        The name of the chosen stage.
     extractor_ : PretrainedFeatureExtractor
-        What embeds with it. Where an extractor was the candidate, all else is as in
-        it, but for the cache, which is that of the selector.
+        The fitted extractor of the chosen stage. If the candidate was an extractor, it
+        has the other parameters of that extractor, except for `cache` and
+        `image_shape`, which are those of the selector.
     n_features_in_ : int
-        Number of columns of `X` seen in `fit`, where `X` was two-dimensional.
+        Number of columns of `X` seen during `fit`. Defined only when `X` is
+        two-dimensional.
     feature_names_in_ : ndarray of str
-        Names of the columns of `X` seen in `fit`, where it had any.
+        Names of the columns of `X` seen during `fit`. Defined only when `X` has column
+        names.
 
     See Also
     --------
-    rank_backbones : The table alone, with more columns.
+    rank_backbones : Ranks backbones without choosing one, with more columns.
 
     Examples
     --------
@@ -82,7 +89,7 @@ class BackboneSelector(
     2
     """
 
-    # What is resolved where it is used, with errors of its own.
+    # What is not validated here is resolved where it is used, with errors of its own.
     _parameter_constraints: dict = {
         "candidates": "no_validation",
         "scoring": [str, callable, list, tuple],
@@ -123,19 +130,19 @@ class BackboneSelector(
 
     @_fit_context(prefer_skip_nested_validation=True)
     def fit(self, X, y):
-        """Choose the backbone.
+        """Rank the candidates and choose the best.
 
         Parameters
         ----------
         X : sequence of images, or array-like of shape (n_samples, n_pixels)
-            The images to choose by.
+            The images of the task.
         y : array-like of shape (n_samples,)
-            Labels, or numbers to regress on.
+            The class labels, or the real values to regress on.
 
         Returns
         -------
         BackboneSelector
-            This estimator.
+            The fitted selector.
         """
         given = listed("candidates", self.candidates, (list, tuple))
         shared = {name: getattr(self, name) for name in _SHARED}
@@ -153,21 +160,22 @@ class BackboneSelector(
         return self
 
     def _extractor(self, candidate):
-        """Make an extractor of what was chosen, otherwise like the candidate."""
+        """Make an extractor of the chosen stage, otherwise like the candidate."""
         chosen = {
+            # The chosen backbone already has its weights and its size.
             "backbone": self.best_backbone_,
             "weights": "default",
             "image_size": None,
             "stage": self.best_stage_,
             "image_shape": self.image_shape,
-            # Where the ranking has put the embeddings.
+            # This is where the ranking has stored the embeddings.
             "cache": self.cache,
         }
-        # No clone: that would copy the network of the candidate.
+        # clone would copy the network of the candidate, only for it to be replaced.
         return type(candidate)(**candidate.get_params(deep=False) | chosen)
 
     def transform(self, X):
-        """Embed images with the backbone that was chosen.
+        """Embed images with the chosen backbone.
 
         Parameters
         ----------

@@ -1,1 +1,1 @@
-"""Charts and pictures of what estimators have found."""
+"""Displays of what estimators have found: charts and images."""

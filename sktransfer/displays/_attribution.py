@@ -1,4 +1,4 @@
-"""Display of where on a picture the evidence for a class lies."""
+"""Display of where in an image the evidence for a class lies."""
 
 import copy
 import functools
@@ -15,38 +15,42 @@ from sklearn.utils.validation import check_is_fitted
 
 from sktransfer.backbones._backbone import Backbone
 from sktransfer.displays._drawing import grid
-from sktransfer.displays._pictures import find_images, picture_of
+from sktransfer.displays._pictures import find_images, image_array
 from sktransfer.embedding._reading import read_samples
 from sktransfer.finetuning._base import BaseFineTune
 from sktransfer.finetuning._parts import ends_of
 
+# The weights of red, green and blue in perceived brightness, after ITU-R BT.601.
 _LUMA = np.array([0.299, 0.587, 0.114])
 
 
 class AttributionDisplay:
-    """Where on a picture the evidence for a class lies, by Grad-CAM.
+    """Where in an image the evidence for a class lies, by Grad-CAM.
 
-    The output of a stage is summed over its channels, each weighted by the mean
-    gradient of the class score with respect to it, and what is negative is cut [1]_.
-    Of a transformer's stage, the tokens of the patches are arranged in their grid.
+    The channels of a stage's output are summed, each weighted by the mean gradient of
+    the class score with respect to it, and negative values are set to zero [1]_. For a
+    stage of a transformer, the tokens of the patches are arranged in their grid.
 
-    Each picture is drawn as it is and, beside it, in grey with its map in colours.
-    These are the more opaque the stronger the evidence, in proportion to the strongest
-    of the same picture. Above the two stands the class with its probability.
+    Each image is drawn as it is and, beside it, in grey with its map in colour. The
+    colours are more opaque where there is more evidence, relative to the strongest in
+    the same image. The title of the pair is the class with its probability.
 
     Parameters
     ----------
     pictures : list of ndarray of shape (crop, crop, 3), uint8
-        As the network sees them.
+        The images as the network sees them.
     maps : ndarray of shape (n_pictures, height, width)
-        Between 0 and 1, the latter the place of the strongest evidence.
+        The map of each image. Its values range from 0, which is no evidence, to 1,
+        which is the strongest evidence in the image.
     titles : list of str
-        What stands above each picture.
+        The title of each image.
 
     Attributes
     ----------
     ax_ : ndarray of matplotlib Axes
+        The axes of the pairs.
     figure_ : matplotlib Figure
+        The figure that contains the axes.
 
     References
     ----------
@@ -61,28 +65,31 @@ class AttributionDisplay:
 
     @classmethod
     def from_estimator(cls, estimator, X, *, stage=None, target=None):
-        """Compute the maps of some images, and plot them.
+        """Compute the maps of a few images and plot them.
 
         Parameters
         ----------
         estimator : fitted FineTuneClassifier, FineTuneRegressor or search
-            Of a search, the best estimator has to be one of these.
+            The estimator to explain. The best estimator of a search must be one of the
+            other two.
         X : sequence of images, or array-like of shape (n_samples, n_pixels)
-            A few: all are drawn.
+            The images to explain, all of which are drawn.
         stage : int or str, optional
-            The stage whose output is looked at; None is the last that has places.
+            The stage whose output is explained. If None, it is the last stage with a
+            spatial output.
         target : label, or int for a regressor, optional
-            The class, or number of the output, whose evidence is shown; None is the
-            predicted class, or the first output.
+            The class, or the index of the output, whose evidence is shown. If None, it
+            is the predicted class, or the first output.
 
         Returns
         -------
         AttributionDisplay
+            The display, already plotted.
 
         Raises
         ------
         ValueError
-            If the output of the stage has no places, or the target is not known.
+            If the output of the stage is not spatial, or the target is unknown.
         TypeError
             If the estimator is of another kind.
 
@@ -102,36 +109,35 @@ class AttributionDisplay:
         backbone = estimator.backbone_
         depth = _depth(backbone, stage)
         images, outputs = find_images(estimator, X), _outputs_of(estimator, target)
-        squares = read_samples(images, range(len(images)), backbone.reader.read)
-        # Evaluated without dropout, as in predict.
+        inputs = read_samples(images, range(len(images)), backbone.reader.read)
+        # As in predict, dropout is off. The head of the estimator stays as it is.
         head = copy.deepcopy(estimator.head_).eval()
         found = [
-            _attribution(backbone, head, depth, square[None], outputs)
-            for square in squares
+            _attribution(backbone, head, depth, one[None], outputs) for one in inputs
         ]
         maps = np.stack([places for places, _ in found])
-        pictures = [picture_of(square) for square in squares]
+        pictures = [image_array(one) for one in inputs]
         return cls(pictures, maps, [title for _, title in found]).plot()
 
     def plot(self, ax=None, *, cmap="viridis", alpha=0.7, colorbar=True):
-        """Draw each picture, and beside it a grey one with its map over it.
+        """Draw each image and, beside it, a grey version with its map on top.
 
         Parameters
         ----------
         ax : sequence of matplotlib Axes, optional
-            One for each picture.
+            The axes to draw on, one for each image. If None, a new figure is created.
         cmap : str or matplotlib Colormap, default="viridis"
-            The colours of the maps.
+            The colormap of the maps.
         alpha : float, default=0.7
-            Opacity of the maps where the evidence is strongest; where there is none,
-            they are transparent.
+            The opacity of the maps where the evidence is strongest. Where there is no
+            evidence, they are transparent.
         colorbar : bool, default=True
-            Whether to explain the colours.
+            Whether to draw a colorbar.
 
         Returns
         -------
         AttributionDisplay
-            This display.
+            The display itself.
         """
         below = 0.6 if colorbar else 0.0
         self.figure_, self.ax_ = grid(
@@ -145,23 +151,24 @@ class AttributionDisplay:
         return self
 
 
-def _pair(axes, picture, places, colours):
-    """Draw a picture and, beside it, its map over it."""
-    height, width = picture.shape[:2]
+def _pair(axes, image, places, colours):
+    """Draw an image and, beside it, a grey version with its map on top."""
+    height, width = image.shape[:2]
+    # Both are drawn in the same axes, with a narrow gap between them.
     right = 1.03 * width
     beside = {"extent": (right, right + width, height, 0)}
-    axes.imshow(picture, extent=(0, width, height, 0))
-    axes.imshow(picture @ _LUMA, cmap="gray", vmin=0, vmax=255, **beside)
+    axes.imshow(image, extent=(0, width, height, 0))
+    axes.imshow(image @ _LUMA, cmap="gray", vmin=0, vmax=255, **beside)
     overlay = axes.imshow(
         places, cmap=colours, vmin=0, vmax=1, interpolation="bilinear", **beside
     )
-    # Pairs are further from each other than the two of a pair.
+    # The gap to the next pair is wider than that within a pair.
     axes.set(xlim=(0, 1.1 * width + right), ylim=(height, 0))
     return overlay
 
 
 def _explain(figure, overlay, axes) -> None:
-    """Draw the colours of the maps below them, on grey as they are on the pictures."""
+    """Draw the colorbar below the maps, on grey since the maps are on grey images."""
     place = {"location": "bottom", "shrink": 0.6, "aspect": 30, "pad": 0.02}
     bar = figure.colorbar(overlay, ax=list(axes), ticks=[0, 1], **place)
     bar.ax.set_facecolor("grey")
@@ -170,7 +177,7 @@ def _explain(figure, overlay, axes) -> None:
 
 
 def _fading(cmap, alpha):
-    """Make the colours of a map the more opaque the higher they are."""
+    """Make a colormap whose colours are more opaque the higher they are."""
     from matplotlib import colormaps
     from matplotlib.colors import Colormap, ListedColormap
 
@@ -181,21 +188,24 @@ def _fading(cmap, alpha):
 
 
 def _tuned(estimator) -> BaseFineTune:
+    """Return the fine-tuned network that an estimator is, or has found."""
     *around, last = ends_of(estimator)
     pipelines = [end for end in around if isinstance(end, Pipeline)]
     if isinstance(last, BaseFineTune) and not pipelines:
         return last
+    # Steps before the network may change the images, so that the maps would not fit the
+    # images that were passed.
     what, advice = type(last).__name__, ""
     if pipelines:
         what, advice = _of_pipeline(pipelines[0], last)
     raise TypeError(
-        f"The places are not known for a {what}. Accepted are FineTuneClassifier, "
-        f"FineTuneRegressor, and searches of one. Nothing was drawn.{advice}"
+        "Expected a fitted FineTuneClassifier, FineTuneRegressor or search over one, "
+        f"got a {what}. Nothing was drawn.{advice}"
     )
 
 
 def _of_pipeline(pipeline, last) -> tuple[str, str]:
-    """What a pipeline that ends in an estimator is called, and what to do for maps."""
+    """Return how an error names a pipeline, and its advice how to get maps."""
     if isinstance(last, BaseFineTune):
         return "Pipeline", (
             " Pass the last step of the pipeline, pipeline[-1], and the images as the "
@@ -203,8 +213,8 @@ def _of_pipeline(pipeline, last) -> tuple[str, str]:
         )
     ours = "FineTuneRegressor" if is_regressor(pipeline) else "FineTuneClassifier"
     return f"Pipeline that ends in a {type(last).__name__}", (
-        f' {ours}(freeze="all"), a linear probe too, has maps: fit it with the same '
-        "backbone and weights, and pass it."
+        f' {ours}(freeze="all"), a linear probe too, has maps. Fit it with the same '
+        "backbone and weights, and pass it instead."
     )
 
 
@@ -214,25 +224,28 @@ def _depth(backbone: Backbone, stage) -> int:
         return last if stage is None else backbone.depth(stage)
     except ValueError as error:
         names = list(backbone.stage_names[:last])
-        raise ValueError(f"{error} Of these, {names} have places to show.") from error
+        raise ValueError(f"{error} Of these, {names} have spatial outputs.") from error
 
 
 def _last_with_places(backbone: Backbone) -> int:
+    """Return the number of stages up to the last one with a spatial output."""
     depths = [i + 1 for i, shape in enumerate(backbone.shapes) if _grid_side(shape)]
     return depths[-1] if depths else len(backbone.stages)
 
 
 def _grid_side(shape) -> tuple[int, int] | None:
-    """Height and width of the places of a stage's output, if it has any."""
+    """Return the height and width of a stage's output, or None if it is not spatial."""
     if len(shape) == 3:
         return shape[1:] if shape[1] * shape[2] > 1 else None
+    # The square grid of patches of a transformer. The root is rounded down, since there
+    # may be class tokens beside the patches.
     side = int(shape[0] ** 0.5) if len(shape) == 2 else 0
     return (side, side) if side > 1 else None
 
 
 @dataclass
 class _Outputs:
-    """Which output of a network is explained, None for the strongest, and as what."""
+    """Which output of a network is explained, or None for the highest, and its name."""
 
     number: int | None
     names: np.ndarray | None = None
@@ -260,33 +273,35 @@ def _outputs_of(estimator, target) -> _Outputs:
 
 
 def _place_of(target, accepted, usual) -> int:
-    """Find the output that a ``target=`` means."""
+    """Return the index of the output that `target` stands for."""
     accepted = list(accepted)
-    # What has elements would be compared by them.
+    # Comparing an array to each label would give an array, which is neither true nor
+    # false.
     single = isinstance(target, str | Real | np.generic)
     if single and target in accepted:
         return accepted.index(target)
     got = "not known" if single else f"of type {type(target).__name__}"
     raise ValueError(
-        f"target={reprlib.repr(target)} is {got}. Accepted is one of "
+        f"Invalid target={reprlib.repr(target)}, which is {got}: expected one of "
         f"{reprlib.repr(accepted)}, or None for the {usual}. Nothing was drawn. Pass "
         f"{'one' if single else 'a single one'} of them."
     )
 
 
-def _attribution(backbone: Backbone, head, depth: int, square, outputs: _Outputs):
-    """Map of one picture, (height, width) between 0 and 1, and its title."""
+def _attribution(backbone: Backbone, head, depth: int, draft, outputs: _Outputs):
+    """Return the map of one image, (height, width) between 0 and 1, and its title."""
     sides = _grid_side(backbone.shapes[depth - 1]) if depth else None
     if sides is None:
         shape = backbone.shapes[depth - 1] if depth else "none"
         raise ValueError(
-            f"The output of stage {depth} of backbone {backbone.name!r} has no places "
-            f"(its shape is {shape}). Choose one of the stages before: "
+            f"The output of stage {depth} of backbone {backbone.name!r} is not spatial "
+            f"(its shape is {shape}). Choose one of the earlier stages: "
             f"{list(backbone.stage_names[: _last_with_places(backbone)])}."
         )
     with torch.no_grad():
-        x = backbone.stages[:depth](backbone.reader.normalise(square))
-    # The clone is no inference tensor, and what an in-place stage may change.
+        x = backbone.stages[:depth](backbone.reader.normalise(draft))
+    # The first clone is never an inference tensor, which could not require gradients.
+    # The second one is for stages that work in place: x itself is needed below.
     x = x.clone().requires_grad_(True)
     with torch.enable_grad():
         scores = head(backbone.stages[depth:](x.clone()))[0]
@@ -294,14 +309,17 @@ def _attribution(backbone: Backbone, head, depth: int, square, outputs: _Outputs
         (gradient,) = torch.autograd.grad(scores[number], x)
     places = _weighted(x.detach()[0], gradient[0], sides)
     title = outputs.title(scores.detach(), number)
+    # Without it, a map that is zero everywhere would look like a missing one.
     if not places.any():
         title += "\nno evidence for it at any place"
+    # The lower bound avoids 0 / 0 in such a map.
     return (places / places.max().clamp(min=1e-12)).numpy(), title.strip()
 
 
 def _weighted(x, gradient, sides) -> torch.Tensor:
+    """Return the positive part of the sum of the channels, weighted by gradients."""
     if x.dim() == 2:
-        # Tokens: those of the patches are the last ones.
+        # The class and register tokens of a transformer precede those of the patches.
         count = sides[0] * sides[1]
         x, gradient = (t[-count:].T.reshape(-1, *sides) for t in (x, gradient))
     weights = gradient.mean(dim=(1, 2), keepdim=True)

@@ -1,7 +1,4 @@
-"""Charts of searches, histories, rankings and reports, in scikit-learn's idiom.
-
-A display holds numbers; its `plot` draws them.
-"""
+"""Charts of results: displays that store numbers, and draw them in `plot`."""
 
 import re
 
@@ -10,29 +7,29 @@ import numpy as np
 from sktransfer.displays._drawing import fold_names, legend, name_rows, panels, width_of
 from sktransfer.finetuning._parts import ends_of
 
-# Okabe and Ito's colours, told apart in all common forms of colour blindness.
+# Okabe and Ito's colours, which all common forms of colour blindness can distinguish.
 BLUE, ORANGE, GREY = "#0072B2", "#E69F00", "#8C8C8C"
 
 
 class FreezeDepthDisplay:
-    """Score against freeze depth, with its spread over folds, and the fit time.
+    """Score and fit time for each freeze depth.
 
     Parameters
     ----------
     depths : list of str
-        Freeze depths, from none frozen to all.
+        The freeze depths, from no frozen stage to all stages frozen.
     scores : ndarray of shape (n_depths, n_folds)
-        Test score of each depth in each fold.
+        The test score of each depth in each fold.
     seconds : ndarray of shape (n_depths,)
-        Mean time of a fit.
+        The mean fit time of each depth.
     score_name : str, default="score"
-        What the score is called on its axis.
+        The axis label of the scores.
 
     Attributes
     ----------
-    ax_ : ndarray of matplotlib Axes
-        That of the scores and, unless one ax was given, that of the seconds.
-    figure_ : matplotlib Figure
+    ax_, figure_ : ndarray of matplotlib Axes, and Figure
+        The axes of the scores and, unless `ax` was given, of the fit times, and their
+        figure.
 
     Examples
     --------
@@ -52,36 +49,35 @@ class FreezeDepthDisplay:
 
     @classmethod
     def from_search(cls, search, *, param=None, ax=None):
-        """Read a fitted search over freeze depths, and plot it.
+        """Plot the results of a search over freeze depths.
 
-        Where other parameters were searched too, the best of their values stands for
-        each depth. Of a halving search, that is from the last iteration that the depth
-        has reached: those dropped early had fewer resources. Candidates without a depth
-        of their own are left out. Freeze depths that leave the same parameters to
-        train, as "all" and -1 do where the last stage only pools, are one.
+        Each depth is represented by its best candidate; in a halving search, by the
+        best of the last iteration that it has reached. Candidates without a freeze
+        depth are omitted. Depths that leave the same parameters to train, such as
+        "all" and -1 if the last stage only pools, are shown as one.
 
         Parameters
         ----------
         search : fitted GridSearchCV, RandomizedSearchCV or halving search
-            Over an estimator with a ``freeze`` parameter.
+            The search over an estimator with a ``freeze`` parameter.
         param : str, optional
-            The parameter that is the freeze depth; None looks for one.
+            The parameter that is the freeze depth. If None, it is found by name.
         ax : matplotlib Axes, optional
-            Where to draw the scores alone; None makes a new figure.
+            The axes to draw only the scores on. If None, a new figure is created.
 
         Returns
         -------
         FreezeDepthDisplay
+            The display, already plotted.
 
         Raises
         ------
         ValueError
-            If the freeze depth is not to be told among the parameters, or the score
-            to show among several.
+            If the parameter that is the freeze depth or the score is ambiguous.
         """
         results, metric = search.cv_results_, _metric_of(search)
         param = _freeze_parameter(results, param)
-        # In one grid of several, it may be missing.
+        # A list of grids may contain some that do not search the freeze depth.
         given = {i: p[param] for i, p in enumerate(results["params"]) if param in p}
         depth_of = _depth_of(search, list(given.values()))
         depths = {row: depth_of(value) for row, value in given.items()}
@@ -95,17 +91,17 @@ class FreezeDepthDisplay:
         return cls([names[depths[row]] for row in rows], scores, seconds, name).plot(ax)
 
     def plot(self, ax=None):
-        """Draw the scores and, without an `ax`, the seconds below them.
+        """Draw the scores and, unless `ax` is given, the fit times below them.
 
         Parameters
         ----------
         ax : matplotlib Axes, optional
-            For the scores alone.
+            The axes to draw only the scores on. If None, a new figure is created.
 
         Returns
         -------
         FreezeDepthDisplay
-            This display.
+            The display itself.
         """
         self.figure_, self.ax_ = panels(self, ax, 2, height_ratios=(2.4, 1))
         places = np.arange(len(self.depths))
@@ -121,16 +117,17 @@ class FreezeDepthDisplay:
         return self
 
     def _turn_long_names(self):
-        """Turn the names of the depths where they would lie over each other."""
+        """Rotate the names of the depths if they would overlap."""
         axes = self.ax_[-1]
         inches = axes.get_window_extent().width / self.figure_.dpi
         widest = max(map(width_of, self.depths))
+        # An inch has 72 points, and 6 of them stay free between names.
         if widest + 6 > 72 * inches / len(self.depths):
             axes.tick_params(axis="x", rotation=45)
 
 
 class TrainingHistoryDisplay:
-    """Losses and validation score of each epoch of a fit.
+    """Losses and validation score over the epochs of a fit.
 
     Parameters
     ----------
@@ -139,10 +136,9 @@ class TrainingHistoryDisplay:
 
     Attributes
     ----------
-    ax_ : ndarray of matplotlib Axes
-        That of the losses and, if there was a validation part and no ax was given,
-        that of its score.
-    figure_ : matplotlib Figure
+    ax_, figure_ : ndarray of matplotlib Axes, and Figure
+        The axes of the losses and, if it is drawn, of the validation score, and their
+        figure.
 
     Examples
     --------
@@ -157,33 +153,34 @@ class TrainingHistoryDisplay:
 
     @classmethod
     def from_estimator(cls, estimator, *, ax=None):
-        """Read the history of a fitted estimator, and plot it.
+        """Plot the training history of a fitted estimator.
 
         Parameters
         ----------
         estimator : fitted FineTuneClassifier or FineTuneRegressor
-            The estimator whose ``history_`` is drawn.
+            The estimator whose ``history_`` is plotted.
         ax : matplotlib Axes, optional
-            Where to draw the losses alone; None makes a new figure.
+            The axes to draw only the losses on. If None, a new figure is created.
 
         Returns
         -------
         TrainingHistoryDisplay
+            The display, already plotted.
         """
         return cls(estimator.history_).plot(ax)
 
     def plot(self, ax=None):
-        """Draw the losses and, without an `ax`, the validation score below them.
+        """Draw the losses and, unless `ax` is given, the validation score below them.
 
         Parameters
         ----------
         ax : matplotlib Axes, optional
-            For the losses alone.
+            The axes to draw only the losses on. If None, a new figure is created.
 
         Returns
         -------
         TrainingHistoryDisplay
-            This display.
+            The display itself.
         """
         scored = any("valid_score" in row for row in self.history)
         self.figure_, self.ax_ = panels(self, ax, 1 + scored)
@@ -220,20 +217,20 @@ class BackboneRankingDisplay:
     Parameters
     ----------
     names : list of str
-        The candidates, best first.
+        The names of the candidates, best first.
     scores : ndarray of shape (n_candidates,)
-        Score of each candidate.
+        The score of each candidate.
     errors : ndarray of shape (n_candidates,) or None
-        Standard errors of the scores.
+        The standard error of each score, or None to draw no error bars.
     chance : float or None
-        What guessing gets.
+        The score of guessing, or None to draw no line for it.
     score_name : str, default="score"
-        What the score is called on its axis.
+        The axis label of the scores.
 
     Attributes
     ----------
-    ax_ : matplotlib Axes
-    figure_ : matplotlib Figure
+    ax_, figure_ : matplotlib Axes, and Figure
+        The axes of the scores, and their figure.
 
     Examples
     --------
@@ -252,23 +249,25 @@ class BackboneRankingDisplay:
 
     @classmethod
     def from_ranking(cls, ranking, *, column=None, ax=None):
-        """Read the table of `rank_backbones` or of a `BackboneSelector`, and plot it.
+        """Plot the table of `rank_backbones` or of a `BackboneSelector`.
 
         Parameters
         ----------
         ranking : Table
-            What `rank_backbones` returned, or a selector's ``ranking_``.
+            The table that `rank_backbones` returned, or the ``ranking_`` of a selector.
         column : str, optional
-            The column to show; None is the probe, or else the first score.
+            The column to show. If None, it is the probe or else the first score.
         ax : matplotlib Axes, optional
-            Where to draw; None makes a new figure.
+            The axes to draw on. If None, a new figure is created.
 
         Returns
         -------
         BackboneRankingDisplay
+            The display, already plotted.
         """
         rows = [row for row in ranking if row["error"] is None]
         if column is None:
+            # The first two columns are the backbone and the stage.
             column = "probe" if "probe" in rows[0] else list(rows[0])[2]
         errors = chance = None
         if column == "probe":
@@ -284,17 +283,17 @@ class BackboneRankingDisplay:
         return cls(names, scores, errors, chance, name).plot(ax)
 
     def plot(self, ax=None):
-        """Draw the scores, the best of the ranking on top.
+        """Draw the scores, with the best candidate of the ranking on top.
 
         Parameters
         ----------
         ax : matplotlib Axes, optional
-            Where to draw; None makes a new figure.
+            The axes to draw on. If None, a new figure is created.
 
         Returns
         -------
         BackboneRankingDisplay
-            This display.
+            The display itself.
         """
         names, height = fold_names(self.names)
         self.figure_, (self.ax_,) = panels(self, ax, 1, height=1.2 + height)
@@ -311,19 +310,19 @@ class BackboneRankingDisplay:
 
 
 class TransferReportDisplay:
-    """Scores of a model and its baselines in each fold, with means.
+    """Scores of a model and its baselines in each fold, with their means.
 
     Parameters
     ----------
     scores : dict of str to ndarray of shape (n_folds,)
-        By model, as in `TransferReport.scores`.
+        The scores of each model, as in `TransferReport.scores`.
     verdict : str, default=""
-        Stands above the chart.
+        The title of the chart.
 
     Attributes
     ----------
-    ax_ : matplotlib Axes
-    figure_ : matplotlib Figure
+    ax_, figure_ : matplotlib Axes, and Figure
+        The axes of the scores, and their figure.
 
     Examples
     --------
@@ -340,33 +339,34 @@ class TransferReportDisplay:
 
     @classmethod
     def from_report(cls, report, *, ax=None):
-        """Read what `transfer_report` has found, and plot it.
+        """Plot the result of `transfer_report`.
 
         Parameters
         ----------
         report : TransferReport
-            What `transfer_report` returned.
+            The report that `transfer_report` returned.
         ax : matplotlib Axes, optional
-            Where to draw; None makes a new figure.
+            The axes to draw on. If None, a new figure is created.
 
         Returns
         -------
         TransferReportDisplay
+            The display, already plotted.
         """
         return cls(report.scores, report.verdict).plot(ax)
 
     def plot(self, ax=None):
-        """Draw the folds of each model, and its mean with the standard error.
+        """Draw the scores of each model, and their mean with its standard error.
 
         Parameters
         ----------
         ax : matplotlib Axes, optional
-            Where to draw; None makes a new figure.
+            The axes to draw on. If None, a new figure is created.
 
         Returns
         -------
         TransferReportDisplay
-            This display.
+            The display itself.
         """
         names, height = fold_names(self.scores)
         self.figure_, (self.ax_,) = panels(self, ax, 1, height=1.6 + height)
@@ -374,25 +374,25 @@ class TransferReportDisplay:
         _draw_folds(self.ax_, scores, "D", upright=False)
         name_rows(self.ax_, names)
         self.ax_.set_xlabel("score")
-        # Above the legend, which may be as wide as the axes.
+        # The title stands above the legend, which may be as wide as the axes.
         self.ax_.set_title(self.verdict, loc="left", pad=24)
         return self
 
 
 def _metric_of(search) -> str:
-    """Name, within the results, of the score that the search goes by."""
+    """Return the name that the score used by the search has in its results."""
     if not search.multimetric_:
         return "score"
     if not isinstance(search.refit, str):
         raise ValueError(
-            f"The search has several scores and refit={search.refit!r}, which names "
-            "none of them. Set search.refit to the name of the one to show."
+            f"The search has several scores, but its refit={search.refit!r} names "
+            "none of them. Set search.refit to the name of the score to show."
         )
     return search.refit
 
 
 def _freeze_parameter(results, param) -> str:
-    """Name of the parameter of a search that is the freeze depth."""
+    """Return the name of the searched parameter that is the freeze depth."""
     searched = [key.removeprefix("param_") for key in results if key[:6] == "param_"]
     found = [name for name in searched if name.split("__")[-1] == "freeze"]
     if param in searched or (param is None and len(found) == 1):
@@ -400,14 +400,14 @@ def _freeze_parameter(results, param) -> str:
     given = "" if param is None else f" Got param={param!r}."
     raise ValueError(
         f"The search is over {searched}, of which {found or 'none'} are freeze "
-        f"depths.{given} Pass param=, the name of the one to show."
+        f"depths.{given} Pass param=, the name of the freeze depth to show."
     )
 
 
 def _best_rows(results, depths, metric) -> list[int]:
-    """Of the rows of the results, the best of each depth, by depth."""
+    """Return the row with the best result of each depth, sorted by depth."""
     ranks = results[f"rank_test_{metric}"]
-    # Scores of different iterations are not of the same data, or training.
+    # Iterations of a halving search differ in data or training: compare within one.
     rounds = np.asarray(results.get("iter", np.zeros(len(ranks))))
     best = {}
     for row in np.lexsort((ranks, -rounds)):
@@ -417,7 +417,7 @@ def _best_rows(results, depths, metric) -> list[int]:
 
 
 def _names_of(given, depths) -> dict:
-    """Name each depth as it was given: "all", or else the first way."""
+    """Return the name of each depth: "all" if given so, else the value given first."""
     names = {}
     for row, value in given.items():
         if isinstance(value, str) and value == "all":
@@ -427,8 +427,9 @@ def _names_of(given, depths) -> dict:
 
 
 def _depth_of(search, values):
-    """Make what gives a freeze depth its place: in the network, or as first given."""
+    """Return the function that orders freeze depths."""
     *_, model = ends_of(search)
+    # Without a refit there is no network that could tell which depths are the same.
     backbone = getattr(model, "backbone_", None)
     return values.index if backbone is None else backbone.freeze_depth
 
@@ -439,10 +440,11 @@ def _draw_folds(axes, scores: np.ndarray, marks: str, upright=True) -> None:
     means, errors = scores.mean(axis=1), None
     if scores.shape[1] > 1:
         errors = scores.std(axis=1, ddof=1) / np.sqrt(scores.shape[1])
-    # Rows lie beside each other, or one above the other.
+    # Rows are placed side by side, or one above the other.
     order, error = (1, "yerr") if upright else (-1, "xerr")
     axes.plot(*(places, scores)[::order], "o", markersize=4, **folds)
     options = {error: errors, "fmt": marks, "label": "mean and standard error"}
     axes.errorbar(*(places, means)[::order], color=BLUE, capsize=4, **options)
+    # An empty plot gives the folds one entry in the legend, rather than one for each.
     axes.plot([], [], "o", markersize=4, label="folds", **folds)
     legend(axes)

@@ -1,4 +1,4 @@
-"""Axes to draw in, and texts that fit beside and above them."""
+"""Axes to draw on, and labels that fit beside and above them."""
 
 import re
 
@@ -6,15 +6,16 @@ import numpy as np
 from sklearn.utils._optional_dependencies import check_matplotlib_support
 
 _TITLE_SIZE = "small"
-# Of a title, in inches: the height of a line, and the space around it.
+# The height of a line of a title, and the space around a title, in inches.
 _LINE, _GAP = 0.155, 0.18
-# Of the names of rows, in points: a third of the width of a figure.
+# The maximum width of the names of rows, in points: a third of the width of a figure.
 _NAME_POINTS = 150
 
 
 def panels(display, ax, count, height=None, **options):
-    """The figure and axes to draw in: the given one, or new ones above each other."""
+    """Return a figure and its axes: the given one, or new ones above each other."""
     check_matplotlib_support(f"{type(display).__name__}.plot")
+    # matplotlib is optional, and importing it takes a while.
     import matplotlib.pyplot as plt
 
     if ax is not None:
@@ -31,29 +32,30 @@ def panels(display, ax, count, height=None, **options):
 
 
 def fold_names(names) -> tuple[list[str], float]:
-    """Names in lines that leave most of the figure to the data; height of all rows."""
+    """Fold names so that they leave room for the data; return the rows' height, too."""
     names = [fold(name, _NAME_POINTS) for name in names]
     n_lines = max(name.count("\n") + 1 for name in names)
     return names, (0.2 + 0.17 * n_lines) * len(names)
 
 
 def name_rows(axes, names) -> None:
-    """Name what stands at the heights 0, 1, ..., the first on top."""
+    """Label the rows at the heights 0, 1, ..., with the first one on top."""
     axes.set_yticks(np.arange(len(names)), names)
     axes.set_ylim(len(names) - 0.5, -0.5)
     axes.grid(axis="x", alpha=0.3)
 
 
 def legend(axes) -> None:
-    """Explain the marks above the axes, where they hide none."""
+    """Draw the legend above the axes, where it hides no data."""
     place = {"loc": "lower left", "bbox_to_anchor": (0, 1)}
     axes.legend(**place, ncols=3, frameon=False, fontsize="small")
 
 
 def grid(display, ax, titles, *, width=1.9, height=1.9, below=0.0):
-    """The figure and an ax for each title: given ones, or new ones in a grid.
+    """Return a figure and one axes for each title: given ones, or new ones in a grid.
 
-    Cells are `width` by `height` inches, with so many inches `below` them all.
+    Each cell is `width` by `height` inches. `below` is the space below the grid, in
+    inches.
     """
     check_matplotlib_support(f"{type(display).__name__}.plot")
     if ax is None:
@@ -63,16 +65,16 @@ def grid(display, ax, titles, *, width=1.9, height=1.9, below=0.0):
         figure = axes[0].figure
         if len(axes) < len(titles):
             raise ValueError(
-                f"ax has {len(axes)} axes, and there are {len(titles)} pictures. "
-                "Nothing was drawn. Pass one ax for each picture, or None for a new "
-                "figure."
+                f"Invalid ax of {len(axes)} axes: expected one for each of the "
+                f"{len(titles)} images, or None for a new figure. Nothing was drawn."
             )
         inches = [each.get_window_extent().width / figure.dpi for each in axes]
         titles = [_fold_title(*each) for each in zip(titles, inches, strict=False)]
+    # This concerns axes without an image, too.
     for each in axes:
         each.set_axis_off()
     for each, title in zip(axes, titles, strict=False):
-        # A class may well be called "$10".
+        # The name of a class may contain dollar signs, which are no mathematics there.
         each.set_title(title, loc="left", fontsize=_TITLE_SIZE, parse_math=False)
     return figure, axes[: len(titles)]
 
@@ -81,9 +83,11 @@ def _new_grid(titles, width, height, below):
     import matplotlib.pyplot as plt
 
     count, aspect = len(titles), width / height
+    # Up to about four square cells fit in one row. More cells form a grid that is about
+    # as wide as it is high.
     row = round(4 / aspect)
     columns = count if count <= row else max(row - 1, _root(count / aspect))
-    # A lonely picture is larger.
+    # A figure is at least four inches wide, so that a single image is larger.
     scale = max(1, 4 / (width * columns))
     width, height = scale * width, scale * height
     titles = [_fold_title(title, width) for title in titles]
@@ -107,15 +111,18 @@ def _root(count) -> int:
 
 
 def _fold_title(title, inches) -> str:
-    # A gap to the next picture is to stay, and letters on pixels are a little wider.
+    # An inch has 72 points. A tenth of the width stays free, as a gap to the next title
+    # and because letters that are aligned with pixels are a little wider.
     points = 0.9 * 72 * inches
     lines = [fold(line, points, _TITLE_SIZE) for line in title.split("\n")]
     return "\n".join(lines)
 
 
 def fold(text, points, size=None) -> str:
-    """Break a text, where its words and parts end, into lines of so many points."""
+    """Break a text into lines of at most so many points, at the ends of its words."""
     parts = []
+    # Names of files and parameters may be long and have no spaces. A part that does not
+    # fit on a line by itself is broken between any letters.
     for part in re.findall(r"[^\s_/,]*[\s_/,]*", text):
         parts += [part] if width_of(part, size) <= points else part
     lines = [""]
@@ -127,7 +134,7 @@ def fold(text, points, size=None) -> str:
 
 
 def width_of(text, size=None) -> float:
-    """Width of a text of one line, in points, without the space around it."""
+    """Return the width of a single line of text in points, without space around it."""
     from matplotlib.font_manager import FontProperties
     from matplotlib.textpath import text_to_path
 

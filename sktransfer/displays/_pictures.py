@@ -1,4 +1,4 @@
-"""Display of the pictures that a classifier gets most wrong."""
+"""Display of the images with the highest losses of a classifier."""
 
 import numpy as np
 import torch
@@ -13,36 +13,39 @@ from sktransfer.inputs._images import ImageReader
 from sktransfer.inputs._reader import Samples
 from sktransfer.inputs._validate import as_samples, check_samples
 
+# What is drawn does not depend on the network's own, often smaller, input.
 _THUMBNAIL = ImageReader.whole(160)
 
 
 class TopLossesDisplay:
-    """The pictures that a classifier gets most wrong.
+    """The misclassified images with the highest losses.
 
-    Above each stand its row in the data, its label and what was predicted, with their
-    probabilities.
+    The title of each image gives its row in the data, and its label and predicted class
+    with their probabilities.
 
     Parameters
     ----------
     pictures : list of ndarray of shape (H, W, 3), uint8
-        The pictures to show.
+        The images to show.
     rows : ndarray of shape (n_pictures,)
-        Where in the data they are.
+        The row of each image in the data.
     labels, predictions : ndarray of shape (n_pictures,)
-        The label and the predicted class of each.
+        The label and the predicted class of each image.
     label_probabilities, predicted_probabilities : ndarray of shape (n_pictures,)
-        What the classifier gave the label, and the class it predicts.
+        The predicted probabilities of the label and of the predicted class.
 
     Attributes
     ----------
     losses : ndarray of shape (n_pictures,)
-        Cross-entropy, ``-log`` of the label's probability.
+        The cross-entropy of each image, ``-log`` of the probability of its label.
     ax_ : ndarray of matplotlib Axes
+        The axes of the images.
     figure_ : matplotlib Figure
+        The figure that contains the axes.
 
     See Also
     --------
-    AttributionDisplay : Where on a picture the evidence lies.
+    AttributionDisplay : Where in an image the evidence for a class lies.
     """
 
     def __init__(
@@ -63,38 +66,40 @@ class TopLossesDisplay:
 
     @property
     def losses(self):
+        # A probability may be zero, and the loss stays finite.
         tiny = np.finfo(float).tiny
         return -np.log(np.maximum(self.label_probabilities, tiny))
 
     @classmethod
     def from_estimator(cls, estimator, X, y, *, n_pictures=9):
-        """Find the misclassified pictures of the highest losses, and plot them.
+        """Find the misclassified images with the highest losses and plot them.
 
-        A picture is misclassified if another class than its label is the most probable.
-        Where fewer are than asked for, there are fewer pictures.
+        An image is misclassified if its most probable class is not its label. If fewer
+        than `n_pictures` images are misclassified, only those are shown.
 
         Parameters
         ----------
         estimator : fitted classifier
-            With ``predict_proba`` and ``classes_``: a `FineTuneClassifier`, or a
-            pipeline or search from images to labels.
+            A classifier of images with ``predict_proba`` and ``classes_``, such as a
+            `FineTuneClassifier`, or a pipeline or search that contains one.
         X : sequence of images, or array-like of shape (n_samples, n_pixels)
-            The images to look among.
+            The images to classify.
         y : array-like of shape (n_samples,)
-            Their labels.
+            The labels of the images.
         n_pictures : int, default=9
-            How many to show at most.
+            The maximum number of images to show.
 
         Returns
         -------
         TopLossesDisplay
+            The display, already plotted.
 
         Raises
         ------
         ValueError
-            If a label is none of the classifier's classes.
+            If a label is not one of the classes of the classifier.
         TypeError
-            If the estimator gives no probabilities of classes.
+            If the estimator does not predict probabilities of classes.
 
         Examples
         --------
@@ -112,8 +117,8 @@ class TopLossesDisplay:
         check_consistent_length(X, y)
         if y.ndim != 1:
             raise ValueError(
-                f"y has shape {y.shape}, and losses are shown of one label for each "
-                "image. Pass one column of labels."
+                f"Invalid y of shape {y.shape}: expected one label for each image. "
+                "Pass a single column of labels."
             )
         classes = np.asarray(estimator.classes_)
         unknown = np.setdiff1d(y, classes)
@@ -121,16 +126,17 @@ class TopLossesDisplay:
             raise ValueError(
                 f"y has labels {unknown[:5].tolist()} that are not among the classes "
                 f"{classes[:10].tolist()} of the classifier, which cannot predict "
-                "them. Leave those images out."
+                "them. Leave out their images."
             )
         proba = estimator.predict_proba(X)
         own = proba[np.arange(len(y)), np.searchsorted(classes, y)]
         predictions = classes[proba.argmax(axis=1)]
         wrong = np.flatnonzero(predictions != y)
+        # A stable sort keeps images of equal losses in the order of the data.
         rows = wrong[np.argsort(own[wrong], kind="stable")][:n_pictures]
-        squares = read_samples(find_images(estimator, X), rows, _THUMBNAIL.read)
+        drafts = read_samples(find_images(estimator, X), rows, _THUMBNAIL.read)
         return cls(
-            [picture_of(square) for square in squares],
+            [image_array(draft) for draft in drafts],
             rows,
             y[rows],
             predictions[rows],
@@ -139,27 +145,28 @@ class TopLossesDisplay:
         ).plot()
 
     def plot(self, ax=None):
-        """Draw the pictures, each with its label and what was predicted.
+        """Draw the images with their labels and predicted classes.
 
         Parameters
         ----------
         ax : sequence of matplotlib Axes, optional
-            One for each picture.
+            The axes to draw on, one for each image. If None, a new figure is created.
 
         Returns
         -------
         TopLossesDisplay
-            This display.
+            The display itself.
         """
         titles = self._titles()
         if titles:
             self.figure_, self.ax_ = grid(self, ax, titles)
         else:
-            said = ["No picture is misclassified."]
+            # An empty figure would leave open whether anything went wrong.
+            said = ["No image is misclassified."]
             self.figure_, axes = grid(self, ax, said, height=0.1)
             self.ax_ = axes[:0]
-        for each, picture in zip(self.ax_, self.pictures, strict=True):
-            each.imshow(picture)
+        for each, image in zip(self.ax_, self.pictures, strict=True):
+            each.imshow(image)
         return self
 
     def _titles(self) -> list[str]:
@@ -183,29 +190,32 @@ def _refuse_no_classifier(estimator) -> None:
     needed = ("classes_", "predict_proba")
     missing = [name for name in needed if not hasattr(estimator, name)]
     if missing:
+        # What has no classes_ may be a classifier that is not fitted yet.
         check_is_fitted(estimator)
         raise TypeError(
-            f"{type(estimator).__name__} has no {missing[0]}, and the losses are those "
-            "of a label's probability. Accepted is a fitted classifier with "
-            "predict_proba. Nothing was drawn. For a regressor, use "
+            f"{type(estimator).__name__} has no {missing[0]}, and the losses are "
+            "computed from the probabilities of the labels. Pass a fitted classifier "
+            "with predict_proba. Nothing was drawn. For a regressor, use "
             "sklearn.metrics.PredictionErrorDisplay."
         )
 
 
 def find_images(estimator, X) -> Samples:
-    """Read `X` as the first part of the estimator does that reads images."""
+    """Return `X` as images, as the part of the estimator that reads images does."""
     for part in parts_of(estimator):
         if hasattr(part, "image_shape"):
             value_range = getattr(part, "value_range_", None)
             checked = check_samples(part, X, reader=_THUMBNAIL, reset=False)
             return as_samples(_THUMBNAIL, checked, part.image_shape, value_range)
+    # An estimator without such a part does not say how to read images: the defaults do.
     part = PretrainedFeatureExtractor()
     checked = check_samples(part, X, reader=_THUMBNAIL, reset=True)
     return as_samples(_THUMBNAIL, checked)
 
 
-def picture_of(square: torch.Tensor) -> np.ndarray:
-    """Turn a square of pixels into a picture to draw."""
-    if square.dtype != torch.uint8:
-        square = (square.clamp(0, 1) * 255).round().to(torch.uint8)
-    return square.permute(1, 2, 0).numpy()
+def image_array(draft: torch.Tensor) -> np.ndarray:
+    """Convert the draft of an image into an array to draw, (height, width, 3) uint8."""
+    # Drafts of float images are in [0, 1], and resizing may leave that range a little.
+    if draft.dtype != torch.uint8:
+        draft = (draft.clamp(0, 1) * 255).round().to(torch.uint8)
+    return draft.permute(1, 2, 0).numpy()

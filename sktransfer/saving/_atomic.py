@@ -1,4 +1,4 @@
-"""Files that are whole or not there."""
+"""Files that are either complete or absent."""
 
 import contextlib
 import os
@@ -9,29 +9,32 @@ from pathlib import Path
 
 @contextlib.contextmanager
 def whole_file(path) -> Iterator[Path]:
-    """Let a file be written beside `path`, and put it there once it is whole.
+    """Let a file be written beside `path`, and move it to `path` once it is complete.
 
-    What was at `path` stays until then, and after an error.
+    A file that was at `path` before stays there until then, and after an error.
 
     Yields
     ------
     Path
-        Where to write.
+        The path to write to.
 
     Raises
     ------
     FileNotFoundError
-        If there is no such folder.
+        If the folder of `path` does not exist.
     """
     path = Path(path).expanduser()
     if not path.parent.is_dir():
         raise FileNotFoundError(
             f"There is no folder {str(path.parent)!r} to write {path.name!r} to. "
-            "Nothing was written: make the folder first."
+            "Nothing was written. Create the folder first."
         )
+    # A file in the same folder is on the same file system, where a move replaces the
+    # target in one step. The unique name keeps writers of the same file apart.
     partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
     try:
         yield partial
         os.replace(partial, path)
     finally:
+        # After a move there is nothing left to delete.
         partial.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""model_card: what is to be known of a fitted model, as Markdown."""
+"""model_card: a description of a fitted model, as Markdown."""
 
 import platform
 from importlib.metadata import version
@@ -17,33 +17,36 @@ from sktransfer.finetuning._base import BaseFineTune
 from sktransfer.finetuning._parts import parts_of
 
 _PACKAGES = ("scikit-learn", "torch", "torchvision", "skorch", "numpy")
+# With more classes, a range stands in place of a table of their counts.
 _MOST_CLASSES = 50
 
 
 def model_card(estimator, scores=None, *, title=None, description=None):
-    r"""Describe a fitted model for those who are to use or to judge it.
+    r"""Describe a fitted model for people who use or evaluate it.
 
-    After Mitchell et al., "Model cards for model reporting", FAT* 2019, as far as the
-    model itself can tell: what it learnt from, its network and the licence of the
-    pretrained weights, what was frozen, how the training went, and the versions of
-    the packages. What it is for, and where it must not be used, is yours to add by
+    The card follows Mitchell et al., "Model cards for model reporting", FAT* 2019, as
+    far as the model itself has the information: its training data, its network and
+    the licence of the pretrained weights, what was frozen, how the training went, and
+    the versions of the packages. Add the intended use and its limits with
     `description`.
 
     Parameters
     ----------
     estimator : fitted estimator
-        Of this package, or one of scikit-learn's that holds fitted parts of it.
+        The model to describe: an estimator of this package, or one of scikit-learn
+        that contains fitted estimators of this package.
     scores : dict of str to float, optional
-        What you measured, such as ``{"accuracy, 300 test images": 0.93}``.
+        The scores of the model that you have measured, such as
+        ``{"accuracy, 300 test images": 0.93}``.
     title : str, optional
-        The class of the estimator if None.
+        The title of the card. If None, it is the name of the estimator's class.
     description : str, optional
-        Markdown, put first.
+        Markdown text to put below the title.
 
     Returns
     -------
     str
-        Markdown.
+        The model card as Markdown.
 
     Examples
     --------
@@ -57,20 +60,22 @@ def model_card(estimator, scores=None, *, title=None, description=None):
     """
     if not isinstance(estimator, BaseEstimator):
         raise ValueError(
-            f"model_card takes a fitted estimator, and got {estimator!r:.80}."
+            f"model_card expects a fitted estimator, got {estimator!r:.80}."
         )
     check_is_fitted(estimator)
     networks = [p for p in parts_of(estimator) if isinstance(p, StagesReprMixin)]
+    # A part that was never fitted, such as the estimator of a search, has no summary.
     parts = [part for part in networks if part._summary() is not None]
     if not parts:
         raise ValueError(
-            f"{type(estimator).__name__} holds no fitted estimator of sktransfer, and "
-            "a card describes those. Accepted are FineTuneClassifier, "
-            "FineTuneRegressor, PretrainedFeatureExtractor, BackboneSelector, and "
-            "estimators of scikit-learn that hold one of them, fitted."
+            f"{type(estimator).__name__} contains no fitted estimator of sktransfer "
+            "for a card to describe. Accepted are a fitted FineTuneClassifier, "
+            "FineTuneRegressor, PretrainedFeatureExtractor or BackboneSelector, and "
+            "estimators of scikit-learn that contain one of them."
         )
     sections = [f"# {title or type(estimator).__name__}"]
     sections += [description] if description else []
+    # A pipeline or search is shown as a whole, before its parts.
     if parts[0] is not estimator:
         sections += ["## Model", f"```\n{estimator!r}\n```"]
     for part in parts:
@@ -86,6 +91,7 @@ def model_card(estimator, scores=None, *, title=None, description=None):
 
 
 def _describe(part) -> list[str]:
+    """Return the sections on one estimator of this package."""
     summary = part._summary()
     sections = []
     if isinstance(part, BaseFineTune):
@@ -101,8 +107,11 @@ def _describe(part) -> list[str]:
 
 
 def _penalty(part) -> list[str]:
-    """Penalty that a solved head was given, or that was chosen for it."""
+    """Return the penalty with which a head was solved, given or chosen."""
+    # The penalty of a classifier is C, that of a regressor alpha. With several outputs
+    # it may be an array.
     values = getattr(part, f"{part._penalty}_", None)
+    # Heads that were trained by gradient descent have none.
     if values is None:
         return []
     low, high = np.min(values), np.max(values)
@@ -111,6 +120,7 @@ def _penalty(part) -> list[str]:
 
 
 def _data(part) -> list[str]:
+    """Return the description of the training data: its images and targets."""
     counts = getattr(part, "class_count_", None)
     if counts is None:
         means, scales = part.target_mean_, part.target_scale_
@@ -132,8 +142,9 @@ def _data(part) -> list[str]:
 
 
 def _origin(backbone: Backbone) -> str:
-    """Where the weights come from, their digest and their licence."""
+    """Return where the weights come from, their digest and their licence."""
     origin, source = backbone.origin, backbone
+    # A card is about the pretrained weights, which a tuned backbone refers to.
     if isinstance(origin, Tuned):
         source = origin.source
         origin = source.origin
@@ -150,6 +161,7 @@ def _origin(backbone: Backbone) -> str:
 
 
 def _history(history) -> Table:
+    # Rows of different phases may have different columns.
     names = list(dict.fromkeys(name for row in history for name in row))
     return Table({name: row.get(name) for name in names} for row in history)
 

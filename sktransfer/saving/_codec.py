@@ -1,11 +1,12 @@
-"""Values <-> JSON and arrays, without pickle: what `save` and `load` are made of.
+"""Values <-> JSON and arrays, without pickle, on which `save` and `load` are based.
 
-A plain number, text, truth value or None is itself in JSON, a list is a list; all else
-is an object of one tag, such as ``{"tuple": [1, 2]}`` or ``{"array": "7"}``, the latter
-a name among the arrays.
+Numbers, strings, booleans and None are themselves in JSON, and a list is a list. Every
+other value is an object with a single tag, such as ``{"tuple": [1, 2]}`` or
+``{"array": "7"}``, where "7" is a name among the arrays.
 
-skops alone would not do: it stores no tensors, and all of an object or nothing, so that
-a network could not be referred to by its name and digest, with only tuned stages kept.
+skops alone would not suffice. It stores no tensors, and it stores an object completely
+or not at all, so that a network could not be stored as a name and a digest with only
+its tuned stages.
 """
 
 import copy
@@ -34,7 +35,7 @@ from sktransfer.finetuning._parts import parts_of
 from sktransfer.saving._skops import HARMLESS, import_skops
 
 _LAYERS = {kind.__name__: kind for kind in (nn.Linear, nn.ReLU, nn.Dropout)}
-# The net that trained is not needed to predict or to go on.
+# The skorch net used for training is not needed to predict or to continue training.
 _LEFT_OUT = ("net_",)
 _ROUTED = "_metadata_request"
 
@@ -45,8 +46,9 @@ def _random_state(state) -> np.random.RandomState:
     return generator
 
 
-# By tag: what is one call away from a value that is encoded in its place, that call,
-# and the one that leads back. A subclass stands before its base class.
+# For each tag: a type, a function that turns its values into simpler ones to encode in
+# their place, and its inverse. A subclass comes before its base class, as the first
+# match counts.
 _SIMPLE = {
     "scalar": (np.generic, np.asarray, lambda array: array[()]),
     "float": (float, str, float),
@@ -67,15 +69,15 @@ _SIMPLE = {
 
 @dataclass
 class Encoder:
-    """Turns values into JSON, and collects their arrays."""
+    """Encode values as JSON, and collect their arrays."""
 
     arrays: dict[str, np.ndarray] = field(default_factory=dict)
     _numbers: dict[int, int] = field(default_factory=dict)
-    # Their ids stay theirs as long as they live.
+    # An id is unique only while its object lives: numbered values are kept alive.
     _held: list = field(default_factory=list)
 
     def encode(self, value, where: str):
-        """Encode a value; `where` names it in an error."""
+        """Encode a value, which errors call `where`."""
         if value is None or isinstance(value, bool | str) or type(value) is int:
             return value
         if type(value) is float and math.isfinite(value):
@@ -89,39 +91,44 @@ class Encoder:
         return record
 
     def _record(self, value, where):
+        """Encode a value that is not plain, by the first rule for its type."""
         for tag, (kind, simplify, _) in _SIMPLE.items():
             if isinstance(value, kind):
                 return {tag: self.encode(simplify(value), where)}
         for kind, encode in _ENCODERS:
             if isinstance(value, kind):
                 return encode(self, value, where)
+        # What contains parts of this package is not for skops, which stores no tensors.
         kinds = map(type, parts_of(value))
         ours = next(filter(_is_ours, kinds), None)
         if ours is None:
             return self.other(value, where)
         if isinstance(value, BaseSearchCV):
             raise ValueError(
-                f"A search is not saved, since the scorers and folds of {where} can be "
-                "any code. Nothing was written. Save what it found, its "
-                "best_estimator_."
+                f"A search cannot be saved, since the scorers and folds of {where} can "
+                "be any code. Nothing was written. Save its best_estimator_ instead."
             )
         if isinstance(value, BaseEstimator):
             return self.estimator(value, where)
         raise ValueError(
-            f"{where} is a {type(value).__name__} that holds a {ours.__name__}, and no "
-            "estimator: with parts of sktransfer inside, only estimators, lists and "
-            "dicts can be kept in a file without code. Save the estimator around it "
-            "before it is fitted, and fit it once loaded; or keep it with joblib.dump, "
-            "which runs code when it is loaded. Nothing was written."
+            f"{where} is a {type(value).__name__} that contains a {ours.__name__} but "
+            "is not an estimator: of objects that contain parts of sktransfer, a file "
+            "without code can hold only estimators, lists and dicts. Nothing was "
+            "written. Save the estimator around it before it is fitted, and fit it "
+            "once it is loaded; or save it with joblib.dump, whose files run code when "
+            "they are loaded."
         )
 
     def array(self, value: np.ndarray, where: str):
+        # safetensors has numbers and booleans of up to 64 bits; strings and objects go
+        # into the JSON, item by item.
         if value.dtype.kind in "OU":
             items = self.items(value.ravel().tolist(), where)
             return {"objects": [items, value.dtype.str, list(value.shape)]}
         if value.dtype.kind not in "biuf" or value.dtype.itemsize > 8:
             raise _refusal(where, f"an array of {value.dtype}")
         name = str(len(self.arrays))
+        # safetensors writes the bytes as they are, in the order of the machine.
         native = value.dtype.newbyteorder("=")
         self.arrays[name] = np.asarray(value, dtype=native, order="C")
         return {"array": name}
@@ -159,13 +166,14 @@ class Encoder:
             return {"tuned": [*spec, reader, value.digest]}
         raise ValueError(
             f"{where}, the backbone {value.name!r}, was given as a module, and a file "
-            "without code cannot hold its architecture. Make it known by a name, "
-            "register_backbone('<name>', <function that makes it>), and fit with "
-            "backbone='<name>'; or keep the estimator with joblib.dump, which runs "
-            "code when it is loaded."
+            "without code cannot hold its architecture. Nothing was written. Register "
+            "it under a name, register_backbone('<name>', <function that makes it>), "
+            "and fit with backbone='<name>'; or save the estimator with joblib.dump, "
+            "whose files run code when they are loaded."
         )
 
     def estimator(self, value, where):
+        # Requests of metadata routing are stored as arguments of set_fit_request etc.
         state = {k: v for k, v in vars(value).items() if k not in _LEFT_OUT}
         routed = state.pop(_ROUTED, None)
         requests = {} if routed is None else routed._serialize()
@@ -173,10 +181,12 @@ class Encoder:
         return {"estimator": [_class_name(type(value), where), encoded, requests]}
 
     def other(self, value, where):
-        """Encode what is scikit-learn's own, or nobody's, by skops."""
+        """Encode an optimizer class, or store an object of scikit-learn by skops."""
         if isinstance(value, type) and getattr(torch.optim, value.__name__, 0) is value:
             return {"optimizer": value.__name__}
         skops = import_skops(where, type(value).__name__)
+        # skops raises errors of many types for what it cannot store, and they name
+        # neither the parameter nor what to do.
         try:
             content = skops.dumps(value)
             unknown = set(skops.get_untrusted_types(data=content)) - HARMLESS
@@ -199,13 +209,14 @@ _ENCODERS = [
 
 @dataclass
 class Decoder:
-    """Turns JSON and arrays into values again, executing nothing of them.
+    """Decode values from JSON and arrays, without executing code from them.
 
     Parameters
     ----------
     arrays : dict of str to ndarray
+        The arrays of the file.
     folder : Path
-        Of the file, where weights that it refers to are looked for first.
+        The folder of the file, in which its weights files are looked for first.
     """
 
     arrays: dict[str, np.ndarray]
@@ -213,6 +224,7 @@ class Decoder:
     _numbered: list = field(default_factory=list)
 
     def decode(self, record):
+        """Decode a value by the fixed table of tags, the only code a file can name."""
         if isinstance(record, list):
             return [self.decode(item) for item in record]
         if not isinstance(record, dict):
@@ -245,6 +257,7 @@ class Decoder:
         return self._numbered[number]
 
     def optimizer(self, name):
+        # The name comes from the file, and torch.optim has more than optimizers.
         kind = getattr(torch.optim, name)
         if not issubclass(kind, torch.optim.Optimizer):
             raise ValueError(f"optimizer {name!r}")
@@ -276,6 +289,7 @@ class Decoder:
         source, depth, tensors, reader, digest = content
         source = self.decode(source)
         depth = source.depth(depth)
+        # The source may be shared with other parts of the file.
         suffix = copy.deepcopy(source.stages[depth:])
         suffix.load_state_dict(self.tensors(tensors))
         return _as_then(source.tuned(depth, suffix), reader, digest)
@@ -287,6 +301,7 @@ class Decoder:
         missing = set(kind._get_param_names()) - set(state)
         if missing:
             raise ValueError(f"{kind.__name__} without {sorted(missing)}")
+        # As in unpickling, parameters and fitted attributes are set alike.
         estimator = kind.__new__(kind)
         vars(estimator).update(state)
         with sklearn.config_context(enable_metadata_routing=True):
@@ -298,11 +313,11 @@ class Decoder:
         skops = import_skops("The file", "an estimator of scikit-learn")
         content = self.decode(content).tobytes()
         types = skops.get_untrusted_types(data=content)
-        # What is not among the harmless types is refused by skops, by name.
+        # skops refuses every other type, by name.
         return skops.loads(content, trusted=sorted({*types} & HARMLESS))
 
     def _found(self, weights):
-        """Weights, if they are a file, beside the saved one or at the path of then."""
+        """Find a weights file beside the saved file or, else, at its original path."""
         path = weights_path(weights)
         if path is None:
             return weights
@@ -311,8 +326,8 @@ class Decoder:
             path = str(beside)
         elif not (Path(path).is_absolute() and Path(path).is_file()):
             raise FileNotFoundError(
-                f"The saved estimator refers to weights in {path!r}, where no file is. "
-                f"Copy it to {str(beside)!r}, where it is looked for first."
+                f"The saved estimator refers to the weights file {path!r}, which does "
+                f"not exist. Copy it to {str(beside)!r}, where it is looked for first."
             )
         return (path, weights[1]) if isinstance(weights, tuple) else path
 
@@ -330,17 +345,18 @@ _DECODERS = {
     "skops": Decoder.skops,
 }
 
-# What is met twice is the same object again.
+# Values of these tags are numbered, so that an object that occurs twice is one object
+# again after loading: a generator or a network may be shared.
 _NUMBERED = {"path", "random_state", "cache", "named", "tuned", "estimator"}
 
 
 def _refusal(where: str, what: str) -> ValueError:
     return ValueError(
-        f"{where} is {what}, which a file without code cannot hold. Accepted are the "
-        "estimators of sktransfer and of scikit-learn, whose parameters are numbers, "
-        "text, paths, lists, dicts and arrays of those, classes of torch.optim and "
-        "EmbeddingCache. Change that parameter, or keep the estimator with "
-        "joblib.dump, which runs code when it is loaded. Nothing was written."
+        f"{where} is {what}, which a file without code cannot hold. Accepted are "
+        "estimators of sktransfer and scikit-learn whose parameters are numbers, "
+        "strings, paths, lists, dicts and arrays of these, classes of torch.optim, or "
+        "an EmbeddingCache. Nothing was written. Change that parameter, or save the "
+        "estimator with joblib.dump, whose files run code when they are loaded."
     )
 
 
@@ -349,6 +365,8 @@ def _is_ours(kind: type) -> bool:
 
 
 def _class_name(kind: type, where: str) -> str:
+    """Return the name by which `_find_class` finds a class, or refuse the class."""
+    # The public name of a class of this package survives a move between its modules.
     module = "sktransfer" if _is_ours(kind) else kind.__module__
     name = f"{module}:{kind.__name__}"
     try:
@@ -361,16 +379,18 @@ def _class_name(kind: type, where: str) -> str:
 
 
 def _find_class(name: str) -> type:
+    """Import an estimator class of this package or scikit-learn, and nothing else."""
     module, _, name = name.partition(":")
     if module.split(".")[0] not in ("sktransfer", "sklearn"):
         raise ValueError(f"a class of {module!r}")
     kind = getattr(importlib.import_module(module), name)
     if not (isinstance(kind, type) and issubclass(kind, BaseEstimator)):
-        raise ValueError(f"{name!r}, no estimator")
+        raise ValueError(f"{name!r}, which is not an estimator")
     return kind
 
 
 def _with_whole_path(weights):
+    """Make the path of a weights file absolute, as `load` may run in another folder."""
     path = weights_path(weights)
     if path is None:
         return weights
@@ -379,4 +399,5 @@ def _with_whole_path(weights):
 
 
 def _as_then(backbone: Backbone, reader: dict, digest: str) -> Backbone:
+    """Give a backbone the saved reader, and check that it has the saved digest."""
     return checked(backbone, backbone.reader.from_record(reader), digest)

@@ -1,4 +1,4 @@
-"""save and load: a fitted estimator in one file, without pickle."""
+"""save and load: an estimator in one file, without pickle."""
 
 import hashlib
 import json
@@ -20,37 +20,41 @@ _PACKAGES = ("scikit-learn", "torch", "torchvision", "numpy")
 
 
 def save(estimator, path):
-    """Write an estimator, fitted or not, to one file that holds no code.
+    """Save an estimator, fitted or not, to a single file that contains no code.
 
-    The file is in the safetensors format, its structure as JSON in the header. Of a
-    network it holds the stages that were tuned; the others are referred to, by the
-    name of their weights and a digest, and `load` finds them again. So a classifier
-    on frozen stages is small, whatever the network.
+    The file is in the safetensors format and has the structure of the estimator as JSON
+    in its header. It contains only those stages of a network that were fine-tuned. The
+    other stages are stored as the name of their weights and a digest, by which `load`
+    finds them again. A classifier on frozen stages is therefore small, however large
+    its network is.
 
     Parameters
     ----------
     estimator : estimator
-        Of this package; or a `Pipeline`, `ColumnTransformer` or other estimator of
-        scikit-learn, with or without parts of this package (of a search over such
-        parts, its ``best_estimator_``). Parts of scikit-learn are stored by skops,
-        with the ``skops`` extra.
+        The estimator to save: one of this package, or a `Pipeline`, `ColumnTransformer`
+        or other estimator of scikit-learn, with or without parts of this package. Of a
+        search over such parts, save its ``best_estimator_``. Estimators of scikit-learn
+        that contain no part of this package are stored by skops, which requires the
+        ``skops`` extra.
     path : str or path-like
-        A file there is replaced, once the new one is whole.
+        The path of the file. An existing file is replaced once the new one has been
+        written completely.
 
     Raises
     ------
     ValueError
         If a parameter is something that a file without code cannot hold, such as a
-        function or a network that was given as a module: names the parameter.
+        function or a network that was given as a module. The error names the parameter.
 
     See Also
     --------
-    load : Reads the file.
+    load : Loads the estimator from the file.
 
     Notes
     -----
-    All is kept but ``net_``, the skorch net of the training: what was loaded predicts,
-    is cloned and continues to learn (``warm_start``, ``partial_fit``) as before.
+    Everything is saved except ``net_``, the skorch net used for training. The loaded
+    estimator can predict, be cloned and continue training (``warm_start``,
+    ``partial_fit``) as before.
 
     Examples
     --------
@@ -68,14 +72,17 @@ def save(estimator, path):
     """
     if not isinstance(estimator, BaseEstimator):
         raise ValueError(
-            f"save takes an estimator of sktransfer or scikit-learn, and got a "
-            f"{type(estimator).__name__}."
+            "save expects an estimator of sktransfer or scikit-learn, got a "
+            f"{type(estimator).__name__}. Nothing was written."
         )
+    # Everything is encoded before the file is opened, so that what cannot be saved is
+    # found before anything is written.
     encoder = Encoder()
     document = {
         "estimator": encoder.encode(estimator, type(estimator).__name__),
         "versions": {name: version(name) for name in _PACKAGES},
     }
+    # JSON has no NaN. The encoder turns it into text; any that is left is a bug.
     text = json.dumps(document, allow_nan=False)
     metadata = {
         "format": _FORMAT,
@@ -88,86 +95,94 @@ def save(estimator, path):
 
 
 def load(path):
-    """Read an estimator that `save` wrote, without executing anything of the file.
+    """Load an estimator that `save` wrote, without executing code from the file.
 
     Parameters
     ----------
     path : str or path-like
-        A file that `save` wrote.
+        The path of a file that `save` wrote.
 
     Returns
     -------
     estimator
-        As it was saved.
+        The estimator as it was saved.
 
     Raises
     ------
     FileNotFoundError
-        If the file, or a file of weights that it refers to, is not there.
+        If the file, or a weights file that it refers to, does not exist.
     WeightsMismatchError
-        If the weights that it refers to are not those of then.
+        If the weights that the file refers to have changed since it was saved.
     ValueError
-        If the file is damaged, of another kind, or from a later version of this
-        package.
+        If the file is damaged, was not written by `save`, or was written by a later
+        version of this package.
 
     See Also
     --------
-    save : Writes the file.
+    save : Saves an estimator to a file.
 
     Notes
     -----
-    Weights that the file refers to are looked for beside it, then at the path that
-    they had; those of torchvision where torch keeps its downloads, which announces
-    what it must fetch. They are used only if they have the digest of then.
+    Weights files that the saved file refers to are looked for in its folder, then at
+    their path at the time of saving. Weights of torchvision are looked for among the
+    downloads of torch, which announces what it has to download. Weights are used only
+    if their digest is the one that was saved.
 
-    A file that is made by someone else can be read safely. What it predicts is
-    theirs.
+    Files from untrusted sources can be loaded safely, but nothing is known about what
+    the loaded estimator predicts.
     """
     path = Path(path).expanduser()
     if not path.is_file():
         raise FileNotFoundError(
-            f"There is no file {str(path)!r}. load reads what sktransfer.save wrote."
+            f"There is no file {str(path)!r}. load reads files that sktransfer.save "
+            "wrote."
         )
     metadata, arrays = _read(path)
     if int(metadata["version"]) > _VERSION:
         raise ValueError(
             f"{str(path)!r} was written by a later version of sktransfer, in format "
-            f"{metadata['version']}; this one reads up to {_VERSION}. Nothing was "
-            "loaded. Upgrade: pip install --upgrade sktransfer."
+            f"{metadata['version']}; this version reads formats up to {_VERSION}. "
+            "Nothing was loaded. Upgrade: pip install --upgrade sktransfer."
         )
     text = metadata["document"]
     if _digest(text, arrays) != metadata["sha256"]:
-        raise _unreadable(path, "it was changed or damaged since it was written")
+        raise _unreadable(path, "it was changed or damaged after it was written")
     try:
         record = json.loads(text)["estimator"]
         return Decoder(arrays, path.parent).decode(record)
     except WeightsMismatchError:
+        # This ValueError says what to do already: the file itself is sound.
         raise
     except (KeyError, IndexError, AttributeError, TypeError, ValueError) as error:
         raise _unreadable(path, f"{type(error).__name__}: {error}") from error
+    # torch raises RuntimeError for tensors that do not fit a module, and a file that is
+    # nested too deeply raises RecursionError.
     except (RuntimeError, RecursionError) as error:
         raise _unreadable(path, f"{type(error).__name__}: {error}") from error
 
 
 def _read(path: Path) -> tuple[dict, dict]:
-    """Header and arrays of a file."""
+    """Return the header and the arrays of a file."""
     try:
         with safe_open(path, framework="numpy") as file:
             metadata = file.metadata() or {}
             if metadata.get("format") != _FORMAT or not metadata["version"].isdigit():
-                raise _unreadable(path, "it holds tensors alone")
+                raise _unreadable(path, "it contains only tensors")
             if missing := {"document", "sha256"} - metadata.keys():
                 raise _unreadable(path, f"its header lacks {sorted(missing)}")
             names = file.keys()
             return metadata, {name: file.get_tensor(name) for name in names}
+    # KeyError: a header without a version; TypeError: a dtype that NumPy does not have.
     except (SafetensorError, KeyError, TypeError) as error:
         raise _unreadable(path, str(error).split("\n")[0]) from error
 
 
 def _digest(text: str, arrays: dict[str, np.ndarray]) -> str:
+    """Return a digest of all that a file holds, to detect any change of it."""
     digest = hashlib.sha256(text.encode())
     for name in sorted(arrays):
         array = np.ascontiguousarray(arrays[name])
+        # The same bytes could be divided into arrays of other names and shapes.
         digest.update(f"{name}:{array.dtype}:{array.shape};".encode())
         digest.update(array.reshape(-1).view(np.uint8))
     return digest.hexdigest()
@@ -175,7 +190,7 @@ def _digest(text: str, arrays: dict[str, np.ndarray]) -> str:
 
 def _unreadable(path: Path, reason: str) -> ValueError:
     return ValueError(
-        f"Cannot load an estimator from {str(path)!r}: {reason}. load reads what "
-        "sktransfer.save wrote; nothing was loaded. Copy the file again, or save the "
-        "estimator anew."
+        f"Cannot load an estimator from {str(path)!r}: {reason}. load reads files that "
+        "sktransfer.save wrote. Nothing was loaded. Copy the file again, or save the "
+        "estimator again."
     )

@@ -1,4 +1,4 @@
-"""export_onnx: a fitted model, preprocessing included, as an ONNX graph."""
+"""export_onnx: a fitted model with its preprocessing as an ONNX graph."""
 
 import json
 import warnings
@@ -16,42 +16,48 @@ from sktransfer.inputs._image_graph import SQUARES, image_graph
 from sktransfer.inputs._images import ImageReader
 from sktransfer.saving._atomic import whole_file
 
+# The first version whose exporter makes graphs for any number of images.
 _OLDEST_TORCH = "2.9"
+# The first version of ONNX whose Resize has antialiasing.
 _OPSET = 18
 
 
 def export_onnx(estimator, path):
-    """Write a fitted model as ONNX, for use without Python, torch or this package.
+    """Export a fitted model to ONNX, for use without Python, torch or this package.
 
-    The graph takes decoded pictures and resizes, cuts and normalises them itself.
+    The graph includes the preprocessing: it takes decoded images, and resizes, crops
+    and normalises them itself.
 
     Parameters
     ----------
     estimator : PretrainedFeatureExtractor, FineTuneClassifier or FineTuneRegressor
-        Fitted.
+        The fitted estimator to export.
     path : str or path-like
-        A file there is replaced, once the new one is whole.
+        The path of the file. An existing file is replaced once the new one has been
+        written completely.
 
     Raises
     ------
     ImportError
         If the packages of the ``onnx`` extra are not installed, or torch is older than
-        they ask for.
+        the extra requires.
     ValueError
-        If the estimator is of another kind.
+        If the estimator is of another kind, or its network is bound to one batch size.
 
     Notes
     -----
-    Input is ``images``, uint8 of shape (n, height, width, 3), RGB, upright and without
-    alpha; n, height and width are free. Output is ``embeddings`` (n, n_features) of an
-    extractor, ``probabilities`` (n, n_classes) of a classifier and ``values``
-    (n, n_outputs) of a regressor, float32. The metadata of the file holds ``classes``
-    (JSON), ``recipe`` (JSON) and the version of this package.
+    The input is ``images``, an array of dtype uint8 and shape (n, height, width, 3),
+    which contains RGB images that are upright and have no alpha channel. The sizes n,
+    height and width can be chosen freely. The output is a float32 array: the
+    ``embeddings`` (n, n_features) of an extractor, the ``probabilities``
+    (n, n_classes) of a classifier, or the ``values`` (n, n_outputs) of a regressor. The
+    metadata of the file contain ``classes`` (JSON), ``recipe`` (JSON) and the version
+    of this package.
 
-    The graph resizes with antialiasing as Pillow does, up to rounding: pixels differ
-    by one level of 255, now and then by two. In those that are more than twice as high
-    as wide, whose height Pillow resizes first since version 13, they differ by more at
-    sharp edges.
+    The graph resizes with antialiasing as Pillow does, up to rounding: pixel values
+    differ by one level of 255, and occasionally by two. The differences are larger at
+    sharp edges of images that are more than twice as high as wide, whose height Pillow
+    resizes first since version 13.
 
     Examples
     --------
@@ -64,7 +70,8 @@ def export_onnx(estimator, path):
     onnx = _import_onnx()
     network, reader, output, properties = _parts_of(estimator)
     graph = _network_graph(network, reader, output)
-    # The network's own names may be any; those of the preprocessing must differ.
+    # The names in the network are arbitrary, and must not clash with those of the
+    # preprocessing.
     graph = onnx.compose.add_prefix(graph, "network/", rename_outputs=False)
     before = image_graph(onnx, reader, graph)
     entry = graph.graph.input[0].name
@@ -84,21 +91,21 @@ def _import_onnx():
         import onnxscript  # noqa: F401  (torch's exporter needs it)
     except ImportError as error:
         raise ImportError(
-            "export_onnx needs the packages onnx and onnxscript: pip install "
-            "'sktransfer[onnx]'."
+            "export_onnx needs the packages onnx and onnxscript. Install them: pip "
+            "install 'sktransfer[onnx]'."
         ) from error
     return onnx
 
 
 def _parts_of(estimator):
-    """Network from squares to outputs, its reader, name of the output, metadata."""
+    """Return the network, its reader, the name of its output, and the metadata."""
     kinds = (PretrainedFeatureExtractor, BaseFineTune)
     if not isinstance(estimator, kinds):
         raise ValueError(
-            f"export_onnx takes a fitted PretrainedFeatureExtractor, "
-            f"FineTuneClassifier or FineTuneRegressor, and got a "
-            f"{type(estimator).__name__}. Of a pipeline, export that step; "
-            "scikit-learn's own steps are what the skl2onnx package exports."
+            "export_onnx expects a fitted PretrainedFeatureExtractor, "
+            "FineTuneClassifier or FineTuneRegressor, got a "
+            f"{type(estimator).__name__}. For a pipeline, export that step, and "
+            "scikit-learn's own steps by the skl2onnx package."
         )
     check_is_fitted(estimator)
     properties = {"estimator": type(estimator).__name__}
@@ -106,10 +113,12 @@ def _parts_of(estimator):
         prefix = estimator._prefix()
         return _Embedding(prefix), prefix.backbone.reader, "embeddings", properties
     backbone = estimator.backbone_
+    # The whole network up to the head, as in predict.
     embedding = _Embedding(Prefix(backbone, len(backbone.stages), "avg"))
     if hasattr(estimator, "classes_"):
         kind = nn.Sigmoid() if estimator.multilabel_ else nn.Softmax(dim=1)
         output = "probabilities"
+        # Labels that are not JSON, such as dates, are written as text.
         classes = np.asarray(estimator.classes_).tolist()
         properties["classes"] = json.dumps(classes, default=str)
     else:
@@ -120,7 +129,7 @@ def _parts_of(estimator):
 
 
 class _Embedding(nn.Module):
-    """Squares, normalised -> rows, as a prefix computes them."""
+    """Compute embeddings of normalised inputs, as a prefix does."""
 
     def __init__(self, prefix: Prefix):
         super().__init__()
@@ -132,7 +141,7 @@ class _Embedding(nn.Module):
 
 
 class _Affine(nn.Module):
-    """Standardised targets -> targets."""
+    """Convert standardised predictions to the scale of the targets."""
 
     def __init__(self, mean, scale):
         super().__init__()
@@ -144,20 +153,22 @@ class _Affine(nn.Module):
 
 
 def _network_graph(network, reader: ImageReader, output: str):
-    # A TorchVersion, which compares as versions do.
+    """Export the network from normalised inputs to its output."""
+    # torch.__version__ is a TorchVersion, which compares as versions do.
     if torch.__version__ < _OLDEST_TORCH:
         raise ImportError(
             f"export_onnx needs torch {_OLDEST_TORCH} or later, whose exporter makes "
             f"graphs for any number of images; this is {torch.__version__}. Upgrade: "
             "pip install 'sktransfer[onnx]'."
         )
-    squares = reader.normalise(reader.example(2))
+    # Two images, since the exporter takes sizes of 1 for constant.
+    inputs = reader.normalise(reader.example(2))
     with warnings.catch_warnings():
-        # The exporter warns of matters of its own.
+        # The exporter warns about its own internals.
         warnings.simplefilter("ignore")
         program = torch.onnx.export(
             network.eval(),
-            (squares,),
+            (inputs,),
             input_names=[SQUARES],
             output_names=[output],
             dynamic_shapes=({0: torch.export.Dim.DYNAMIC},),
@@ -166,9 +177,10 @@ def _network_graph(network, reader: ImageReader, output: str):
             verbose=False,
         )
     graph = program.model_proto
+    # The exporter silently keeps the size of a batch that the network depends on.
     if not graph.graph.input[0].type.tensor_type.shape.dim[0].dim_param:
         raise ValueError(
             "This network computes only batches of the size that it was exported "
-            "with, and a graph for any number of images cannot be made of it."
+            "with, so that no graph for any number of images can be made of it."
         )
     return graph

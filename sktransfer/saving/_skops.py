@@ -1,14 +1,14 @@
-"""skops, which stores what is scikit-learn's own, and what it may load unasked."""
+"""skops, which stores scikit-learn's own objects, and the types it may load."""
 
 
 def import_skops(where: str, kind: str):
-    """Import skops.io, or say what to install for a part of some kind."""
+    """Import skops.io, or say what to install to store an object of this kind."""
     try:
         import skops.io
     except ImportError as error:
         raise ImportError(
-            f"{where} holds {kind}, which is saved and loaded by the skops package: "
-            "pip install 'sktransfer[skops]'."
+            f"{where} contains {kind}, which is saved and loaded by the skops package. "
+            "Install it: pip install 'sktransfer[skops]'."
         ) from error
     return skops.io
 
@@ -17,8 +17,9 @@ def _in(module: str, names: str) -> set[str]:
     return {f"{module}.{name}" for name in names.split()}
 
 
-# What skops does not know, and only splits, scores or routes rows. That not all are
-# there in each version of scikit-learn does not matter: they are names to compare.
+# Types that skops does not trust by itself, but which only split, score or route rows.
+# Some versions of scikit-learn lack some of them. That does not matter, since the names
+# are only compared and never imported.
 HARMLESS = {
     *_in(
         "sklearn.model_selection._split",

@@ -43,7 +43,7 @@ def test_a_ranking_writes_one_file_for_each_width(tmp_path):
 def test_an_unreadable_image_leaves_what_was_computed_before_it(tmp_path):
     X, y = make_task(n=80)
     cache = EmbeddingCache()
-    bad = [*X[:-1], b"no picture"]
+    bad = [*X[:-1], b"no image"]
     with pytest.raises(ValueError, match="row 79"):
         rank_backbones(bad, y, [small_backbone()], cache=cache, cv=None)
     assert cache.info().rows == 64

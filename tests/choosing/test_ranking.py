@@ -275,14 +275,14 @@ def test_parameters_of_a_candidate_are_checked():
 def test_an_unreadable_image_is_no_failure_of_the_candidate(tmp_path):
     X, y = make_task()
     bad = tmp_path / "bad.jpg"
-    bad.write_bytes(b"no picture")
+    bad.write_bytes(b"no image")
     with pytest.raises(ValueError, match=r"row 2 .*bad\.jpg"):
         rank_backbones([*X[:2], bad, *X[3:]], y, [colour_backbone()])
 
 
 def test_regression():
     X, _ = make_task()
-    y = np.array([picture.mean() for picture in X])
+    y = np.array([image.mean() for image in X])
     best, worst = rank_backbones(X, y, [blind_backbone(), colour_backbone()], cv=3)
     assert best["backbone"] == "colour"
     assert "h_score" not in best
@@ -292,13 +292,13 @@ def test_regression():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"scoring": "leep"}, "scoring=.*leep.* is not known. Accepted are"),
-        ({"scoring": []}, "is not known"),
+        ({"scoring": "leep"}, "Invalid scoring=.*leep.*: expected one of"),
+        ({"scoring": []}, r"Invalid scoring=\[\]: .*non-empty"),
         ({"scoring": [lambda F, y: 1.0, lambda F, y: 2.0]}, "several .*'<lambda>'"),
-        ({"scoring": ["knn", "logme", "knn"]}, "several scores of the name 'knn'"),
+        ({"scoring": ["knn", "logme", "knn"]}, "several scores named 'knn'"),
         ({"backbones": []}, "no backbone to rank"),
-        ({"backbones": "tiny"}, r"backbones is 'tiny', .* Pass a list.*\['tiny'\]"),
-        ({"backbones": nn.Sequential(nn.Flatten())}, "a Sequential.* Pass a list"),
+        ({"backbones": "tiny"}, r"backbones='tiny': .* Pass a list.*\['tiny'\]"),
+        ({"backbones": nn.Sequential(nn.Flatten())}, "=Sequential: .* Pass a list"),
         ({"backbones": PretrainedFeatureExtractor()}, "Pass a list.*: .backbone."),
         ({"y": ["a"]}, "24 images and y has 1 targets"),
         ({"stages": ["layer9"]}, "layer9"),
@@ -317,7 +317,7 @@ def test_a_function_of_the_name_of_a_score():
     def knn(features, y):
         return 7.0
 
-    with pytest.raises(ValueError, match="several scores of the name 'knn'"):
+    with pytest.raises(ValueError, match="several scores named 'knn'"):
         rank_backbones(X, y, [colour_backbone()], scoring=["knn", knn], cv=None)
     (row,) = rank_backbones(
         X, y, [colour_backbone()], scoring=iter([knn, constant]), cv=None

@@ -148,7 +148,7 @@ def test_no_digit_of_the_knn_score_depends_on_the_order(digits, monkeypatch):
 @pytest.mark.parametrize("n_neighbors", [0, -1, 2.5, "5", None])
 def test_a_number_of_neighbours_is_a_positive_integer(n_neighbors):
     X, y = make_task()
-    with pytest.raises(ValueError, match="n_neighbors=.* positive integers.* as 5"):
+    with pytest.raises(ValueError, match="n_neighbors=.* positive integer.* as 5"):
         knn_score(X, y, n_neighbors)
     # More than there are count as all.
     assert knn_score(X, y, 39) == knn_score(X, y, 1000)

@@ -118,7 +118,7 @@ def test_passes_are_those_that_are_made(grid, passes, train_score, refit):
 
 
 def test_predictions_of_augmented_fits_are_passes_too():
-    # Training has seen other pictures. Those of one fold's test are known in the next.
+    # Training has seen other images. Those of one fold's test are known in the next.
     grid = {"freeze": [1, 2], "augment": ["light"]}
     check_passes(GridSearchCV(model(), grid, cv=3), 2, at_least=1.5)
     # Of random weights there is nothing for a first head.
@@ -213,7 +213,7 @@ def test_parts_that_a_grid_shares_with_the_search_stay_as_they_are():
 
 def test_an_iterator_of_folds_is_refused_and_kept():
     folds = KFold(3).split(X)
-    with pytest.raises(ValueError, match=r"cv is a generator, .*cv=list"):
+    with pytest.raises(ValueError, match=r"cv, a generator .*cv=list"):
         search_cost(GridSearchCV(model(), {"freeze": [1]}, cv=folds), X, y)
     assert len(list(folds)) == 3
 

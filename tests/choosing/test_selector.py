@@ -15,7 +15,7 @@ from tests.small_network import (
 )
 from tests.small_tasks import make_table, make_task
 
-# Of tables whose rows are hardly pictures, as those of most checks are.
+# Of tables whose rows are hardly images, as those of most checks are.
 ONE_ROW = "ignore:Rows of .* values? are:UserWarning"
 
 
@@ -98,7 +98,7 @@ def test_a_score_that_is_not_a_number_is_a_failure_of_that_candidate():
 @pytest.mark.parametrize("candidates", ["tiny", iter(["tiny"]), 3])
 def test_candidates_are_a_list(candidates):
     X, y = make_task()
-    with pytest.raises(ValueError, match="candidates is .* Pass a list.*: .*"):
+    with pytest.raises(ValueError, match="Invalid candidates=.* Pass a list.*: .*"):
         BackboneSelector(candidates).fit(X, y)
 
 

@@ -33,7 +33,7 @@ def fitted():
 
 
 def titles_of(model, X, label=None):
-    """What stands above pictures: the predicted class, or a given one."""
+    """What stands above images: the predicted class, or a given one."""
     proba, classes = model.predict_proba(X), list(model.classes_)
     numbers = proba.argmax(axis=1)
     numbers = numbers if label is None else [classes.index(label)] * len(X)
@@ -46,7 +46,7 @@ def first_lines(display):
 
 
 class Places(nn.Module):
-    """Mean colour of each quarter of the picture."""
+    """Mean colour of each quarter of the image."""
 
     def forward(self, x):
         return nn.functional.adaptive_avg_pool2d(x, 2)
@@ -63,9 +63,9 @@ def test_attribution_before_a_linear_head_is_the_class_activation_map():
     display = AttributionDisplay.from_estimator(model, X[:3], target="light")
     standardise, output = model.head_
     weights = (output.weight[1] / standardise.scale).detach()
-    for picture, places, found in zip(X, display.pictures, display.maps, strict=False):
-        np.testing.assert_array_equal(picture, places)
-        pixels = torch.from_numpy(picture).permute(2, 0, 1)[None]
+    for image, places, found in zip(X, display.pictures, display.maps, strict=False):
+        np.testing.assert_array_equal(image, places)
+        pixels = torch.from_numpy(image).permute(2, 0, 1)[None]
         maps = Places()(backbone.reader.normalise(pixels))[0]
         expected = torch.einsum("c,chw->hw", weights, maps).clamp(min=0)
         expected = expected / max(expected.max(), 1e-12)
@@ -103,7 +103,7 @@ def test_attribution_tells_what_it_is_for(fitted):
         AttributionDisplay.from_estimator(pipe, X[:1])
     AttributionDisplay.from_estimator(pipe[-1], pipe[:-1].transform(X[:1]))
     unrefitted = searched(fitted, refit=False).fit(X, y)
-    with pytest.raises(TypeError, match=r"a GridSearchCV\. Accepted are Fine"):
+    with pytest.raises(TypeError, match=r"Expected .* got a GridSearchCV\."):
         AttributionDisplay.from_estimator(unrefitted, X[:1])
 
 
@@ -162,7 +162,7 @@ def test_attribution_is_beside_the_picture(count, name):
     assert labels_of(bar.xaxis) == ["none", "strongest"]
     for axes in display.ax_:
         plain, grey, places = axes.images
-        # The picture itself is under no map.
+        # The image itself is under no map.
         assert plain.get_extent()[1] < places.get_extent()[0]
         assert grey.get_extent() == places.get_extent()
         alphas = places.cmap(np.linspace(0, 1, 5))[:, 3]
@@ -178,7 +178,7 @@ def test_attribution_in_given_axes():
     assert len(figure.axes) == 3
     assert axes[1].get_title("left") == "$10 and $20"
     assert not axes[1]._left_title.get_parse_math()
-    with pytest.raises(ValueError, match="has 1 axes, and there are 2 pictures"):
+    with pytest.raises(ValueError, match="ax of 1 axes: expected .* 2 images"):
         display.plot(axes[0])
 
 
@@ -213,27 +213,27 @@ def test_attribution_of_one_of_several_labels():
 
 def test_attribution_of_a_regressor():
     X, _ = make_task()
-    y = [[picture.mean(), -picture.mean()] for picture in X]
+    y = [[image.mean(), -image.mean()] for image in X]
     model = FineTuneRegressor(small_backbone(), max_epochs=1, random_state=0).fit(X, y)
     one = AttributionDisplay.from_estimator(model, X[:2])
     two = AttributionDisplay.from_estimator(model, X[:2], target=1)
     assert one.titles == ["", ""]
     assert not np.array_equal(one.maps, two.maps)
     for target in (2, [0], np.array([0, 1]), "0"):
-        with pytest.raises(ValueError, match=r"Accepted is one of \[0, 1\], or None"):
+        with pytest.raises(ValueError, match=r"expected one of \[0, 1\], or None"):
             AttributionDisplay.from_estimator(model, X[:1], target=target)
 
 
 def test_attribution_refuses_what_cannot_be(fitted, tmp_path):
     X, _ = make_task()
-    with pytest.raises(ValueError, match=r"no places .*Choose .*\['0', '1', '2'\]"):
+    with pytest.raises(ValueError, match=r"not spatial .*Choose .*\['0', '1', '2'\]"):
         AttributionDisplay.from_estimator(fitted, X[:1], stage=4)
-    accepted = r"Accepted is one of \['dark', 'light'\], or None for the predicted"
+    accepted = r"expected one of \['dark', 'light'\], or None for the predicted"
     for target, got in (
-        ("bird", "='bird' is not known"),
-        (0, "=0 is not known"),
-        (np.nan, "=nan is not known"),
-        (["light"], r"=\['light'\] is of type list"),
+        ("bird", "='bird', which is not known"),
+        (0, "=0, which is not known"),
+        (np.nan, "=nan, which is not known"),
+        (["light"], r"=\['light'\], which is of type list"),
         (np.array(["dark", "light"]), "is of type ndarray"),
         ([[1], [1, 2]], "is of type list"),
         (torch.tensor([0, 1]), "is of type Tensor"),
@@ -244,7 +244,7 @@ def test_attribution_refuses_what_cannot_be(fitted, tmp_path):
             AttributionDisplay.from_estimator(fitted, X[:1], target=target)
     with pytest.raises(ValueError, match=r"Nothing was drawn. Pass one of them\.$"):
         AttributionDisplay.from_estimator(fitted, X[:1], target="bird")
-    with pytest.raises(ValueError, match=r"Of these, \['0', '1', '2'\] have places"):
+    with pytest.raises(ValueError, match=r"Of these, \['0', '1', '2'\] have spatial"):
         AttributionDisplay.from_estimator(fitted, X[:1], stage="nope")
     with pytest.raises(ValueError, match=r"row 1 .*no\.jpg"):
         AttributionDisplay.from_estimator(fitted, [X[0], tmp_path / "no.jpg"])

@@ -76,7 +76,7 @@ def test_freeze_depth_of_one_of_several_scores():
         np.testing.assert_allclose(display.scores.mean(axis=1), means)
     for refit in (False, lambda results: 0):
         search.refit = refit
-        with pytest.raises(ValueError, match="refit=.* which names none .* Set search"):
+        with pytest.raises(ValueError, match="its refit=.* names none .* Set search"):
             FreezeDepthDisplay.from_search(search)
 
 

@@ -52,7 +52,7 @@ def test_top_losses_of_a_classifier_without_errors(fitted):
     display = TopLossesDisplay.from_estimator(fitted, X, y)
     assert len(display.rows) == len(display.ax_) == 0
     (axes,) = display.figure_.axes
-    assert axes.get_title("left") == "No picture is misclassified."
+    assert axes.get_title("left") == "No image is misclassified."
     assert display.figure_.get_figheight() < 1
     texts_are_legible(display.figure_)
 
@@ -91,8 +91,8 @@ def test_top_losses_of_a_pipeline_of_flattened_images():
     ).fit(table, y)
     display = TopLossesDisplay.from_estimator(model, table, y, n_pictures=2)
     assert len(display.ax_) == 2
-    for picture, row in zip(display.pictures, display.rows, strict=True):
-        assert abs(picture.mean() - X[row].mean()) < 3
+    for image, row in zip(display.pictures, display.rows, strict=True):
+        assert abs(image.mean() - X[row].mean()) < 3
 
 
 @pytest.mark.parametrize(

@@ -38,7 +38,7 @@ def test_the_home_folder_may_be_a_tilde(tmp_path, monkeypatch):
 
 def test_a_folder_that_is_not_there_is_named(tmp_path):
     with (
-        pytest.raises(FileNotFoundError, match="no folder .*nowhere.*make the folder"),
+        pytest.raises(FileNotFoundError, match="no folder .*nowhere.*Create the"),
         whole_file(tmp_path / "nowhere" / "file"),
     ):
         pass

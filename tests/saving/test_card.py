@@ -137,7 +137,7 @@ def test_parts_of_other_estimators(task):
     [
         (3, "got 3"),
         (tuned(), "not fitted"),
-        (LogisticRegression().fit([[0], [1]], [0, 1]), "holds no fitted estimator"),
+        (LogisticRegression().fit([[0], [1]], [0, 1]), "contains no fitted estimator"),
     ],
 )
 def test_what_has_no_card(estimator, message):

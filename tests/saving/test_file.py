@@ -248,7 +248,7 @@ def test_weights_in_a_file_are_referred_to(task, tmp_path):
     [
         (classifier(augment=lambda x: x), r"FineTuneClassifier\.augment is <function"),
         (classifier(net_params={"callbacks": [torch.nn.ReLU()]}), r"callbacks'\]\[0\]"),
-        (classifier(backbone=small_backbone()), "Make it known by a name, register"),
+        (classifier(backbone=small_backbone()), "Register it under a name, register"),
         (embedder(weights=np.array([1j])), "weights is an array of complex128"),
         (make_pipeline(embedder(), FunctionTransformer(print)), r"steps\[1\]\[1\]"),
         (FrozenEstimator(type("Own", (BaseEstimator,), {})()), "Own"),
@@ -271,9 +271,7 @@ def test_what_holds_ours_and_is_no_estimator_is_named(task, tmp_path):
     model = CalibratedClassifierCV(classifier(), cv=2)
     loaded = there_and_back(model, tmp_path, "unfitted")
     assert loaded.fit(X, y).predict(X).shape == (12,)
-    with pytest.raises(
-        ValueError, match="holds a FineTuneClassifier, and no"
-    ) as caught:
+    with pytest.raises(ValueError, match="contains a FineTuneClassifier but") as caught:
         save(model.fit(X, y), tmp_path / "model")
     assert "calibrated_classifiers_[0] is a _CalibratedClassifier" in str(caught.value)
     assert "Tensor" not in str(caught.value)
@@ -368,15 +366,15 @@ def test_damage_is_seen(task, tmp_path):
 def test_other_files_are_refused(tmp_path):
     path = tmp_path / "file"
     save_tensors({"weight": torch.zeros(2)}, path)
-    with pytest.raises(ValueError, match="it holds tensors alone"):
+    with pytest.raises(ValueError, match="it contains only tensors"):
         load(path)
     path.write_bytes(pickle.dumps(embedder()))
     with pytest.raises(ValueError, match="Cannot load an estimator"):
         load(path)
-    with pytest.raises(FileNotFoundError, match="load reads what"):
+    with pytest.raises(FileNotFoundError, match="load reads files"):
         load(tmp_path / "nothing")
     os.mkfifo(tmp_path / "fifo")
-    with pytest.raises(FileNotFoundError, match="load reads what"):
+    with pytest.raises(FileNotFoundError, match="load reads files"):
         load(tmp_path / "fifo")
 
 
@@ -394,7 +392,7 @@ def forge(path, record=None, **metadata):
 def test_a_file_from_the_future(tmp_path):
     save(embedder(), tmp_path / "model")
     forge(tmp_path / "model", version="2")
-    with pytest.raises(ValueError, match="format 2; this one reads up to 1"):
+    with pytest.raises(ValueError, match="format 2; .* reads formats up to 1"):
         load(tmp_path / "model")
 
 
@@ -476,8 +474,8 @@ def test_without_skops_it_says_what_to_install(tmp_path, monkeypatch):
     [
         ("collections:OrderedDict", "a class of 'collections'"),
         ("os:system", "a class of 'os'"),
-        ("sklearn.base:clone", "'clone', no estimator"),
-        ("sklearn.utils:Bunch", "'Bunch', no estimator"),
+        ("sklearn.base:clone", "'clone', which is not an est"),
+        ("sklearn.utils:Bunch", "'Bunch', which is not an est"),
     ],
 )
 def test_a_file_names_estimators_of_two_packages_alone(name, what):

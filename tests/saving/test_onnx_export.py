@@ -25,7 +25,7 @@ pytest.importorskip("onnxscript")
 
 
 def photos(*sizes):
-    """Smooth pictures (height, width, 3) uint8, of any size."""
+    """Smooth images (height, width, 3) uint8, of any size."""
     rng = np.random.default_rng(0)
     small = [rng.integers(0, 256, (5, 4, 3), dtype=np.uint8) for _ in sizes]
     return [
@@ -65,12 +65,12 @@ def test_pixels_are_those_of_the_reader_up_to_rounding(
         black_or_white = np.random.default_rng(0).integers(0, 2, photo.shape)
         photo = (255 * black_or_white).astype(np.uint8)
     _, found, _ = run(path, np.stack([photo, photo[::-1]]))
-    for one, picture in zip(found, (photo, photo[::-1]), strict=True):
-        expected = reader.read(picture)
+    for one, image in zip(found, (photo, photo[::-1]), strict=True):
+        expected = reader.read(image)
         mean, std = (np.reshape(v, (3, 1, 1)) for v in (reader.mean, reader.std))
         levels = (one * std + mean) * 255
         away = np.abs(levels - expected.numpy())
-        # Pillow 13 resizes the height of slender pictures first.
+        # Pillow 13 resizes the height of slender images first.
         if noise and size[0] > 2 * size[1]:
             assert away.mean() < 4
             continue
@@ -116,9 +116,9 @@ def fitted(kind, task):
 def test_the_network_computes_what_the_estimator_does(kind, task):
     model, method = fitted(kind, task)
     network, reader, output, _ = _parts_of(model)
-    squares = torch.stack([reader.read(picture) for picture in task])
+    inputs = torch.stack([reader.read(image) for image in task])
     with torch.inference_mode():
-        found = network.eval()(reader.normalise(squares)).numpy()
+        found = network.eval()(reader.normalise(inputs)).numpy()
     assert output == kind.replace("labels", "probabilities")
     np.testing.assert_allclose(found, method(task), atol=1e-4, rtol=1e-4)
 
@@ -131,10 +131,10 @@ def test_the_graph_computes_what_the_estimator_does(kind, task, tmp_path):
     path = str(tmp_path / "model.onnx")
     export_onnx(model, path)
     for photo in task[:3]:
-        pictures = [photo, photo[:, ::-1], photo[::-1]]
-        output, found, properties = run(path, np.stack(pictures))
+        turned = [photo, photo[:, ::-1], photo[::-1]]
+        output, found, properties = run(path, np.stack(turned))
         assert output == kind
-        np.testing.assert_allclose(found, method(pictures), atol=0.02, rtol=0.01)
+        np.testing.assert_allclose(found, method(turned), atol=0.02, rtol=0.01)
     assert json.loads(properties["recipe"])["crop"] == 16
     if kind == "probabilities":
         assert json.loads(properties["classes"]) == ["ants", "bees", "wasps"]
