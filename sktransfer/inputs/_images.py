@@ -13,7 +13,7 @@ from torchvision.transforms.v2 import functional as F
 from sktransfer.inputs._augment import resolve_augment
 from sktransfer.inputs._containers import image_samples
 from sktransfer.inputs._content import image_content
-from sktransfer.inputs._decoding import as_pixels, decode
+from sktransfer.inputs._decoding import as_tensor, decode
 from sktransfer.inputs._image_tables import table_images
 from sktransfer.inputs._reader import Reader, Samples
 
@@ -95,7 +95,7 @@ class ImageReader(Reader):
 
     def draft(self, content) -> torch.Tensor:
         """Decode an image and resize its shorter side; return it as (3, H, W)."""
-        return as_pixels(self._resized(decode(content)))
+        return as_tensor(self._resized(decode(content)))
 
     def finish(self, draft: torch.Tensor) -> torch.Tensor:
         """Crop the centre of an image, which augmentation may have changed."""
@@ -104,14 +104,14 @@ class ImageReader(Reader):
             return draft
         # A draft has the right size already, but augmentation may return any other.
         if min(height, width) != self.resize:
-            draft = as_pixels(self._resized(draft))
+            draft = as_tensor(self._resized(draft))
         return self._cut(draft)
 
     def read(self, content) -> torch.Tensor:
         """Decode, resize and crop an image; return it as (3, crop, crop)."""
         # The result is that of `finish` after `draft`, but the pixels outside the crop
         # are not copied to a tensor.
-        return as_pixels(self._cut(self._resized(decode(content))))
+        return as_tensor(self._cut(self._resized(decode(content))))
 
     def _resized(self, image):
         # Images of 8 bits are resized by Pillow, as in the preset. Tensors are resized
