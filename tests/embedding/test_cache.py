@@ -586,8 +586,8 @@ def put_warns_once(cache, match):
     assert len(caught) == 1
     assert caught[0].filename == __file__
     text = str(caught[0].message)
-    assert "It accepts a writable folder" in text
-    assert "Results are right but not all are cached" in text
+    assert "Expected a writable folder" in text
+    assert "Results are correct, but not all of them are cached" in text
     assert "pass cache=None" in text
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -640,7 +640,7 @@ def test_a_short_write_is_not_renamed(tmp_path, monkeypatch):
     cache = EmbeddingCache(tmp_path)
     good = _shards._header
     monkeypatch.setattr(_shards, "_header", lambda kind, rows: good(kind, rows)[:-1])
-    put_warns_once(cache, "did not read back")
+    put_warns_once(cache, "was written cannot be read")
     assert list(tmp_path.iterdir()) == []
 
 
