@@ -1,4 +1,4 @@
-"""Transfer learning on images as plain scikit-learn estimators."""
+"""Transfer learning for images with scikit-learn estimators."""
 
 from sktransfer import datasets
 from sktransfer._version import __version__ as __version__

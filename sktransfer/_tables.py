@@ -1,4 +1,4 @@
-"""Rows of results that print as a table."""
+"""Results that are printed as a table."""
 
 import html
 from dataclasses import dataclass
@@ -6,19 +6,19 @@ from itertools import zip_longest
 from numbers import Real
 from textwrap import wrap
 
-# Letters in a line of a terminal, and in a line of a cell: at most of those that tell
-# the rows apart, and at least of the others.
+# In characters, the width of a terminal, the greatest width of columns that identify a
+# row, and the smallest width that is available to other columns.
 _LINE, _KEY, _CELL = 80, 39, 24
 _GAP = "  "
 
 
 class Table(list):
-    """A list of dicts of the same keys, which prints as a table.
+    """A list of dicts with the same keys, printed as a table.
 
-    What is wider than a terminal prints as several tables below each other, each with
-    the columns that tell the rows apart, and long texts in several lines.
+    A table that is wider than a terminal is printed as several tables below each other,
+    each of which repeats the columns that identify the rows. Long texts are wrapped.
 
-    ``pandas.DataFrame(table)`` makes a frame of it.
+    ``pandas.DataFrame(table)`` converts a table to a data frame.
     """
 
     @property
@@ -33,7 +33,7 @@ class Table(list):
         return "\n\n".join(map(_block_text, _blocks(keys, others)))
 
     def _n_keys(self) -> int:
-        """How many leading columns tell the rows apart; one if all do not."""
+        """Return how many leading columns identify the rows, or 1 if not even all."""
         texts = self._texts()
         for count in range(1, len(self.columns) + 1):
             if len({tuple(row[:count]) for row in texts}) == len(texts):
@@ -41,12 +41,12 @@ class Table(list):
         return 1
 
     def to_markdown(self):
-        """Give the table as Markdown.
+        """Return the table in Markdown.
 
         Returns
         -------
         str
-            A line of heads and a line for each row.
+            The table, with one line for the header and one line for each row.
         """
         rows = [self.columns, ["---"] * len(self.columns), *self._texts()]
         return "\n".join(
@@ -69,7 +69,7 @@ class Table(list):
 
 @dataclass
 class _Column:
-    """The cells of a column from its name on, each in lines, and how they are set."""
+    """The lines of the cells of a column, its name first, and their layout."""
 
     cells: list[list[str]]
     width: int
@@ -77,6 +77,7 @@ class _Column:
 
     @classmethod
     def of(cls, table, name, widest):
+        # An empty text has no lines, but its cell needs one.
         texts = [name, *(_text(row[name]) for row in table)]
         cells = [wrap(text, widest, break_on_hyphens=False) or [""] for text in texts]
         width = max(len(line) for cell in cells for line in cell)
@@ -87,10 +88,11 @@ class _Column:
 
 
 def _blocks(keys, others):
-    """Divide columns into those that fit a line, each time behind the keys."""
+    """Divide columns into blocks that fit in a line, each starting with the keys."""
     block = list(keys)
     for column in others:
         width = sum(each.width + len(_GAP) for each in block) + column.width
+        # A block gets at least one column, even if it is too wide.
         if width > _LINE and len(block) > len(keys):
             yield block
             block = list(keys)
@@ -116,6 +118,7 @@ def _block_text(columns) -> str:
 def _text(value) -> str:
     if value is None:
         return ""
+    # Before `Real`, which ints belong to as well.
     if isinstance(value, bool | int | str):
         return str(value)
     return f"{value:.4g}" if isinstance(value, Real) else str(value)

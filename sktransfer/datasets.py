@@ -1,4 +1,4 @@
-"""Folders of images as scikit-learn data sets."""
+"""Loading of image folders as scikit-learn data sets."""
 
 import os
 import re
@@ -12,47 +12,49 @@ from sktransfer.inputs._decoding import readable_suffixes
 
 __all__ = ["list_images", "load_image_folder"]
 
-# Names of the parts of a data set, which are seldom those of classes.
+# The usual folder names of the subsets of a data set, such as "train", "validation_set"
+# or "test-2". They are hardly ever names of classes.
 _PART = re.compile(
     r"(train|val|valid|test|dev|eval)(ing|idation)?(set)?[-_ ]?\d*", re.I
 )
 
 
 def load_image_folder(folder, *, return_X_y=False, as_names=False):
-    """List the images of a folder that has one folder for each class.
+    """Load the paths and classes of images stored in one folder per class.
 
-    No image is opened. What is hidden, and files whose suffix is none of an image, are
-    left out; images may lie deeper within the folder of their class, and links to
-    folders are followed, each folder once. A class folder without an image is left out
-    with a warning.
+    The images are not opened. Hidden files and folders are ignored, and so are files
+    without the suffix of an image format. Images may be stored in subfolders of the
+    folder of their class. Links to folders are followed, and each folder is visited
+    once. Class folders without images are left out, and a warning is issued.
 
     Parameters
     ----------
     folder : str or path-like
+        The folder that contains the class folders. Its images are stored as
         ``folder/<class>/.../<image>``.
     return_X_y : bool, default=False
-        Return ``(data, target)`` in place of the bunch.
+        If True, returns ``(data, target)`` instead of a `Bunch` object.
     as_names : bool, default=False
-        Give the names of the classes as ``target``, in place of their indices: then
-        an estimator predicts names too.
+        If True, ``target`` contains the names of the classes instead of their indices,
+        so that a classifier trained on it predicts names.
 
     Returns
     -------
     sklearn.utils.Bunch
-        ``data``, an array of paths (str); ``target``, an array of int, their classes
-        as indices into ``target_names`` (or, with `as_names`, the names); and
-        ``target_names``, an array of str, the sorted names of the class folders.
+        ``data`` is an array of paths (str). ``target`` is an array of the classes of
+        the images, as indices into ``target_names`` or, if `as_names` is True, as
+        names. ``target_names`` is an array of the sorted names of the class folders.
 
     Raises
     ------
     ValueError
-        If there is no such folder, no class folder with an image in it, or if its
-        folders are the parts of a data set (train, val, test) that have class folders
-        in them.
+        If the folder does not exist, if it has no class folder that contains an image,
+        or if its subfolders are the subsets of a data set (train, val, test), which
+        contain the class folders.
 
     See Also
     --------
-    list_images : The images of a folder, whatever their class.
+    list_images : Lists the images in a folder, regardless of their class.
 
     Examples
     --------
@@ -75,11 +77,11 @@ def load_image_folder(folder, *, return_X_y=False, as_names=False):
         advice = "Move the images into one folder for each class"
         if _images_below(root):
             above = str(root.resolve().parent)
-            advice = f"If it is the folder of one class, pass the one above, {above!r}"
+            advice = f"If it is the folder of one class, pass its parent, {above!r}"
         raise ValueError(
-            f"The folder {str(root)!r} has no class folder with images in it "
-            f"({_kinds(root)}). Expected is folder/<class>/<image>; nothing was "
-            f"listed. {advice}, or use list_images(folder) for images without a class."
+            f"Invalid folder={str(root)!r}: expected folder/<class>/<image>, but it "
+            f"has no class folder with images ({_kinds(root)}). Nothing was listed. "
+            f"{advice}, or use list_images(folder) for images without a class."
         )
     _warn_of_empty(root, sorted(found.keys() - classes))
     data = np.array([path for name in classes for path in found[name]], dtype=object)
@@ -92,29 +94,30 @@ def load_image_folder(folder, *, return_X_y=False, as_names=False):
 
 
 def list_images(folder):
-    """List the images of a folder, whatever their class: new ones to predict, say.
+    """List the images in a folder, regardless of their class.
 
-    The rules are those of `load_image_folder`: no image is opened, what is hidden or
-    has no suffix of an image is left out, deeper folders are gone through.
+    This is useful for new images whose class is to be predicted. Files are selected as
+    in `load_image_folder`: the images are not opened, hidden files and files without
+    the suffix of an image format are ignored, and subfolders are included.
 
     Parameters
     ----------
     folder : str or path-like
-        The folder to go through.
+        The folder that contains the images.
 
     Returns
     -------
     ndarray of shape (n_images,)
-        The sorted paths (str).
+        The sorted paths of the images (str).
 
     Raises
     ------
     ValueError
-        If there is no such folder, or no image in it.
+        If the folder does not exist or contains no image.
 
     See Also
     --------
-    load_image_folder : Images and their classes.
+    load_image_folder : Loads images together with their classes.
 
     Examples
     --------
@@ -129,37 +132,40 @@ def list_images(folder):
     paths = _images_below(root)
     if not paths:
         raise ValueError(
-            f"The folder {str(root)!r} has no image in it ({_kinds(root)}). Accepted "
-            "are files with the suffix of an image, as .jpg or .png; nothing was "
-            "listed. Pass the folder that holds them, or convert them."
+            f"Invalid folder={str(root)!r}: expected files with the suffix of an image "
+            f"format, such as .jpg or .png, but there is no image ({_kinds(root)}). "
+            "Nothing was listed. Pass the folder that contains the images, or convert "
+            "them."
         )
     return np.array(paths, dtype=object)
 
 
-def _existing(folder, content) -> Path:
+def _existing(folder, expected) -> Path:
     root = Path(folder).expanduser()
     if not root.is_dir():
         there = "is a file" if root.exists() else "does not exist"
         raise ValueError(
-            f"There is no folder {str(root)!r} (it {there}). Nothing was listed. Pass "
-            f"a folder that has {content}."
+            f"Invalid folder={str(root)!r}: expected a folder with {expected}, but it "
+            f"{there}. Nothing was listed."
         )
     return root
 
 
 def _refuse_parts(root, found) -> None:
-    """Refuse the parent of train/ and val/, whose classes lie a folder deeper."""
+    """Refuse a folder of train/ and val/, whose class folders are one level deeper."""
     parts = [
         name
         for name, paths in found.items()
         if _PART.fullmatch(name)
         and any(Path(path).parent != root / name for path in paths)
     ]
+    # One folder named "test" among others may well be a class; two of them, or no other
+    # folder, are the subsets of a data set.
     if parts and (len(parts) > 1 or len(found) == 1):
         raise ValueError(
-            f"The folder {str(root)!r} has the folders {parts}, which are the parts of "
-            "a data set, with the class folders in them. Expected is "
-            "folder/<class>/<image>; nothing was listed. Pass one part at a time: "
+            f"Invalid folder={str(root)!r}: expected folder/<class>/<image>, but the "
+            f"folders {parts} seem to be subsets of a data set that contain the class "
+            "folders. Nothing was listed. Pass one subset at a time: "
             f"load_image_folder({str(root / parts[0])!r})."
         )
 
@@ -169,19 +175,20 @@ def _warn_of_empty(root, empty) -> None:
         kinds = "; ".join(f"{name}: {_kinds(root / name)}" for name in empty[:5])
         more = f"; and {len(empty) - 5} more" if len(empty) > 5 else ""
         warnings.warn(
-            f"{len(empty)} of the folders in {str(root)!r} have no image in them and "
-            f"are no classes of what was listed ({kinds}{more}). If they are classes, "
-            "put images into them; if not, move them elsewhere.",
+            f"{len(empty)} of the folders in {str(root)!r} contain no image and were "
+            f"not listed as classes ({kinds}{more}). If they are classes, add images "
+            "to them; if not, move them elsewhere.",
             UserWarning,
+            # From here through `load_image_folder` up to its caller.
             stacklevel=3,
         )
 
 
 def _kinds(folder: Path) -> str:
-    """What a folder without images holds, in words."""
+    """Describe the contents of a folder without images, for messages."""
     names = (path for path in folder.rglob("*") if path.is_file())
     suffixes = sorted({path.suffix or path.name for path in names})
-    return f"it has files of the kinds {suffixes[:5]}" if suffixes else "it is empty"
+    return f"it has files of type {suffixes[:5]}" if suffixes else "it is empty"
 
 
 def _is_open_folder(entry: Path) -> bool:
@@ -189,13 +196,14 @@ def _is_open_folder(entry: Path) -> bool:
 
 
 def _images_below(folder: Path) -> list[str]:
-    # torchvision's make_dataset would list what is hidden, and go round in a link that
-    # leads back until the path is too long.
+    # torchvision's make_dataset would list hidden files, too, and follow a link to a
+    # parent folder round and round until the path is too long.
     suffixes = readable_suffixes()
     found, seen = [], set()
     for parent, folders, names in os.walk(folder, followlinks=True):
         real = os.path.realpath(parent)
         if real in seen:
+            # os.walk visits the folders that are left in this list.
             folders.clear()
             continue
         seen.add(real)

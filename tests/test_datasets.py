@@ -25,12 +25,12 @@ def test_a_folder_of_class_folders(tmp_path):
 
 
 def test_what_is_no_such_folder_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="There is no folder"):
+    with pytest.raises(ValueError, match="folder=.* expected a folder"):
         load_image_folder(tmp_path / "no")
     PIL.Image.new("L", (2, 2)).save(tmp_path / "a.png")
     with pytest.raises(ValueError, match=r"no class folder.*\.png") as caught:
         load_image_folder(tmp_path)
-    assert f"pass the one above, {str(tmp_path.parent)!r}" in str(caught.value)
+    assert f"pass its parent, {str(tmp_path.parent)!r}" in str(caught.value)
     (tmp_path / "a.png").unlink()
     with pytest.raises(ValueError, match=r"it is empty.*Move the images into one fold"):
         load_image_folder(tmp_path)
@@ -64,7 +64,7 @@ def test_the_classes_may_be_given_by_name(tmp_path):
 def test_the_parts_of_a_data_set_are_no_classes(parts, tmp_path):
     make_files(tmp_path, [f"{part}/{c}/1.png" for part in parts for c in "ab"])
     make_files(tmp_path, ["readme.txt"])
-    with pytest.raises(ValueError, match=f"parts of a data set.*{parts[0]}'\\)"):
+    with pytest.raises(ValueError, match=f"subsets of a data set.*{parts[0]}'\\)"):
         load_image_folder(tmp_path)
     part = load_image_folder(tmp_path / parts[0])
     assert part.target_names.tolist() == ["a", "b"]
@@ -100,10 +100,10 @@ def test_images_without_a_class_are_listed(tmp_path):
     )
     names = [path.removeprefix(str(hidden)) for path in list_images(str(hidden))]
     assert names == ["/a.png", "/b.jpg", "/c/d.JPEG"]
-    with pytest.raises(ValueError, match="There is no folder.*does not exist"):
+    with pytest.raises(ValueError, match="folder=.* expected a folder.*does not exist"):
         list_images(tmp_path / "no")
-    with pytest.raises(ValueError, match="There is no folder.*is a file"):
+    with pytest.raises(ValueError, match="folder=.* expected a folder.*is a file"):
         list_images(hidden / "a.png")
     make_files(tmp_path / "texts", ["a/b.txt"])
-    with pytest.raises(ValueError, match=r"no image in it.*\.txt"):
+    with pytest.raises(ValueError, match=r"there is no image.*\.txt"):
         list_images(tmp_path / "texts")

@@ -1,1 +1,1 @@
-"""Samples run through the leading stages of a backbone, each of them once."""
+"""Running samples through the leading stages of backbones, each sample once."""

@@ -1,7 +1,7 @@
 """A content-addressed store of arrays, in memory or in a folder.
 
-A key is the SHA-256 of a value's full cause, so a value never goes out of date and
-deleting one is always safe.
+A key is the SHA-256 digest of everything that a value depends on, its *full cause*. A
+value therefore never goes out of date, and deleting one is always safe.
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ from sktransfer.embedding._shards import DTYPES, KEY_BYTES, ShardStore
 
 __all__ = ["CacheInfo", "EmbeddingCache"]
 
-# One lock for all caches, outside their pickles. It is held across a fork: a child
-# process gets stores that are at rest and a lock that is free.
+# One lock guards all caches, so that a cache holds no lock that cannot be pickled. It
+# is acquired before a fork and released after it in both processes: a child process
+# thus starts with stores that nobody is changing and with a free lock.
 _LOCK = threading.RLock()
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(
@@ -31,10 +32,10 @@ if hasattr(os, "register_at_fork"):
 
 
 class CacheInfo(NamedTuple):
-    """What an `EmbeddingCache` holds and how it was used.
+    """The contents of an `EmbeddingCache` and how often it was used.
 
-    ``rows`` and ``bytes`` are what is stored now, keys and headers included;
-    ``hits`` and ``misses`` count this object's look-ups in this process.
+    ``rows`` and ``bytes`` describe what is currently stored, including keys and
+    headers; ``hits`` and ``misses`` count the look-ups of this object in this process.
     """
 
     rows: int
@@ -46,30 +47,31 @@ class CacheInfo(NamedTuple):
 
 
 class EmbeddingCache:
-    """A bounded store of embeddings, to share between estimators and processes.
+    """A size-limited store of embeddings, shared by estimators and processes.
 
-    What is stored is found by the digest of its full cause (weights, stage,
-    preprocessing, image), so a cache never changes a result, whether it is shared,
-    old, damaged or deleted.
+    An embedding is stored under the digest of everything that it depends on (weights,
+    stage, preprocessing, image). A cache therefore never changes a result, whether it
+    is shared, old, damaged or deleted.
 
     Parameters
     ----------
     location : str or PathLike, default=None
-        A folder, shared by all processes that name it and made at the first write
-        (``~`` is expanded). None keeps the rows in this process's memory.
+        The folder in which rows are stored. It is shared by all processes that use it
+        and created when the first row is written; ``~`` is expanded. If None, the rows
+        are kept in the memory of this process.
 
     max_bytes : int, default=2**30
-        The most to store. Above it, memory gives up the rows that were not used for
-        longest, a folder its oldest files.
+        The maximum number of bytes to store. If it is exceeded, the least recently
+        used rows are removed from memory, or the oldest files from the folder.
 
     Notes
     -----
-    Copies (`copy.deepcopy`, `sklearn.base.clone`) are the same cache. A pickle carries
-    the two parameters alone: the location is found again in another process, and
-    a cache in memory arrives empty.
+    Copies (`copy.deepcopy`, `sklearn.base.clone`) are the same cache. A pickle
+    contains only the two parameters: in another process, a cache in a folder uses the
+    same folder, and a cache in memory is empty.
 
-    A folder that cannot be written to gives one `UserWarning`, and work goes on
-    uncached.
+    If the folder cannot be written to, a single `UserWarning` is issued, and the
+    computation continues without caching.
 
     Examples
     --------
@@ -91,22 +93,25 @@ class EmbeddingCache:
     def __init__(self, location=None, *, max_bytes=2**30):
         self.location = location
         self.max_bytes = max_bytes
+        # Opened, and its parameters validated, at the first use.
         self._store = None
         self._hits = self._misses = 0
 
     def get_many(self, keys: Iterable[bytes]) -> dict[bytes, np.ndarray]:
-        """Return the arrays of those keys that are stored.
+        """Return the arrays stored under the given keys.
 
         Parameters
         ----------
         keys : iterable of bytes
-            Digests of 32 bytes.
+            The keys to look up, digests of 32 bytes.
 
         Returns
         -------
         dict of bytes to ndarray
-            The arrays, which are read-only; without the keys that are not stored.
+            The stored arrays, which are read-only. Keys that are not stored are
+            omitted.
         """
+        # Without duplicates, which would be counted as several hits or misses.
         keys = list(dict.fromkeys(keys))
         with _LOCK:
             found = self._opened().get_many(keys)
@@ -115,19 +120,21 @@ class EmbeddingCache:
         return found
 
     def put_many(self, items: Mapping[bytes, np.ndarray]) -> None:
-        """Store arrays; keys that are stored already are skipped.
+        """Store arrays; keys that are already stored are skipped.
 
         Parameters
         ----------
         items : mapping of bytes to ndarray
-            Arrays of float32, float16 or uint8 by digests of 32 bytes.
+            The arrays to store, of dtype float32, float16 or uint8, by their keys,
+            digests of 32 bytes.
         """
+        # All items are checked before the first is stored: it is all of them or none.
         rows = {_checked_key(key): _frozen(value) for key, value in items.items()}
         with _LOCK:
             self._opened().put_many(rows)
 
     def info(self) -> CacheInfo:
-        """Tell what is stored and how it was used.
+        """Return the contents of the cache and how often it was used.
 
         Returns
         -------
@@ -141,7 +148,7 @@ class EmbeddingCache:
         return CacheInfo(n_rows, n_bytes, self.max_bytes, *counts, folder)
 
     def clear(self) -> None:
-        """Remove all rows; in a folder, the files of this format and no others."""
+        """Remove all rows. In a folder, only files of this format are deleted."""
         with _LOCK:
             self._opened().clear()
             self._hits = self._misses = 0
@@ -151,14 +158,16 @@ class EmbeddingCache:
             self._store = _open_store(self.location, self.max_bytes)
         return self._store
 
-    # Sharing is the purpose of a cache: cloning an estimator must not split it.
+    # A cloned or copied estimator must share the cache of the original, so a copy of a
+    # cache is the cache itself.
     def __copy__(self):
         return self
 
     def __deepcopy__(self, memo):
         return self
 
-    # Parameters only: joblib.hash of an estimator must not change through use.
+    # The state is that of the parameters alone, so that `joblib.hash` of an estimator
+    # does not change when its cache is used.
     def __getstate__(self):
         return {"location": self.location, "max_bytes": self.max_bytes}
 
@@ -172,21 +181,22 @@ class EmbeddingCache:
 
 
 def _open_store(location, max_bytes):
+    # A bool is an int, too, but never a number of bytes.
     is_int = isinstance(max_bytes, Integral) and not isinstance(max_bytes, bool)
     if not is_int or max_bytes <= 0:
         raise ValueError(
-            f"EmbeddingCache got max_bytes={max_bytes!r}; it accepts a positive int. "
-            "Nothing was stored. Pass a number of bytes such as 2**30 (1 GiB), or "
-            "cache=None to the estimator to store nothing."
+            f"Invalid max_bytes={max_bytes!r}: expected a positive int. Nothing was "
+            "stored. Pass a number of bytes such as 2**30 (1 GiB), or cache=None to "
+            "the estimator to store nothing."
         )
     if location is None:
         return _MemoryStore(int(max_bytes))
     path = os.fspath(location) if isinstance(location, os.PathLike) else location
     if not isinstance(path, str) or not path:
         raise TypeError(
-            f"EmbeddingCache got location={location!r}; it accepts the path of a "
-            "folder (str or PathLike) or None. Nothing was stored. Pass a folder "
-            "such as 'embeddings', or None to keep rows in memory."
+            f"Invalid location={location!r}: expected the path of a folder (str or "
+            "PathLike) or None. Nothing was stored. Pass a folder such as "
+            "'embeddings', or None to keep the rows in memory."
         )
     return ShardStore(os.path.abspath(os.path.expanduser(path)), int(max_bytes))
 
@@ -195,29 +205,29 @@ def _checked_key(key):
     if isinstance(key, bytes) and len(key) == KEY_BYTES:
         return key
     raise ValueError(
-        f"EmbeddingCache got the key {key!r}; it accepts {KEY_BYTES} bytes. Nothing "
-        "was stored. Pass the SHA-256 digest of the value's full cause."
+        f"Invalid key {key!r}: expected {KEY_BYTES} bytes. Nothing was stored. Pass "
+        "the SHA-256 digest of everything that the value depends on."
     )
 
 
 def _frozen(value):
-    """A read-only little-endian copy: later changes to `value` do not reach it."""
+    """Return a read-only little-endian copy, which later changes do not affect."""
     value = np.asarray(value)
     dtype = value.dtype.newbyteorder("<")
     if dtype.str not in DTYPES:
         raise TypeError(
-            f"EmbeddingCache got an array of dtype {dtype}; it accepts float32, "
-            "float16 and uint8. Nothing was stored. Convert the array with astype."
+            f"Invalid array of dtype {dtype}: expected float32, float16 or uint8. "
+            "Nothing was stored. Convert the array with astype."
         )
     data = value.astype(dtype, copy=False).tobytes()
     return np.ndarray(value.shape, dtype, buffer=data)
 
 
 class _MemoryStore:
-    """Rows in this process's memory; the least recently used go first."""
+    """Rows in the memory of this process; the least recently used are removed first."""
 
-    # What Python needs for an entry beside its data (measured: 372 to 405 bytes);
-    # uncounted, small rows would take several times max_bytes.
+    # The bytes that Python needs for an entry besides its data (measured: 372 to 405).
+    # Without counting them, small rows would take several times `max_bytes`.
     ROW_OVERHEAD = 400
 
     def __init__(self, max_bytes):
@@ -242,7 +252,8 @@ class _MemoryStore:
             size = row.nbytes + self.ROW_OVERHEAD
             if key in self._rows or size > self.max_bytes:
                 continue
-            # Counted before stored, so that an interrupt cannot exceed the bound.
+            # Counted before it is stored, so that an interrupt in between cannot leave
+            # more in memory than is counted.
             self._bytes += size
             while self._rows and self._bytes > self.max_bytes:
                 _, oldest = self._rows.popitem(last=False)

@@ -16,22 +16,22 @@ from sktransfer.embedding._reading import Refusals, UnreadableError, sample_dige
 from sktransfer.embedding._threads import readers, run_lanes
 from sktransfer.inputs._reader import Samples, pad_outputs
 
-# Of joblib's backends, those whose workers are on this machine.
+# The backends of joblib whose workers run on this machine.
 _BACKENDS_HERE = ("loky", "multiprocessing", "threading")
-# Samples that are looked up before the first of them is computed: of so many, the
-# system still has the files in memory when they are read again, to be decoded.
+# The number of samples that are looked up before the first of them is computed. Their
+# files are read again then, and the operating system still has so many in memory.
 _WINDOW = 2**14
 
 
 @dataclass
 class StageOutputs:
-    """Rows that have some stages behind them already, in place of samples.
+    """Rows that have been run through some stages already, in place of samples.
 
     Parameters
     ----------
-    rows : Tensor, or list of Tensor where they are of several sizes
+    rows : Tensor, or list of Tensor if they differ in size
     depth : int, default=0
-        How many stages; with none, the rows are inputs as `Reader.stack` makes them.
+        The number of these stages. If 0, the rows are inputs made by `Reader.stack`.
     """
 
     rows: torch.Tensor | list[torch.Tensor]
@@ -55,37 +55,38 @@ def embed(
 ) -> list[np.ndarray]:
     """Run samples through the leading stages of backbones, each sample once.
 
-    Prefixes of one backbone are computed together, and backbones of the same reader
-    share what it has read.
+    Prefixes of the same backbone are computed together, and backbones with the same
+    reader share the inputs that it has read.
 
     Parameters
     ----------
     samples : Samples or StageOutputs of length n
     prefixes : sequence of Prefix
     cache : EmbeddingCache or None
-        Looked up before anything is decoded; gets what was not in it. A backbone starts
-        from the deepest stage that the cache knows of a sample.
+        Searched before a sample is decoded; new outputs are stored in it. A backbone
+        starts from the deepest stage whose output for a sample is in the cache.
     digests : list of bytes, optional
-        Of the content of the samples, where they are known already.
+        The digests of the content of the samples, if they are already known.
     taps : iterable of Prefix
-        What is only to be put into the cache, of what is on the way to `prefixes`.
+        Further prefixes on the way to `prefixes`, whose outputs are only stored in the
+        cache.
     n_jobs : int or None
-        Number of joblib workers over which chunks of the samples are spread; None
-        stays in this process, whose threads decode and compute on all its cores.
+        The number of joblib workers that chunks of the samples are distributed over.
+        None computes in this process, whose threads use all its cores.
     on_error : {"raise", "nan"}
-        Whether a sample that cannot be read is an error, or a row of NaN and one
-        warning that lists the rows.
+        Whether a sample that cannot be read raises an error, or results in a row of NaN
+        and a single warning that lists all such rows.
     failures : dict, optional
-        If given, a backbone that cannot be run is left out from then on, and its error
-        is noted here under the number of each of its prefixes.
+        If given, a backbone that cannot be run is skipped from then on, and its error
+        is stored here under the number of each of its prefixes.
     verbose : int
-        1 shows a progress bar on standard error.
+        Controls the verbosity: 1 shows a progress bar on standard error.
 
     Returns
     -------
     list of ndarray of shape (n, *prefix.shape), float32
-        One for each prefix. Where samples have several sizes, outputs that are not
-        pooled are padded with NaN.
+        The outputs of each prefix. If the samples differ in size, outputs without
+        pooling are padded with NaN.
     """
     refusals = Refusals(samples, strict=on_error == "raise")
     runs = _runs(samples, prefixes, taps, cache)
@@ -107,14 +108,14 @@ def embed(
 
 
 class _Run:
-    """One backbone, run to all the depths that are asked of it."""
+    """One backbone, run to all depths that were asked for."""
 
     def __init__(self, base: Prefix, numbered: dict, taps: list, n_rows: int, cache):
         self.base = base
-        # (depth, pooling) -> numbers of the prefixes that ask for it.
-        self.asked = {}
+        self.asked = {}  # (depth, pooling) -> numbers of the prefixes that ask for it
         for number, prefix in numbered.items():
             self.asked.setdefault((prefix.depth, prefix.pooling), []).append(number)
+        # Without a cache, the outputs of taps could not be stored anywhere.
         taps = [] if cache is None else taps
         own = (tap for tap in taps if tap.backbone is base.backbone)
         self.taps = [(tap.depth, tap.pooling) for tap in own]
@@ -130,11 +131,11 @@ class _Run:
         shape = self.prefix(one).shape
         if self.varies and len(shape) > 1:
             return [None] * n_rows
-        # A row that is never filled would be seen.
+        # Filled with NaN, so that a row that is forgotten would be noticed.
         return np.full((n_rows, *shape), np.nan, dtype=np.float32)
 
     def fits(self, one, value) -> bool:
-        """Whether a row from the cache has the shape that is needed."""
+        """Whether a row from the cache has the required shape."""
         out = self.out[one]
         return isinstance(out, list) or value.shape == out.shape[1:]
 
@@ -142,6 +143,7 @@ class _Run:
         out = self.out[one]
         if not isinstance(out, list):
             return out
+        # A sample that was refused has no row, and becomes a single position of NaN.
         width = self.prefix(one).shape[1:]
         nothing = np.full((1, *width), np.nan, dtype=np.float32)
         rows = [nothing if row is None else row for row in out]
@@ -149,7 +151,7 @@ class _Run:
 
 
 def _runs(samples, prefixes, taps, cache) -> list[_Run]:
-    """Group prefixes by backbone, and by how it is run."""
+    """Group prefixes by their backbone and by how it is run."""
     groups = {}
     for number, prefix in enumerate(prefixes):
         base = replace(prefix, depth=0, pooling="none")
@@ -160,7 +162,7 @@ def _runs(samples, prefixes, taps, cache) -> list[_Run]:
 
 @dataclass
 class _Pass:
-    """One pass of samples through all runs: what is known of them, and what is not."""
+    """One pass of samples through all runs, and what is already known of them."""
 
     samples: Samples | StageOutputs
     runs: list[_Run]
@@ -169,11 +171,10 @@ class _Pass:
     refusals: Refusals
     failures: dict | None
     progress: tqdm
-    # Digest -> the first row that has it.
-    firsts: dict[bytes, int] = field(default_factory=dict)
+    firsts: dict[bytes, int] = field(default_factory=dict)  # digest -> first row
 
     def run(self, rows: range, n_jobs: int | None) -> None:
-        """Look up, or else compute, the next rows."""
+        """Look up the next rows and compute those that are not found."""
         self._identify(rows)
         lacking, equal = self._look_up(rows)
         self.progress.update(len(rows) - sum(map(len, equal.values())))
@@ -199,11 +200,12 @@ class _Pass:
             else:
                 self._run_here(batches, lacking, accept, done, device)
         finally:
+            # Also after an error or Ctrl-C, so that no finished work is lost.
             writer.flush()
         self.refusals.spread(equal)
 
     def _identify(self, rows: range) -> None:
-        """Find digests and keys of the next rows, for the cache."""
+        """Compute the digests and the cache keys of the next rows."""
         if self.cache is None:
             return
         if len(self.digests) < rows.stop:
@@ -213,14 +215,15 @@ class _Pass:
                 keys += run.prefix(one).keys(self.digests[rows.start : rows.stop])
 
     def _look_up(self, rows: range) -> tuple[dict, dict]:
-        """Fill the rows that are known.
+        """Fill the rows whose outputs are known.
 
         Returns
         -------
         lacking : dict of int to list of (run, outputs)
-            What is not known of a row; of rows with equal content, of the first one.
+            The outputs of each row that are still to be computed. Of several rows with
+            equal content, only the first one is contained.
         equal : dict of int to list of int
-            The rows whose content is that of a row of `lacking`.
+            For each row in `lacking`, all rows with the same content.
         """
         rows = [row for row in rows if row not in self.refusals.rows]
         if self.cache is None:
@@ -239,6 +242,8 @@ class _Pass:
                 if known is not None and run.fits(one, known):
                     run.out[one][row] = known
                 elif first < window:
+                    # An earlier window computed a row with the same content, but the
+                    # cache may not have kept it.
                     run.out[one][row] = run.out[one][first]
                 else:
                     lacks.setdefault(run, []).append(one)
@@ -250,7 +255,7 @@ class _Pass:
         return lacking, equal
 
     def _batches(self, rows) -> list[list[int]]:
-        """Divide rows into batches of one size of input each."""
+        """Divide rows into batches whose inputs have the same size."""
         groups = {}
         for row in rows:
             groups.setdefault(self._size_of(row), []).append(row)
@@ -270,7 +275,7 @@ class _Pass:
         return tuple(self.refusals.read(row, reader.size_of) for reader in readers)
 
     def _run_here(self, batches, lacking, accept, done, device) -> None:
-        """Compute in this process."""
+        """Compute batches in the threads of this process."""
 
         def work(each, batch):
             read_one = functools.cache(
@@ -282,6 +287,7 @@ class _Pass:
 
             for run, ones, rows in _parts(batch, lacking):
                 yield from self._compute(run, ones, rows, read)
+            # Without a run, a result means that all runs are done with the batch.
             yield None, batch, {}, True
 
         def accept_or_count(run, batch, found, exact):
@@ -295,7 +301,7 @@ class _Pass:
             run_lanes(batches, work, accept_or_count, device)
 
     def _compute(self, run, ones, rows, read):
-        """Yield the rows of a batch and their outputs, from where each is known."""
+        """Compute a batch, starting each row from the deepest stage that is known."""
         if run.error is not None:
             return
         prefix = run.prefix(max(ones))
@@ -306,6 +312,7 @@ class _Pass:
                 used, found = prefix.run_within_memory(inputs, start, wanted)
                 yield run, group, found, used is prefix
         except UnreadableError:
+            # The sample is to blame for this error, not the backbone.
             raise
         except Exception as error:
             if self.failures is None:
@@ -315,12 +322,13 @@ class _Pass:
                 self.failures.update(dict.fromkeys(numbers, error))
 
     def _starts(self, run, ones, rows, read):
-        """Group a batch by the deepest stage whose output is known of a sample."""
+        """Group the rows of a batch by the deepest stage whose output is known."""
         if isinstance(self.samples, StageOutputs):
             given = self.samples.rows
             some = torch.stack([given[row] for row in rows])
             yield self.samples.depth, rows, some
             return
+        # A single run gives all outputs of a group, and must start before the first.
         first = min(depth for depth, _ in ones)
         for depth in range(first - 1, 0, -1) if self.cache else ():
             keys = dict(zip(rows, self._keys(run, (depth, "none"), rows), strict=True))
@@ -348,11 +356,13 @@ class _Pass:
                 out[each] = value
 
     def _spread(self, batches, n_jobs, accept, done) -> None:
-        """Run chunks of whole batches on joblib's workers."""
+        """Compute chunks of whole batches in the workers of joblib."""
         workers = effective_n_jobs(n_jobs)
+        # Four chunks per worker, so that a slow worker leaves work to the others.
         size = max(1, -(-len(batches) // (4 * workers)))
         chunks = [sum(batches[i : i + size], []) for i in range(0, len(batches), size)]
         asked = [[run.prefix(one) for one in run.asked] for run in self.runs]
+        # If the backend allows it, results are stored while others are computed.
         engine, _ = get_active_backend()
         one_by_one = getattr(engine, "supports_return_generator", False)
         how = "generator" if one_by_one else "list"
@@ -368,7 +378,7 @@ class _Pass:
 
 
 def _parts(batch, lacking):
-    """Parts of a batch that lack the same outputs of the same run."""
+    """Yield the parts of a batch that lack the same outputs of the same run."""
     parts = {}
     for row in batch:
         for run, ones in lacking[row]:
@@ -380,9 +390,10 @@ def _parts(batch, lacking):
 
 
 def _chunk(samples, asked, strict):
-    """Compute a chunk in a worker, where its rows are numbered from 0."""
+    """Compute a chunk in a worker. The rows in its result are numbered from 0."""
     refusals, computed = Refusals(samples, strict), []
     prefixes = [prefix for some in asked for prefix in some]
+    # The parent process looked up all rows before, and it stores the results.
     runs = _runs(samples, prefixes, (), None)
     with tqdm(disable=True) as progress:
         pass_ = _Pass(samples, runs, None, [], refusals, None, progress)
@@ -398,10 +409,10 @@ def _chunk(samples, asked, strict):
 
 
 def spreads(n_jobs: int | None, device: str) -> bool:
-    """Whether joblib's workers compute, and not the threads of this process.
+    """Whether samples are computed by joblib's workers rather than by this process.
 
-    The processes of one machine would take turns on its GPU, each with a network and a
-    context of its own there, while one process keeps it busy.
+    Workers on one machine would have to share its GPU, each with its own copy of the
+    network and its own context, although a single process keeps the GPU busy.
     """
     if effective_n_jobs(n_jobs) == 1:
         return False
@@ -411,9 +422,9 @@ def spreads(n_jobs: int | None, device: str) -> bool:
 
 
 class Writer:
-    """Gathers rows, so that a store on disk gets few files rather than many."""
+    """Collects rows, so that a cache on disk consists of few files rather than many."""
 
-    _BYTES = 2**23
+    _BYTES = 2**23  # with which rows are passed on to the cache
 
     def __init__(self, cache: EmbeddingCache | None):
         self._cache = cache
@@ -421,8 +432,8 @@ class Writer:
         self._bytes = 0
 
     def keeps(self, exact: bool) -> bool:
-        """Whether rows are kept: not those of smaller batches than their keys tell."""
-        # They may differ in the last bit.
+        """Whether rows are stored: only those of the batch size in their keys."""
+        # Rows of halved batches may differ in the last bit.
         return exact and self._cache is not None
 
     def add(self, keys: Iterable[bytes], values: np.ndarray) -> None:

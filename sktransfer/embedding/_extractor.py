@@ -1,4 +1,4 @@
-"""PretrainedFeatureExtractor: images in, embeddings out."""
+"""PretrainedFeatureExtractor: a transformer from images to embeddings."""
 
 from numbers import Integral
 
@@ -32,63 +32,75 @@ class PretrainedFeatureExtractor(
 ):
     """Embed images with a pretrained network.
 
-    The network is frozen: it runs in evaluation mode and nothing of it ever changes.
-    The transformer is stateless, so `transform` works without `fit`.
+    The network is frozen: it runs in evaluation mode and is never changed. The
+    transformer is stateless, so `transform` can be called without `fit`.
 
     Parameters
     ----------
     backbone : str, callable, torch.nn.Module, Backbone or fitted estimator, \
             default="tiny"
-        The network; see `load_backbone`. ``"tiny"`` is part of the package and needs
-        no download.
+        The pretrained network; see `load_backbone` for the accepted values.
+        ``"tiny"`` is included in the package and needs no download.
     weights : str, enum member, path, (path, "sha256:...") or None, default="default"
-        Its weights; see `load_backbone`. None are random ones.
+        The weights of the network; see `load_backbone` for the accepted values. If
+        None, the network is initialised randomly.
     stage : int, str or None, default=None
-        The stage whose output becomes the embedding: its name, or a number of
-        leading stages. None is the last one.
+        The stage whose output is the embedding, given by its name or as the number
+        of leading stages to run. If None, the last stage is used.
     pooling : {"avg", "max", "avgmax", "none"}, default="avg"
-        How the feature maps (or tokens) of a stage become one row. "avgmax" puts both
-        after one another. "none" is for stages whose output is flat already.
+        How the feature maps (or tokens) of a stage are reduced to one vector per
+        image. "avgmax" concatenates the average and the maximum. "none" requires a
+        stage whose output is already flat.
     image_shape : tuple of int or None, default=None
-        How to read the rows of a 2-D numeric `X`, as in `numpy.reshape`: ``(8, 8)``,
-        ``(32, 32, 3)``, one -1 allowed. None infers a square grey or RGB image.
-        Of numbers that are not uint8 or uint16, a row within [0, 1] is taken as it
-        is, and any other is stretched between its own minimum and maximum.
+        The shape of the image in each row of a 2-D numeric `X`, as in
+        `numpy.reshape`: ``(8, 8)``, ``(32, 32, 3)``; one dimension may be -1. If
+        None, a square grey or RGB image is inferred. If the numbers are neither
+        uint8 nor uint16, a row within [0, 1] is used unchanged, and any other row is
+        scaled by its own minimum and maximum.
     image_size : int or None, default=None
-        Side in pixels of the square input of the network. None is the recipe of the
-        weights; smaller is cheaper.
+        The side length in pixels of the square input of the network. Smaller images
+        are cheaper to compute. If None, the size that the weights were trained for
+        is used.
     on_error : {"raise", "nan"}, default="raise"
-        What an image that cannot be read leads to: an error that names the row and
-        file, or a row of NaN and one warning that lists all such rows.
+        What to do with an image that cannot be read. "raise" raises an error that
+        names the row and the file; "nan" returns a row of NaN and issues a single
+        warning that lists all such rows.
     batch_size : int or None, default=None
-        Images per forward pass. None chooses by the device. Every batch is filled up
-        to this size, so that an image's embedding never depends on the others.
+        The batch size used in `transform`. Every batch is padded to this size, so
+        that the embedding of an image never depends on the other images. If None,
+        it is chosen according to the device.
     device : str, default="auto"
-        "cpu", "cuda", "cuda:1", "mps"; "auto" takes what is there.
+        The device used for computation: "cpu", "cuda", "cuda:1" or "mps". "auto"
+        uses a GPU if one is available.
     precision : {"float32", "bfloat16"}, default="float32"
-        Of the computation; the result is float32. "bfloat16" is for hardware made for
-        it, and refused elsewhere, where it would be slower.
+        The precision used for computation; the embeddings are float32 in both cases.
+        "bfloat16" needs hardware that supports it and is refused on any other, where
+        it would be slower.
     n_jobs : int or None, default=None
-        Number of joblib workers among which the images are spread. None computes in
-        this process, which uses all its cores, too; so does any number where this
-        machine's GPU computes, which is one for all.
+        The number of joblib workers that the images are distributed over. None
+        computes in this process, which already uses all its cores. The parameter is
+        ignored if the images are computed on a GPU of this machine, which the
+        workers would have to share.
     cache : str, path, EmbeddingCache or None, default="auto"
-        Where embeddings are kept by the content of the image, so that none is
-        computed twice: "auto" in memory, shared by all estimators of the process; a
-        folder, shared between processes and runs; None nowhere.
+        Where embeddings are stored under the content of their image, so that none is
+        computed twice. "auto" stores them in memory, shared by all estimators of
+        this process; a folder is shared between processes and runs; None disables
+        caching.
     random_state : int, RandomState instance or None, default=0
-        Seed of the random initialisation when ``weights=None``.
+        Seeds the random initialisation if ``weights=None``.
     verbose : int, default=0
-        1 shows a progress bar.
+        Controls the verbosity: 1 shows a progress bar.
 
     Attributes
     ----------
     n_features_out_ : int
-        Length of an embedding.
+        The number of features of an embedding.
     n_features_in_ : int
-        Number of columns of `X` seen in `fit`, where `X` was two-dimensional.
+        The number of columns of `X` seen during `fit`. Defined only if `X` was
+        two-dimensional.
     feature_names_in_ : ndarray of str
-        Names of the columns of `X` seen in `fit`, where it had any.
+        The names of the columns of `X` seen during `fit`. Defined only if `X` had
+        column names.
 
     See Also
     --------
@@ -96,11 +108,11 @@ class PretrainedFeatureExtractor(
 
     Notes
     -----
-    An image is a path, a PIL image, an array or tensor (uint8, uint16 or float in
-    [0, 1]) or encoded bytes; `X` is a list, array, series or one-column frame of
-    those, a stack of shape (n, H, W) or (n, H, W, C), or a 2-D table of flattened
-    images. EXIF orientation is applied, 16-bit grey is scaled by its range, and alpha
-    is composed on white.
+    An image is given as a path, a PIL image, an array or tensor (uint8, uint16 or
+    float in [0, 1]) or encoded bytes. `X` is a list, array, series or one-column frame
+    of images, a stack of shape (n, H, W) or (n, H, W, C), or a 2-D table of flattened
+    images. The EXIF orientation is applied, 16-bit grey images are scaled by their
+    range, and transparent images are composed on white.
 
     Examples
     --------
@@ -111,7 +123,8 @@ class PretrainedFeatureExtractor(
     (20, 384)
     """
 
-    # What is resolved where it is used, with errors of its own.
+    # Parameters without validation are resolved by functions that raise more helpful
+    # errors, which name what is available.
     _parameter_constraints: dict = {
         "backbone": "no_validation",
         "weights": "no_validation",
@@ -169,15 +182,17 @@ class PretrainedFeatureExtractor(
         Parameters
         ----------
         X : sequence of images, or array-like of shape (n_samples, n_pixels)
-            None of them is decoded.
-        y : ignored
-            Not used; present for the API's sake.
+            The images to check. None of them is decoded.
+        y : Ignored
+            Not used, present here for API consistency by convention.
 
         Returns
         -------
         PretrainedFeatureExtractor
-            This estimator.
+            The fitted estimator.
         """
+        # Fitting again loads the network again: the module or the weights file may
+        # have changed although the parameters are the same.
         self._loaded = None
         prefix = self._prefix()
         check_samples(self, X, reader=prefix.backbone.reader, reset=True)
@@ -187,7 +202,7 @@ class PretrainedFeatureExtractor(
         return self
 
     def transform(self, X):
-        """Embed images.
+        """Compute the embeddings of images.
 
         Parameters
         ----------
@@ -202,8 +217,10 @@ class PretrainedFeatureExtractor(
         Raises
         ------
         ValueError
-            If an image cannot be read and ``on_error="raise"``: names row and file.
+            If an image cannot be read and ``on_error="raise"``. The message names the
+            row and the file.
         """
+        # `fit`, which validates the parameters otherwise, may not have been called.
         self._validate_params()
         prefix = self._prefix()
         reader = prefix.backbone.reader
@@ -222,7 +239,7 @@ class PretrainedFeatureExtractor(
         return self.backbone, self.weights, self.image_size, self.random_state
 
     def _load(self):
-        """The backbone of the present parameters: that of `fit`, if they are those."""
+        """Return the backbone, loaded again if the parameters changed since `fit`."""
         loaded = getattr(self, "_loaded", None)
         if loaded is not None and _same(loaded[0], self._specification()):
             return loaded[1]
@@ -246,9 +263,10 @@ class PretrainedFeatureExtractor(
         )
         if len(prefix.shape) != 1 or not prefix.depth:
             raise ValueError(
-                f"stage={self.stage!r} of backbone {backbone.name!r} puts out features "
-                f"of shape {prefix.shape}, which pooling={self.pooling!r} leaves as "
-                "they are. Choose pooling='avg', 'max' or 'avgmax', or a later stage."
+                f"Invalid stage={self.stage!r} with pooling={self.pooling!r}: expected "
+                f"one vector per sample, but this stage of backbone {backbone.name!r} "
+                f"has outputs of shape {prefix.shape}. Choose pooling='avg', 'max' or "
+                "'avgmax', or a later stage."
             )
         return prefix
 
@@ -266,11 +284,14 @@ class PretrainedFeatureExtractor(
         tags = super().__sklearn_tags__()
         tags.requires_fit = False
         tags.input_tags.three_d_array = True
+        # Embeddings are float32, whatever the dtype of `X`.
         tags.transformer_tags.preserves_dtype = []
         return tags
 
 
 def _same(one, other) -> bool:
+    # Only plain values are compared with ==: modules and arrays must be identical, as
+    # comparing their contents would be costly or would not yield a bool.
     return all(
         a is b or (type(a) is type(b) and isinstance(a, str | int | tuple) and a == b)
         for a, b in zip(one, other, strict=True)

@@ -60,19 +60,20 @@ class SourceMixin:
 
 @dataclass
 class Summary:
-    """A network inside a fitted estimator.
+    """A summary of the network in a fitted estimator.
 
     Parameters
     ----------
     backbone : Backbone
+        The backbone of the network.
     n_frozen : int
-        How many leading stages were not trained.
+        The number of leading stages that were not trained.
     n_trained : int
-        Number of trained parameters.
+        The number of trained parameters.
     n_used : int, optional
-        How many leading stages are run; None are all.
+        The number of leading stages that are run. If None, all stages are run.
     n_features : int, optional
-        Length of the embedding, if it is not the backbone's.
+        The number of features of the embedding, if it differs from the backbone's.
     """
 
     backbone: Backbone
@@ -82,7 +83,7 @@ class Summary:
     n_features: int | None = None
 
     def stages(self) -> Table:
-        """Tell of each stage what it puts out, its parameters, and what befell it."""
+        """Return the output shape, number of parameters and state of each stage."""
         backbone = self.backbone
         parts = zip(backbone.stage_names, backbone.shapes, backbone.stages, strict=True)
         return Table(
@@ -113,9 +114,12 @@ class Summary:
 class StagesReprMixin:
     """Show the stages below scikit-learn's diagram of a fitted estimator.
 
-    The estimator gives a `Summary` by ``_summary()``, or None before it is fitted.
+    The estimator must implement ``_summary()``, which returns a `Summary`, or None if
+    it is not fitted.
     """
 
+    # scikit-learn has no public hook to extend its diagram. Jupyter calls
+    # `_repr_mimebundle_`, others `_repr_html_`, which calls `_repr_html_inner`.
     def _repr_html_inner(self):
         return super()._repr_html_inner() + self._stages_html()
 

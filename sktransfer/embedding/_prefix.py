@@ -1,4 +1,4 @@
-"""Prefix: the leading stages of a backbone, and all that decides what they give."""
+"""Prefix: the leading stages of a backbone, and all that their outputs depend on."""
 
 import functools
 import hashlib
@@ -13,25 +13,26 @@ import torch
 from sktransfer.backbones._backbone import Backbone
 from sktransfer.embedding._cache import EmbeddingCache
 
+# A part of every key, to be changed when the meaning of stored values changes.
 _KEY_FORMAT = "sktransfer-1"
 _DEFAULT_BATCH = {"cuda": 128, "mps": 64}
-# On a CPU, more than 8 inputs of 224 x 224, or 32 small ones, would not stay in its
-# caches. Of small ones fewer would be slower: each batch reorders the weights.
+# More than 8 inputs of 224 x 224, or 32 small ones, would not fit in the caches of a
+# CPU. Smaller batches of small inputs would be slower, as each batch reorders weights.
 _CPU_BATCH, _CPU_PLACES = 32, 8 * 224**2
-# Of fewer, torch computes 1 x 1 convolutions another way, and slowly, where it has one
-# thread, as each of our lanes does.
+# In smaller batches, torch computes 1 x 1 convolutions by a slower algorithm if it has
+# a single thread, as each of our lanes does.
 _POINTWISE_BATCH = 16
 POOLINGS = ("avg", "max", "avgmax", "none")
 
 
 @functools.cache
 def process_cache() -> EmbeddingCache:
-    """The store in memory that all estimators of the process share."""
+    """Return the cache in memory that all estimators of the process share."""
     return EmbeddingCache()
 
 
 def resolve_cache(cache) -> EmbeddingCache | None:
-    """Turn a ``cache=`` parameter into a store, or None for no caching."""
+    """Return the cache that a ``cache=`` parameter names, or None for no caching."""
     if cache is None or isinstance(cache, EmbeddingCache):
         return cache
     if isinstance(cache, str) and cache == "auto":
@@ -39,27 +40,30 @@ def resolve_cache(cache) -> EmbeddingCache | None:
     if isinstance(cache, str | os.PathLike):
         return EmbeddingCache(cache)
     raise ValueError(
-        f"cache={cache!r} is no cache. Accepted are 'auto', None, a folder's path and "
-        "an EmbeddingCache."
+        f"Invalid cache={cache!r}: expected 'auto', None, a folder or an "
+        "EmbeddingCache."
     )
 
 
 def resolve_device(device) -> str:
-    """Turn a ``device=`` parameter into the name of a device that is there."""
+    """Return the name of the available device that a ``device=`` parameter means."""
     if device == "auto":
         if torch.cuda.is_available():
             return "cuda"
         return "mps" if torch.backends.mps.is_available() else "cpu"
-    accepted = "Accepted are 'auto', 'cpu', 'cuda', 'cuda:<number>' and 'mps'."
+    expected = (
+        f"Invalid device={device!r}: expected 'auto', 'cpu', 'cuda', 'cuda:<number>' "
+        "or 'mps'"
+    )
     if not _is_device(device):
-        raise ValueError(f"device={device!r} is no device that torch knows. {accepted}")
+        raise ValueError(f"{expected}. It is not a device that torch knows.")
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        # Of some devices, torch goes on with a list of all that it has code for.
+        # Only the first sentence, as a list of all operators may follow it.
         reason = str(error).split("\n")[0].split(". ")[0].rstrip(".")
         raise ValueError(
-            f"device={device!r} cannot be used on this machine: {reason}. {accepted}"
+            f"{expected}. It cannot be used on this machine: {reason}."
         ) from error
     return str(device)
 
@@ -72,12 +76,12 @@ def _is_device(device) -> bool:
 
 
 def resolve_precision(precision: str, device: str) -> str:
-    """Refuse bfloat16 where the hardware only emulates it, which is slower."""
+    """Return the precision, or refuse bfloat16 if the hardware only emulates it."""
     if precision == "bfloat16" and not _has_bfloat16(torch.device(device)):
         raise ValueError(
-            f"precision='bfloat16' is slower than 'float32' on this {device}, which "
-            "has no instructions for it (a CPU needs avx512_bf16 or amx, a GPU compute "
-            "capability 8.0). Use precision='float32'."
+            "Invalid precision='bfloat16': expected 'float32', as bfloat16 is slower "
+            f"on this {device}, which has no instructions for it (a CPU needs "
+            "avx512_bf16 or amx, a GPU compute capability 8.0)."
         )
     return precision
 
@@ -89,7 +93,7 @@ def _has_bfloat16(device: torch.device) -> bool:
 
 
 def _roundings(kind: str) -> tuple:
-    """What torch's own switches let float32 be computed in, such as TF32."""
+    """Return torch's settings of what float32 may be computed in, such as TF32."""
     backends = torch.backends
     if not hasattr(backends.mkldnn, "matmul"):  # torch before 2.9
         return torch.get_float32_matmul_precision(), backends.cudnn.allow_tf32
@@ -97,7 +101,7 @@ def _roundings(kind: str) -> tuple:
         "cuda": (backends.cudnn.conv, backends.cuda.matmul),
         "cpu": (backends.mkldnn.conv, backends.mkldnn.matmul),
     }
-    # "none": nothing was set.
+    # "none" means that nothing was set, for which "ieee" is the default.
     return tuple(
         unit.fp32_precision.replace("none", "ieee") for unit in units.get(kind, ())
     )
@@ -110,15 +114,18 @@ class Prefix:
     Parameters
     ----------
     backbone : Backbone
+        The backbone that the stages belong to.
     depth : int
-        How many leading stages.
+        The number of leading stages.
     pooling : str
-        How feature maps and tokens become one row: "avg", "max", "avgmax" (both, one
-        after the other), or "none", which leaves them as they are.
+        How feature maps and tokens are reduced to one vector per sample: "avg", "max",
+        "avgmax" (both, concatenated), or "none", which leaves them unchanged.
     batch_size : int or None
-        Every batch has exactly this size, the last one is filled up: then a row does
-        not depend on its neighbours, to the last bit. None chooses by the device.
+        The size of every batch. The last batch is padded to it, so that a row does not
+        depend on its neighbours, to the last bit. If None, it is chosen according to
+        the device.
     device, precision : str
+        The device and the precision used for computation.
     """
 
     backbone: Backbone
@@ -130,7 +137,7 @@ class Prefix:
 
     @functools.cached_property
     def size(self) -> int:
-        """Rows of a batch."""
+        """The number of rows of a batch."""
         if self.batch_size is not None:
             return self.batch_size
         few = _CPU_PLACES // math.prod(self._input_shape[1:])
@@ -141,7 +148,7 @@ class Prefix:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Shape of one row of the result."""
+        """The shape of one row of the output."""
         shape = (
             self.backbone.shapes[self.depth - 1] if self.depth else self._input_shape
         )
@@ -155,8 +162,11 @@ class Prefix:
         return tuple(self.backbone.reader.example(1).shape[1:])
 
     def keys(self, digests: Iterable[bytes]) -> list[bytes]:
-        """Keys of the results for these content digests: hashes of the full cause."""
-        # What is flat already is not pooled, and shares its entries.
+        """Return the cache keys of the outputs for samples with these digests.
+
+        A key is a digest of everything that an output depends on.
+        """
+        # Outputs that are already flat are not pooled, and share their entries.
         pooling = "none" if self.shape == self.at(self.depth).shape else self.pooling
         cause = (
             _KEY_FORMAT,
@@ -169,36 +179,38 @@ class Prefix:
             self.backbone.cause(self.depth),
             pooling,
         )
+        # The common part is hashed once, and a copy of it extended for each sample.
         head = hashlib.sha256(repr(cause).encode())
         return [_extended(head, digest) for digest in digests]
 
     def at(self, depth: int) -> "Prefix":
-        """Return the same prefix to another depth, unpooled there."""
+        """Return the same prefix with another depth and without pooling."""
         return replace(self, depth=depth, pooling="none")
 
     def whole(self) -> "Prefix":
-        """Return the same prefix of all stages, to an embedding."""
+        """Return the same prefix with all stages, whose output is an embedding."""
         return replace(self, depth=len(self.backbone.stages), pooling="avg")
 
     def run_within_memory(
         self, batch, start: int, wanted: Iterable[tuple[int, str]]
     ) -> tuple["Prefix", dict]:
-        """Run one batch through the stages, in parts if the memory is too small.
+        """Run one batch through the stages, in smaller parts if memory runs out.
 
         Parameters
         ----------
         batch : Tensor of at most `size` rows
-            Inputs or, from a later start, outputs of the stage before it.
+            The inputs or, if `start` is not 0, the outputs of the stage before it.
         start : int
-            How many stages the batch has behind it.
+            The number of stages that the batch has already been run through.
         wanted : iterable of (depth, pooling)
             The outputs to return, from `start` to the depth of the prefix.
 
         Returns
         -------
         prefix : Prefix
-            This one, or the one of a smaller batch size that was used.
+            This prefix, or the one with a smaller batch size that was used instead.
         found : dict of (depth, pooling) to Tensor
+            The wanted outputs.
         """
         prefix, wanted = self, list(wanted)
         while True:
@@ -209,7 +221,8 @@ class Prefix:
                 ]
                 break
             except torch.OutOfMemoryError as error:
-                # Tried again outside of this block: the traceback holds tensors.
+                # The next attempt is made after this block, since the traceback of the
+                # error keeps tensors in memory within it.
                 text = str(error).split("\n")[0]
             prefix = prefix._halved(text)
         if prefix is self:
@@ -227,8 +240,8 @@ class Prefix:
         if self.size == 1:
             reader = self.backbone.reader
             raise RuntimeError(
-                f"One {reader.kind} of {reader} is more than the memory of "
-                f"{self.device!r} holds ({reason}). Use a smaller "
+                f"One {reader.kind} of {reader} does not fit in the memory of "
+                f"{self.device!r} ({reason}). Use a smaller "
                 f"{reader.size_parameter}, another network, or device='cpu'."
             )
         return replace(self, batch_size=self.size // 2)
@@ -240,7 +253,7 @@ class Prefix:
             batch = torch.cat([batch, filler])
         kind, low = torch.device(self.device).type, self.precision == "bfloat16"
         if kind == "cuda":
-            # From pinned memory alone is a copy asynchronous.
+            # Only copies from pinned memory are asynchronous.
             batch = batch.pin_memory()
         x = batch.to(self.device, non_blocking=True)
         stages = self.backbone.inference_stages(self.device)
@@ -252,11 +265,12 @@ class Prefix:
                 x = x.contiguous(memory_format=torch.channels_last)
             for depth in range(start, self.depth + 1):
                 if depth > start:
-                    # float32 between stages: a later start makes no difference.
+                    # Outputs are stored as float32, so the next stage gets float32
+                    # here, too: starting from a stored output makes no difference.
                     x = stages[depth - 1](x).float()
                 for one, pooling in wanted:
                     if one == depth:
-                        # A copy: the next stage may compute in place.
+                        # Copied, as the next stage may compute in place.
                         found[one, pooling] = pool(x, pooling)[:count].clone()
         return {one: rows.contiguous().cpu() for one, rows in found.items()}
 
@@ -268,7 +282,7 @@ def _extended(head, digest: bytes) -> bytes:
 
 
 def pool(x: torch.Tensor, pooling: str) -> torch.Tensor:
-    """Make one row of feature maps (n, c, h, w) or tokens (n, t, c)."""
+    """Reduce feature maps (n, c, h, w) or tokens (n, t, c) to one vector each."""
     if pooling == "none" or x.dim() == 2:
         return x
     dims = (1,) if x.dim() == 3 else (2, 3)

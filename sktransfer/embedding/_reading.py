@@ -1,4 +1,4 @@
-"""Samples read in threads; those that cannot be read, and what that means."""
+"""Reading of samples in threads, and the treatment of those that cannot be read."""
 
 import warnings
 from concurrent.futures import ThreadPoolExecutor
@@ -9,29 +9,30 @@ import torch
 from sktransfer.embedding._threads import run_lanes
 from sktransfer.inputs._reader import Samples, content_digest
 
-# Samples that a thread reads and hashes at a time.
+# The number of samples that a thread reads and hashes at a time.
 _DIGESTS = 16
 
 
 class UnreadableError(ValueError):
-    """A sample cannot be read: the message names row and file."""
+    """Raised if a sample cannot be read. The message names its row and file."""
 
 
 class Refusals:
-    """The samples that could not be read, and what that means to the caller."""
+    """Reads samples and remembers which of them could not be read."""
 
     def __init__(self, samples: Samples, strict: bool):
         self.samples = samples
         self.strict = strict
-        # Row -> why.
+        # The reason for each row.
         self.rows: dict[int, str] = {}
 
     def read(self, row: int, step):
-        """Do a step with the content of a sample; None if the sample is refused."""
+        """Return `step` of the content of a sample, or None if it cannot be read."""
         if row in self.rows:
             return None
         try:
             return step(self.samples[row])
+        # Decoders raise errors of many types, SyntaxError among them.
         except Exception as error:
             reason = str(error) or type(error).__name__
             if not self.strict:
@@ -46,13 +47,13 @@ class Refusals:
             ) from error
 
     def spread(self, equal: dict[int, list[int]]) -> None:
-        """Refuse the rows whose content is that of a refused one."""
+        """Refuse the rows with the same content as a refused row."""
         for row, others in equal.items():
             if row in self.rows:
                 self.rows.update(dict.fromkeys(others, self.rows[row]))
 
     def report(self, outputs: list[np.ndarray]) -> None:
-        """Put NaN into the rows that were refused, and warn of them once."""
+        """Fill the refused rows with NaN and issue one warning that lists them."""
         if not self.rows:
             return
         rows, n_samples = sorted(self.rows), len(self.samples)
@@ -67,7 +68,7 @@ class Refusals:
             f"and their rows are NaN: rows {rows[:20]}"
             f"{'...' if len(rows) > 20 else ''}. {listed}{more}.",
             UserWarning,
-            # From `embed` and `transform` up to who called the latter.
+            # The warning points at the caller of `embed`.
             stacklevel=3,
         )
 
@@ -75,9 +76,10 @@ class Refusals:
 def sample_digests(
     samples: Samples, refusals: Refusals | None = None, rows: range | None = None
 ) -> list[bytes]:
-    """Digest the content of each sample, in threads.
+    """Return the digest of the content of each sample.
 
-    Reading and hashing release the interpreter. A refused sample has an empty digest.
+    Threads are used, as reading and hashing release the global interpreter lock. The
+    digest of a refused sample is empty.
     """
     refusals = refusals or Refusals(samples, strict=True)
     rows = rows or range(len(samples))
@@ -91,7 +93,7 @@ def sample_digests(
 
 
 def read_samples(samples: Samples, rows, step) -> list:
-    """Read the samples at some rows, content -> result, in threads."""
+    """Return `step` of the content of the samples at some rows, read in threads."""
     refusals, found = Refusals(samples, strict=True), {}
     run_lanes(
         list(rows),

@@ -1,6 +1,6 @@
-"""Rows in the files of one folder, for many processes: the store of a cache on disk.
+"""The store of a cache on disk: files in one folder, shared by many processes.
 
-A *row* is one array under a 32-byte key, a *shard* one file of rows.
+A *row* is one array with a key of 32 bytes, a *shard* is one file of rows.
 """
 
 import contextlib
@@ -20,25 +20,28 @@ from dataclasses import dataclass, field
 import numpy as np
 
 KEY_BYTES = 32
-# Little-endian, so that a shard means the same on every machine.
+# Little-endian, so that a shard can be read on every machine.
 DTYPES = ("<f4", "<f2", "|u1")
 
-# A shard: magic, length of the description, number of rows | description (JSON:
-# dtype, row shape) | keys | row checksums | digest of all so far | rows. Each row is
-# vouched for by its checksum, each checksum by the digest.
+# A shard consists of: magic bytes, length of the description, number of rows |
+# description (JSON: dtype, shape of a row) | keys | checksums of the rows | digest of
+# everything so far | rows. The checksums verify the rows, the digest verifies the
+# checksums.
 _HEAD = struct.Struct("<8sIQ")
 _MAGIC = b"sktrows\x01"  # the last byte is the version of the format
 _SUM_BYTES = 8
 _DIGEST_BYTES = 16
-# Named by the digest: processes that write the same rows write the same file.
+# Files are named by their digest, so that processes that write the same rows write the
+# same file. A temporary file has a second part after "-".
 _SUFFIX = ".sktrows"
-_OUR_NAME = re.compile(r"[0-9a-f]{32}\.sktrows(-[0-9a-f]{32})?")  # "-": temporary
+_OUR_NAME = re.compile(r"[0-9a-f]{32}\.sktrows(-[0-9a-f]{32})?")
+# An older temporary file is considered abandoned by a writer that was killed.
 _TEMPORARY_SECONDS = 3600
 
 
 @dataclass(eq=False)
 class _Shard:
-    """Where the rows of one file are; a file that does not read right has none."""
+    """The positions of the rows in one file; a file that cannot be read has none."""
 
     path: str
     size: int
@@ -49,10 +52,11 @@ class _Shard:
     touched: bool = False
 
     def read(self, rows):
-        """Yield (key, array) for those (key, position) that prove right."""
+        """Yield (key, array) for each (key, position) whose checksum is correct."""
         dtype, shape = self.kind
         start = self.size - len(self.keys) * self.row_bytes
-        # No mmap: a file cut short by others would kill the process with SIGBUS.
+        # Not mapped into memory: if another process truncated the file, SIGBUS would
+        # kill this one. Unbuffered, as single rows are read from anywhere in the file.
         with open(self.path, "rb", buffering=0) as file:
             for key, position in rows:
                 file.seek(start + position * self.row_bytes)
@@ -61,7 +65,7 @@ class _Shard:
                     yield key, np.ndarray(shape, dtype, buffer=data)
 
     def touch(self):
-        """Mark the file as used, once per process; best effort."""
+        """Mark the file as used, once per process; errors are ignored."""
         if not self.touched:
             self.touched = True
             with contextlib.suppress(OSError):
@@ -69,7 +73,8 @@ class _Shard:
 
 
 def _row_sum(key, data):
-    # blake2b: 2.7 us for 512 float32 here; crc32 (0.6 us) passes 1 error in 2**32.
+    # blake2b takes 2.7 us for 512 float32 values. crc32 takes 0.6 us, but misses one
+    # error in 2**32.
     checksum = hashlib.blake2b(key, digest_size=_SUM_BYTES)
     checksum.update(data)
     return checksum.digest()
@@ -88,7 +93,7 @@ def _digest(data):
 
 
 def _parse_shard(path, size):
-    """The shard in a file, with no rows if it is damaged or of another version."""
+    """Return the shard in a file, without rows if the file cannot be read."""
     try:
         with open(path, "rb") as file:
             return _read_header(file, path, size)
@@ -100,7 +105,7 @@ def _read_header(file, path, size):
     head = file.read(_HEAD.size)
     magic, n_about, n_rows = _HEAD.unpack(head)
     n_header = n_about + n_rows * (KEY_BYTES + _SUM_BYTES) + _DIGEST_BYTES
-    # Checked before reading: a damaged count must not ask for terabytes.
+    # Checked before reading, as a damaged count could ask for terabytes of memory.
     if magic != _MAGIC or n_header > size:
         raise ValueError("another format or version, or a damaged one")
     header = head + file.read(n_header)
@@ -128,7 +133,7 @@ def _split(data, width):
 
 
 def _remove(path):
-    """Remove a file; say whether it is gone."""
+    """Remove a file and return whether it no longer exists."""
     with contextlib.suppress(OSError):
         os.unlink(path)
     return not os.path.lexists(path)
@@ -142,15 +147,17 @@ def _mtime(shard):
 
 
 class ShardStore:
-    """Rows in the shards of one folder, written once and never changed.
+    """Rows in the shards of one folder, which are written once and never changed.
 
-    Every state of the folder is a right one, so nobody locks it: a shard appears whole
-    by its rename, and one that others removed is a miss.
+    Every state of the folder is valid, so no locks are needed: a shard appears as a
+    whole when its temporary file is renamed, and rows of a shard that another process
+    removed are misses.
     """
 
-    # More small shards of a kind than this are merged, so many at a time: that bounds
-    # the files in the folder, the memory of a merge (64 MiB), and how often a row is
-    # copied (once per factor of 32).
+    # If there are more than MAX_SMALL small shards of rows of the same kind,
+    # MERGED_AT_ONCE of them are merged. This limits the number of files in the folder,
+    # the memory that a merge takes (64 MiB), and how often a row is copied (once for
+    # each factor of 32).
     MAX_SMALL = 256
     MERGED_AT_ONCE = 32
     SMALL_BYTES = 2**21
@@ -169,14 +176,16 @@ class ShardStore:
 
     def clear(self):
         self._refresh()
-        # Not the temporary files: they are others' writes under way.
+        # Temporary files are kept, as other processes are still writing them. The list
+        # is copied, as dropping a shard removes it from the dictionary.
         for shard in list(self._shards.values()):
             self._drop(shard)
 
     def get_many(self, keys):
         found = self._read(keys)
         missing = [key for key in keys if key not in found]
-        # Other processes may have added the rest, or merged what we knew.
+        # Other processes may have added the missing rows, or merged shards that were
+        # known here.
         if missing and self._refresh():
             found.update(self._read(missing))
         return found
@@ -201,41 +210,44 @@ class ShardStore:
             return
         self._warned = True
         warnings.warn(
-            f"EmbeddingCache could not write to {self.folder!r}: {error}. It accepts "
-            "a writable folder with free space. Results are right but not all are "
-            "cached (this is said once). Check the folder, choose another location, "
-            "or pass cache=None.",
+            f"EmbeddingCache could not write to {self.folder!r}: {error}. Expected a "
+            "writable folder with free space. Results are correct, but not all of them "
+            "are cached. This warning is issued once. Check the folder, choose another "
+            "location, or pass cache=None.",
             UserWarning,
+            # From here through the `put_many` of this class and of `EmbeddingCache` up
+            # to the caller of the latter.
             stacklevel=4,
         )
 
     def _refresh(self):
-        """List the folder, forget what is gone; say whether a new shard was found."""
+        """Bring the list of shards up to date and return whether any is new."""
         self._temporary_bytes = 0
         known, seen, new = self._shards, set(), []
         with contextlib.suppress(OSError), os.scandir(self.folder) as entries:
             for entry in entries:
                 if entry.path in known:
                     seen.add(entry.path)
-                # Regular files only: opening a FIFO would wait for ever.
+                # Only regular files, as opening a FIFO would block for ever.
                 elif _OUR_NAME.fullmatch(entry.name) and entry.is_file(
                     follow_symlinks=False
                 ):
                     new.append(entry)
         for path in known.keys() - seen:
             self._forget(known[path])
+        # A list, as `any` of a generator would stop at the first new shard.
         found = [self._discover(entry) for entry in new]
         return any(found)
 
     def _discover(self, entry):
-        """Take in a file of ours that is new here; say whether it is a shard."""
+        """Add a file that was not known yet and return whether it is a shard."""
         with contextlib.suppress(OSError):
             stat = entry.stat()
             if entry.name.endswith(_SUFFIX):
                 self._add(_parse_shard(entry.path, stat.st_size))
                 return True
             if time.time() - stat.st_mtime > _TEMPORARY_SECONDS:
-                os.unlink(entry.path)  # its writer was killed
+                os.unlink(entry.path)
             else:
                 self._temporary_bytes += stat.st_size
         return False
@@ -251,6 +263,7 @@ class ShardStore:
     def _forget(self, shard):
         self._shards.pop(shard.path, None)
         for key in shard.keys:
+            # Another shard may contain the same row.
             if self._rows.get(key, (None,))[0] is shard:
                 del self._rows[key]
 
@@ -276,7 +289,8 @@ class ShardStore:
         found = {}
         with contextlib.suppress(OSError):
             found.update(shard.read(rows))
-            # Damaged: left there, it could hide sound doubles from every reader.
+            # The shard is damaged. It is removed, as it could otherwise hide intact
+            # copies of its rows from every process.
             if len(found) < len(rows):
                 _remove(shard.path)
         if len(found) < len(rows):
@@ -284,7 +298,7 @@ class ShardStore:
         return found
 
     def _write(self, kind, rows):
-        """Write one shard of rows, as many as the limit allows, and return it."""
+        """Write a shard of as many rows as the limit allows and return it."""
         room = self.max_bytes - len(_header(kind, {}))
         n_rows = max(0, room // (KEY_BYTES + _SUM_BYTES + _row_bytes(*kind)))
         rows = dict(itertools.islice(rows.items(), n_rows))
@@ -299,8 +313,9 @@ class ShardStore:
                 file.write(header)
                 file.writelines(rows.values())
             shard = _parse_shard(temporary, os.stat(temporary).st_size)
+            # Only a file that can be read again gets its final name.
             if not shard.keys:
-                raise OSError("what was written did not read back")
+                raise OSError("the file that was written cannot be read")
             os.replace(temporary, path)
         finally:
             _remove(temporary)
@@ -322,11 +337,13 @@ class ShardStore:
     def _merge_shards(self, kind, shards):
         rows = {}
         for shard in shards:
-            # Only rows found here: doubles, as of two merges at once, end with this.
+            # Only rows that are looked up in this shard. Rows stored twice, for example
+            # by two merges at the same time, thus become one again.
             own = [(key, self._rows.get(key)) for key in shard.keys]
             own = [(key, at[1]) for key, at in own if at and at[0] is shard]
             rows.update(self._read_shard(shard, own))
         merged = self._write(kind, rows)
+        # A merged shard of the same rows has the same name, and must not be removed.
         for shard in shards:
             if merged is None or shard.path != merged.path:
                 self._drop(shard)
@@ -334,9 +351,10 @@ class ShardStore:
     def _trim(self):
         """Remove the oldest shards until the folder is within its limit."""
         excess = self._total_bytes() - self.max_bytes
-        if excess <= 0:  # the usual case, spared a stat of every file
+        # Usually the case; then no file's time needs to be looked up.
+        if excess <= 0:
             return
-        # Equal times keep their order, and what was written last is listed last.
+        # Sorting is stable: among shards of the same time, the last written comes last.
         for shard in sorted(self._shards.values(), key=_mtime):
             if excess > 0 and self._drop(shard):
                 excess -= shard.size

@@ -1,4 +1,4 @@
-"""Lanes: threads that each take the next batch, decode it and have it computed."""
+"""Lanes: threads that each take the next batch, decode it and compute it."""
 
 import contextlib
 import functools
@@ -9,23 +9,24 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 from threadpoolctl import ThreadpoolController
 
-# A batch that a GPU computes, one that is next, and one that is being read.
+# One batch that the GPU computes, one that is ready, and one that is being read.
 _LANES_OF_A_DEVICE = 3
-# Images that a thread reads for it at a time.
+# The number of samples that a thread reads for a GPU at a time.
 _READ = 4
 
 
 @functools.cache
 def _openmp() -> ThreadpoolController:
-    # Looking for the libraries of the process takes far longer than limiting them.
+    # Kept, as finding the libraries of the process takes far longer than limiting them.
     return ThreadpoolController()
 
 
 @functools.cache
 def keep_freed_memory() -> None:
-    # Whatever a layer frees, glibc gives back to the system at once, to ask for it
-    # again in the next layer, unless blocks as large were freed before: it learns from
-    # one of 32 MiB, the most that it takes notice of. (Nothing is written to it.)
+    # By default, glibc returns the memory that a layer frees to the system at once, and
+    # requests it again for the next layer. Freeing one block of almost 32 MiB, the
+    # largest that it takes into account, raises the threshold above which it does so.
+    # Nothing is written to the block, so it takes no memory.
     torch.empty(2**25 - 2**13, dtype=torch.uint8)
 
 
@@ -39,10 +40,10 @@ def _is_cpu(device: str) -> bool:
 
 @contextlib.contextmanager
 def readers(device: str):
-    """Give a lane its `map`, to read the images of a batch with.
+    """Provide the `map` function with which a lane reads the samples of a batch.
 
-    On a CPU each lane reads its own. For another device all cores read one batch after
-    the other: it has its first work soon, and few batches wait for it.
+    On a CPU, each lane reads its own batch. For other devices, all cores read one batch
+    after another, so that the device can start early and few batches wait for it.
     """
     if _is_cpu(device):
         yield map
@@ -58,22 +59,25 @@ def readers(device: str):
 
 
 def run_lanes(batches: list, work, accept, device: str = "cpu") -> None:
-    """Let threads each take the next batch, until none is left.
+    """Process batches in threads, each of which takes the next batch when it is free.
 
-    Each lane decodes and computes its own batches, with one OpenMP thread: on a CPU,
-    as many lanes as cores are faster than one computation on all cores, most of all
-    when another program takes one of them, and the numbers do not depend on how many
-    cores there are.
+    Each lane decodes and computes its own batches with a single OpenMP thread. On a
+    CPU, one lane per core is faster than one computation on all cores, above all if
+    another program occupies one of them, and the results do not depend on the number
+    of cores.
 
     Parameters
     ----------
     batches : list
+        The batches.
     work : callable
-        Batch -> iterable of results, each a tuple of arguments for `accept`.
+        A function from a batch to an iterable of results, each of which is a tuple of
+        arguments for `accept`.
     accept : callable
-        Called by one lane at a time.
+        A function that receives the results. It is called by one lane at a time.
     device : str
-        What computes. A CPU has as many lanes as cores, any other device a few.
+        The device used for computation. A CPU has one lane per core, any other device
+        only a few lanes.
     """
     keep_freed_memory()
     queue, lock, stop = iter(batches), threading.Lock(), threading.Event()
@@ -100,5 +104,5 @@ def run_lanes(batches: list, work, accept, device: str = "cpu") -> None:
             for future in [pool.submit(lane) for _ in range(count)]:
                 future.result()
         finally:
-            # After an error or Ctrl-C the others end with their present batch.
+            # After an error or Ctrl-C, the other lanes stop after their current batch.
             stop.set()

@@ -1,1 +1,1 @@
-"""What a sample is, and how it becomes the input tensor of a network."""
+"""Reading of samples and their conversion to the input tensors of networks."""

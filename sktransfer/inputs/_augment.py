@@ -1,4 +1,4 @@
-"""Random changes of training images, the same ones for the same seed."""
+"""Augmentation: random changes of training images."""
 
 import functools
 import inspect
@@ -11,18 +11,20 @@ AUGMENTS = ("mild", "light", "strong")
 
 
 def resolve_augment(augment, side: int) -> Callable | None:
-    """Turn an ``augment=`` parameter into a function of an image.
+    """Return the function of an image that an ``augment=`` parameter names.
 
     Parameters
     ----------
     augment : None, "mild", "light", "strong" or callable
+        The value of the parameter.
     side : int
-        Of the network's input, in pixels.
+        The side length in pixels of the network's input.
 
     Returns
     -------
     callable or None
-        Takes an image, a tensor of shape (3, H, W), and returns one.
+        A function that takes an image, a tensor of shape (3, H, W), and returns an
+        augmented one. None if images are not augmented.
     """
     if augment is None:
         return None
@@ -31,9 +33,9 @@ def resolve_augment(augment, side: int) -> Callable | None:
         return functools.partial(_checked, augment)
     if augment not in AUGMENTS:
         raise ValueError(
-            f"augment={augment!r} is not known. Accepted are None, 'mild' (crop), "
-            "'light' (crop and flip), 'strong' (TrivialAugmentWide as well) and any "
-            "callable that takes and returns an image, a tensor of shape (3, H, W)."
+            f"Invalid augment={augment!r}: expected None, 'mild' (crop), 'light' (crop "
+            "and flip), 'strong' (crop, flip and TrivialAugmentWide) or a callable "
+            "that takes and returns an image, a tensor of shape (3, H, W)."
         )
     if augment == "mild":
         return v2.RandomResizedCrop(
@@ -44,7 +46,7 @@ def resolve_augment(augment, side: int) -> Callable | None:
         v2.RandomHorizontalFlip(),
     ]
     if augment == "strong":
-        # It counts colours, and so works on 8 bits.
+        # TrivialAugmentWide equalizes histograms of colours, so it is given 8 bits.
         steps.append(v2.ToDtype(torch.uint8, scale=True))
         steps.append(v2.TrivialAugmentWide(interpolation=v2.InterpolationMode.BILINEAR))
     return v2.Compose(steps)
@@ -54,29 +56,30 @@ def _check_takes_an_image(augment: Callable) -> None:
     try:
         signature = inspect.signature(augment)
     except (TypeError, ValueError):
-        return  # what is written in C may not tell
+        return  # a function written in C may have no signature
     try:
         signature.bind(None)
     except TypeError as error:
         raise ValueError(
-            f"augment={_name_of(augment)} takes the arguments {signature}, where it is "
-            "called with one. Accepted is what takes an image, a tensor of shape "
-            "(3, H, W), and returns one. Nothing was trained. Bind what else it needs "
-            "with functools.partial."
+            f"Invalid augment={_name_of(augment)}: expected a callable that takes one "
+            "image, a tensor of shape (3, H, W), and returns one, but its arguments "
+            f"are {signature}. Nothing was trained. Bind its other arguments with "
+            "functools.partial."
         ) from error
 
 
 def _checked(augment: Callable, image: torch.Tensor) -> torch.Tensor:
-    """Augment an image, and refuse what is returned if it is none."""
-    # A copy: what augments may do so in place.
+    """Augment an image, and raise an error if the result is not an image."""
+    # The function gets a copy, as it may change its argument in place.
     x = augment(image.clone())
     if isinstance(x, torch.Tensor) and x.ndim == 3 and x.shape[0] == 3:
         return x
     shape = f" and shape {tuple(x.shape)}" if hasattr(x, "shape") else ""
     raise ValueError(
-        f"augment={_name_of(augment)} returned a value of type {type(x).__name__}"
-        f"{shape}. Accepted is an image, a tensor of shape (3, H, W). Nothing was "
-        "fitted. A function that changes its image in place has to return it, too."
+        f"Invalid augment={_name_of(augment)}: expected it to return an image, a "
+        "tensor of shape (3, H, W), but it returned a value of type "
+        f"{type(x).__name__}{shape}. Nothing was fitted. A function that changes its "
+        "image in place must return it, too."
     )
 
 

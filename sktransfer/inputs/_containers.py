@@ -1,4 +1,4 @@
-"""What `X` may be -> a sequence of images, or None for a table of numbers."""
+"""Conversion of all types that `X` may have to a sequence of images."""
 
 import numbers
 import os
@@ -14,20 +14,21 @@ from sktransfer.inputs._reader import is_missing
 
 
 def image_samples(X) -> Sequence | None:
-    """Return the samples of `X`, or None where `X` is a table of numbers.
+    """Return the images of `X`, or None if `X` is a table of numbers.
 
     Parameters
     ----------
     X : list, array, tensor, series, one-column frame, or stack of images
-        A table is everything that scikit-learn's own validation is to judge: 2-D
+        The images. Everything that scikit-learn itself can validate is a table: 2-D
         numbers (flattened images), a flat list of numbers, a sparse matrix.
 
     Raises
     ------
     ValueError
-        If `X` is a single image, empty, or nothing that holds images.
+        If `X` is a single image, is empty, or does not contain images.
     """
     _refuse_single(X)
+    # Taken before `X` becomes an array, for the error message.
     names = getattr(X, "columns", None)
     if issparse(X):
         return None
@@ -36,8 +37,8 @@ def image_samples(X) -> Sequence | None:
     if not isinstance(X, np.ndarray | Sequence):
         if not hasattr(X, "__array__"):
             raise ValueError(
-                f"X is of type {type(X).__name__}, which holds no sequence of images. "
-                "Pass a list, array, series or one-column frame of images."
+                f"Invalid X of type {type(X).__name__}: expected a list, array, series "
+                "or one-column frame of images. Nothing was read."
             )
         X = np.asarray(X)
     if isinstance(X, np.ndarray):
@@ -50,28 +51,32 @@ def image_samples(X) -> Sequence | None:
 def _refuse_single(X) -> None:
     if isinstance(X, str | os.PathLike) and is_folder(X):
         raise ValueError(
-            f"X is the folder {os.fspath(X)!r}, where a list of images is needed. "
-            "Nothing was read. Pass sktransfer.datasets.list_images(X), or X and y of "
-            "load_image_folder where it has a folder for each class."
+            f"Invalid X={os.fspath(X)!r}: expected a list of images, but it is a "
+            "folder. Nothing was read. Pass sktransfer.datasets.list_images(X), or the "
+            "X and y of load_image_folder if it has a folder for each class."
         )
     single = isinstance(X, str | bytes | os.PathLike | PIL.Image.Image)
+    # An array (H, W, 3) could also be a stack of grey images, three pixels wide, but a
+    # single colour image is far more likely.
     shape = getattr(X, "shape", ())
     if single or (len(shape) == 3 and shape[-1] in (3, 4)):
         what = f"array of shape {tuple(shape)}" if shape else type(X).__name__
         raise ValueError(
-            f"X looks like a single image ({what}), where a list or stack of images "
-            "is needed. Wrap one image in a list: [image]."
+            f"Invalid X: expected a list or stack of images, but it seems to be a "
+            f"single image ({what}). Nothing was read. Wrap the image in a list: "
+            "[image]."
         )
 
 
 def _array_samples(X: np.ndarray, names=None) -> Sequence | None:
     if X.ndim in (3, 4):
         return list(X)
+    # Objects and strings of any kind, such as paths; all other dtypes are numbers.
     if X.dtype.kind not in "OUST":
         if X.ndim > 4:
             raise ValueError(
-                f"X has shape {X.shape}; a stack of images has shape (n, H, W) or "
-                "(n, H, W, C), flattened images (n, n_pixels)."
+                f"Invalid X of shape {X.shape}: expected a stack of images of shape "
+                "(n, H, W) or (n, H, W, C), or flattened images of shape (n, n_pixels)."
             )
         return None
     if X.ndim == 2 and X.shape[1] == 1:
@@ -90,16 +95,17 @@ def _refuse_columns(X: np.ndarray, names) -> None:
     if paths:
         name = paths[0] if names is None else names[paths[0]]
         raise ValueError(
-            f"X has {X.shape[1]} columns, and images are one of them. Accepted is that "
-            f"one column, it seems {name!r}. Nothing was read. Pass it alone, as "
-            f"X[[{name!r}]]; of a ColumnTransformer, give the step with the images no "
-            f"other column: (..., [{name!r}])."
+            f"Invalid X with {X.shape[1]} columns: expected a single column of images, "
+            f"which seems to be {name!r}. Nothing was read. Pass only this column, "
+            f"X[[{name!r}]]; in a ColumnTransformer, select only this column in the "
+            f"step for images: (..., [{name!r}])."
         )
 
 
 def _is_path(sample) -> bool:
     if isinstance(sample, os.PathLike):
         return True
+    # A string such as "1.5" is a number, as in a table read from a CSV file.
     try:
         float(sample)
     except ValueError:
@@ -110,7 +116,8 @@ def _is_path(sample) -> bool:
 
 
 def _are_numbers(X) -> bool:
-    """Whether samples are numbers, or rows of them: the first not missing decides."""
+    """Whether samples are numbers or rows of numbers, judged by the first present."""
+    # A missing image is None or NaN; only if all are missing is NaN taken for a number.
     there = (x for x in X if not is_missing(x))
     return _is_numbers(next(there, X[0]))
 

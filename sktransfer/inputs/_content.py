@@ -1,4 +1,4 @@
-"""One image, in any form -> its content: encoded bytes, or an array of pixels."""
+"""Reading of an image in any form to its content: encoded bytes or an array."""
 
 import os
 import stat
@@ -13,6 +13,7 @@ from sktransfer.inputs._decoding import checked_array, pil_array
 from sktransfer.inputs._file_kinds import text_kind
 from sktransfer.inputs._reader import is_missing
 
+# Larger files are refused, as all of a file is read into memory.
 MAX_FILE_BYTES = 2**29
 _IS_FOLDER = (
     "it is a folder (list its images with sktransfer.datasets.list_images, or with "
@@ -22,14 +23,14 @@ _IS_FOLDER = (
 
 @singledispatch
 def image_content(sample) -> bytes | np.ndarray:
-    """Turn one sample into its content: encoded bytes, or an array of pixels.
+    """Return the content of an image: encoded bytes or an array of pixel values.
 
-    New kinds of samples are added with ``image_content.register``.
+    Support for further types of images is added with ``image_content.register``.
     """
     if hasattr(sample, "__array__"):
         return image_content(np.asarray(sample))
     if is_missing(sample):
-        raise ValueError(f"{sample} stands where an image or its path should be")
+        raise ValueError(f"it is missing: {sample} instead of an image or its path")
     raise ValueError(f"it is of type {type(sample).__name__}")
 
 
@@ -38,8 +39,9 @@ def image_content(sample) -> bytes | np.ndarray:
 def _read_path(path) -> bytes:
     if not os.fspath(path):
         raise ValueError("the path is empty")
-    # Opening a FIFO or a device would block for ever; O_NONBLOCK opens it at once,
-    # and what was opened (not what the name means a moment later) is then judged.
+    # Opening a FIFO or a device could block for ever, so O_NONBLOCK opens it at once.
+    # The opened file is then checked, rather than its path, which may lead to another
+    # file a moment later. O_BINARY keeps Windows from converting line ends.
     flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
     try:
         descriptor = os.open(Path(path).expanduser(), flags)
@@ -54,10 +56,11 @@ def _read_path(path) -> bytes:
 
 
 def _why_not_opened(path, error: Exception) -> str:
-    """Say what a path is that leads to no file, without all of a long text."""
+    """Explain why a path cannot be opened, without repeating a long text."""
     kind = text_kind(os.fspath(path))
     if kind:
         return kind
+    # On Windows, opening a folder is a matter of permissions.
     if isinstance(error, PermissionError) and is_folder(path):
         return _IS_FOLDER
     reason = getattr(error, "strerror", None) or str(error)
@@ -74,7 +77,7 @@ def _check_file(status: os.stat_result) -> None:
     if stat.S_ISDIR(status.st_mode):
         raise ValueError(_IS_FOLDER)
     if not stat.S_ISREG(status.st_mode):
-        raise ValueError("it is no regular file")
+        raise ValueError("it is not a regular file")
     if status.st_size > MAX_FILE_BYTES:
         raise ValueError(
             f"the file has {status.st_size:,} bytes, more than {MAX_FILE_BYTES:,}"
@@ -99,7 +102,7 @@ def _read_tensor(tensor) -> np.ndarray:
 
 def to_numpy(tensor: torch.Tensor) -> np.ndarray:
     tensor = tensor.detach().cpu()
-    # NumPy has no such numbers.
+    # NumPy has no bfloat16.
     return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
 
 

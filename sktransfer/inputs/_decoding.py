@@ -1,4 +1,4 @@
-"""Encoded bytes, PIL images and arrays -> pixels, within bounds of time and memory."""
+"""Decoding of encoded bytes, PIL images and arrays in bounded time and memory."""
 
 import contextlib
 import io
@@ -14,74 +14,80 @@ from torchvision.transforms.v2.functional import pil_to_tensor
 
 from sktransfer.inputs._file_kinds import file_kind
 
-# Of pictures with more pixels than this, one is decoded at a time.
+# Images with more pixels than this are decoded one at a time. The lock is reentrant, as
+# `decode` takes it for the size in the header and again for the size after opening.
 _LARGE = 2**24
 _large_one = threading.RLock()
-# Pixels of an array that are converted at a time.
+# The number of pixels of an array that are converted at a time.
 _BAND = 2**20
-# Beyond it, what is kept for each row weighs more than the pixels.
+# Beyond this length, the bookkeeping for each row takes more memory than the pixels.
 _LONGEST_SIDE = 2**20
-# Of images that are given opened, each has one of these locks.
+# These locks guard PIL images while they are loaded: each image is assigned one.
 _loading = [threading.Lock() for _ in range(1021)]
-# Where the size stands in a PNG, and height and width in a JPEG.
+# The width and height in the header of a PNG, and the height and width in the frame
+# header of a JPEG with 8 bits and one, three or four channels.
 _PNG_SIZE = re.compile(rb"(?s)IHDR(.{8})")
 _JPEG_SIZE = re.compile(rb"(?s)\xff[\xc0-\xc2]\0[\x0b\x11\x14]\x08(.{4})[\1\3\4]")
 _EXIF_ORIENTATION = 0x0112
-# Formats whose decoders hold a picture once or twice more: they may have that part of
-# the pixels that others may.
+# Formats whose decoders hold an image in memory once or twice more, and by what the
+# limit of pixels is divided for them.
 _SHARES = {"WEBP": 2, "AVIF": 2, "JPEG2000": 2}
-# Ghostscript would read the first; of the others Pillow knows no more than the header.
+# Pillow would run Ghostscript, another program, to read an EPS file. Of the others it
+# recognises the header but cannot decode the image.
 _NOT_READ = {"EPS", "BUFR", "GRIB", "HDF5", "MPEG", "WMF"}
 
 
-def decode(source: bytes | np.ndarray) -> PIL.Image.Image | torch.Tensor:
-    """Decode a source into an upright RGB picture.
+def decode(content: bytes | np.ndarray) -> PIL.Image.Image | torch.Tensor:
+    """Decode content into an upright RGB image.
 
     Returns
     -------
     PIL.Image.Image, or torch.Tensor of shape (3, H, W)
-        float32 in [0, 1] for a picture that has more than 8 bits. What has 8 is left to
-        Pillow, which also resizes it: its pixels need not be copied in between.
+        A float32 tensor in [0, 1] if the image has more than 8 bits. An image of 8 bits
+        is returned as a PIL image: Pillow also resizes it, and its pixels need not be
+        copied in between.
 
     Raises
     ------
     Exception
-        Whatever the decoder raises; the caller adds which image it was.
+        Any exception raised by the decoder; the caller adds which image it was.
     """
-    if isinstance(source, np.ndarray):
-        return _array_picture(source)
-    canvas, inner = _webp_size(source), _inner_size(source)
+    if isinstance(content, np.ndarray):
+        return _array_image(content)
+    # Checked before the file is opened, which may allocate all of the image already.
+    canvas, inner = _webp_size(content), _inner_size(content)
     _refuse_huge(*canvas, _SHARES["WEBP"])
     _refuse_huge(*inner)
-    with _turn(*max(canvas, inner)), _opened(source) as image, _turn(*image.size):
-        picture = _pil_picture(image)
-        if isinstance(picture, PIL.Image.Image) and picture.mode == "RGB":
-            return picture
-        return _array_picture(np.asarray(picture))
+    with _turn(*max(canvas, inner)), _opened(content) as opened, _turn(*opened.size):
+        image = _loaded_image(opened)
+        if isinstance(image, PIL.Image.Image) and image.mode == "RGB":
+            return image
+        return _array_image(np.asarray(image))
 
 
-def _opened(source: bytes) -> PIL.Image.Image:
+def _opened(content: bytes) -> PIL.Image.Image:
     try:
-        return PIL.Image.open(io.BytesIO(source), formats=readable_formats())
+        return PIL.Image.open(io.BytesIO(content), formats=readable_formats())
     except PIL.UnidentifiedImageError as error:
-        raise PIL.UnidentifiedImageError(file_kind(source)) from error
+        raise PIL.UnidentifiedImageError(file_kind(content)) from error
 
 
-def as_pixels(picture: PIL.Image.Image | torch.Tensor) -> torch.Tensor:
-    """Pixels of shape (3, H, W) of a picture; uint8 of a PIL image."""
-    return picture if isinstance(picture, torch.Tensor) else pil_to_tensor(picture)
+def as_tensor(image: PIL.Image.Image | torch.Tensor) -> torch.Tensor:
+    """Return an image as a tensor of shape (3, H, W), uint8 if it is a PIL image."""
+    return image if isinstance(image, torch.Tensor) else pil_to_tensor(image)
 
 
 def _turn(width: int, height: int):
-    """Wait, if a picture is large, until no other large one is in work."""
+    """Return a context that is entered by one large image at a time."""
     return _large_one if width * height > _LARGE else contextlib.nullcontext()
 
 
 def _webp_size(data: bytes) -> tuple[int, int]:
-    """Width and height that a WebP file claims; 0 of any other file.
+    """Return the width and height in the header of a WebP file, or 0 for other files.
 
-    Pillow allocates for a WebP when it opens it, before the size can be asked for.
+    Pillow allocates memory for a WebP when it opens it, before its size is known.
     """
+    # An extended, a lossless and a lossy file store their size differently.
     kind, head = data[8:16], data[20:30].ljust(10, b"\0")
     if kind == b"WEBPVP8X":
         sides = head[4:7], head[7:10]
@@ -96,9 +102,10 @@ def _webp_size(data: bytes) -> tuple[int, int]:
 
 
 def _inner_size(data: bytes) -> tuple[int, int]:
-    """Width and height of the largest picture in a file that holds files of others.
+    """Return the width and height of the largest image in an icon or BLP file.
 
-    Pillow decodes these whatever the size is that the outer header tells.
+    These contain PNG or JPEG files, which Pillow decodes regardless of the size in the
+    outer header.
     """
     sizes = [(0, 0)]
     if data.startswith((b"\0\0\1\0", b"\0\0\2\0", b"icns")):
@@ -109,7 +116,7 @@ def _inner_size(data: bytes) -> tuple[int, int]:
 
 
 def readable_formats() -> list[str]:
-    """Formats that Pillow reads by itself: no other program, and more than a name."""
+    """Return the formats that Pillow can decode without running other programs."""
     PIL.Image.init()
     return [name for name in PIL.Image.ID if name not in _NOT_READ]
 
@@ -137,30 +144,37 @@ def _refuse_huge(width: int, height: int, share: int = 1) -> None:
 
 
 def pil_array(image: PIL.Image.Image) -> np.ndarray:
-    """Pixels of a PIL image, upright, its alpha kept for `_array_picture`."""
-    # Given twice, an image may be needed by two threads, and only one can load it.
+    """Return a PIL image as an upright array, with any alpha channel."""
+    # If the same image is passed twice, two threads may need it, but only one may load
+    # it. The lock is chosen by the image's address. CPython aligns addresses to 16
+    # bytes, and the number of locks is prime, so that images are spread over all locks.
     with _loading[id(image) // 16 % len(_loading)]:
-        return np.asarray(_pil_picture(image))
+        return np.asarray(_loaded_image(image))
 
 
-def _pil_picture(image: PIL.Image.Image) -> PIL.Image.Image | np.ndarray:
-    """Load an image; RGB or RGBA, or an array if it was turned or has over 8 bits."""
+def _loaded_image(image: PIL.Image.Image) -> PIL.Image.Image | np.ndarray:
+    """Load an image and make it upright.
+
+    The result is an RGB or RGBA image, or an array if the image had to be turned or has
+    more than 8 bits.
+    """
     _refuse_huge(*image.size, _SHARES.get(image.format, 1))
     image.load()
     if image.mode == "F" or image.mode.startswith("I"):
-        picture = checked_array(_deep_array(image))
+        loaded = checked_array(_deep_array(image))
     else:
         mode = "RGBA" if image.has_transparency_data else "RGB"
-        picture = image if image.mode == mode else image.convert(mode)
-    # TIFF and AVIF are turned, and their tag removed, by Pillow's own load.
+        loaded = image if image.mode == mode else image.convert(mode)
+    # The orientation is read last: Pillow itself turns TIFF and AVIF images when it
+    # loads them, and removes their tag.
     orientation = _orientation(image)
-    return picture if orientation == 1 else _upright(np.asarray(picture), orientation)
+    return loaded if orientation == 1 else _upright(np.asarray(loaded), orientation)
 
 
 def _deep_array(image: PIL.Image.Image) -> np.ndarray:
-    """Pixels of a loaded image of more than 8 bits, whose type says what white is."""
+    """Return a loaded image of more than 8 bits as an array of uint16 or float."""
     array = np.asarray(image)
-    # These have 16 bits at most, which some versions of Pillow put into 32.
+    # These formats have at most 16 bits, which some versions of Pillow store in 32.
     if image.mode == "I" and image.format in ("PNG", "PPM"):
         return array.astype(np.uint16)
     if image.mode == "I":
@@ -169,7 +183,7 @@ def _deep_array(image: PIL.Image.Image) -> np.ndarray:
             "do not say what white is (convert it to a uint8 or uint16 array, or to a "
             "float array divided by the value of white)"
         )
-    # Of another order of bytes, but as many.
+    # 16 bits, possibly in the byte order of another machine.
     return array.astype(np.uint16) if array.dtype.kind == "u" else array
 
 
@@ -177,35 +191,37 @@ def _orientation(image: PIL.Image.Image) -> int:
     try:
         return image.getexif().get(_EXIF_ORIENTATION, 1)
     except Exception:
-        # Broken metadata is no reason to refuse a picture that can be read.
+        # Broken metadata is not a reason to refuse an image that can be read.
         return 1
 
 
 def _upright(array: np.ndarray, orientation: int) -> np.ndarray:
-    """Undo an EXIF orientation (1 to 8; anything else is as good as 1)."""
-    # PIL.ImageOps.exif_transpose would copy what needs no turn, and refuse a picture
-    # with some other tag that cannot be written again.
+    """Undo an EXIF orientation from 1 to 8; other values are treated as 1."""
+    # PIL.ImageOps.exif_transpose would copy images that need not be turned, and fail if
+    # any other tag of the image cannot be written again.
     if orientation in (5, 6, 7, 8):
         array = array.swapaxes(0, 1)
     flips = {2: 1, 3: (0, 1), 4: 0, 6: 1, 7: (0, 1), 8: 0}
     return np.flip(array, flips[orientation]) if orientation in flips else array
 
 
-def _array_picture(array: np.ndarray) -> PIL.Image.Image | torch.Tensor:
+def _array_image(array: np.ndarray) -> PIL.Image.Image | torch.Tensor:
     if array.ndim == 2:
         array = array[:, :, None]
+    # Channels may also come first, as in torch.
     if array.shape[2] not in (1, 3, 4):
         array = np.moveaxis(array, 0, 2)
     height, width = array.shape[:2]
-    # By bands of rows, as the steps between would be many times the picture.
+    # Converted in bands of rows, as the intermediate arrays of a whole image would need
+    # many times its memory.
     step = max(1, _BAND // width)
     bands = [slice(row, row + step) for row in range(0, height, step)]
     if all(_eight_bits(array[band]) is not None for band in bands):
-        picture = PIL.Image.new("RGB", (width, height))
+        image = PIL.Image.new("RGB", (width, height))
         for band in bands:
             part = _colours(_eight_bits(array[band]))
-            picture.paste(PIL.Image.fromarray(part), (0, band.start))
-        return picture
+            image.paste(PIL.Image.fromarray(part), (0, band.start))
+        return image
     pixels = np.empty((height, width, 3), dtype=np.float32)
     for band in bands:
         pixels[band] = _colours(_floats(array[band]))
@@ -213,10 +229,10 @@ def _array_picture(array: np.ndarray) -> PIL.Image.Image | torch.Tensor:
 
 
 def _eight_bits(array: np.ndarray) -> np.ndarray | None:
-    """uint8 where that loses nothing, else None.
+    """Return the array as uint8 if that loses nothing, else None.
 
-    A float or 16-bit picture whose values are k / 255 is an 8-bit picture, and must
-    give the same embedding to the last bit.
+    A float or 16-bit image whose values are k / 255 is an 8-bit image, and must have
+    the same embedding to the last bit.
     """
     if array.dtype == np.uint8:
         return array
@@ -224,6 +240,8 @@ def _eight_bits(array: np.ndarray) -> np.ndarray | None:
         return array.astype(np.uint8) * np.uint8(255)
     scaled = _floats(array) * np.float32(255)
     rounded = np.rint(scaled)
+    # The tolerance exceeds the rounding errors of float32 (2e-5) and is well below the
+    # difference of two 16-bit values (4e-3).
     exact = np.abs(scaled - rounded).max() < 1e-4
     within = rounded.min() >= 0 and rounded.max() <= 255
     return rounded.astype(np.uint8) if exact and within else None
@@ -236,7 +254,7 @@ def _floats(array: np.ndarray) -> np.ndarray:
 
 
 def _colours(array: np.ndarray) -> np.ndarray:
-    """Three channels of one, three or four."""
+    """Convert one, three or four channels to three."""
     if array.shape[2] == 4:
         array = _on_white(array)
     return np.ascontiguousarray(np.broadcast_to(array, (*array.shape[:2], 3)))
@@ -245,13 +263,14 @@ def _colours(array: np.ndarray) -> np.ndarray:
 def _on_white(array: np.ndarray) -> np.ndarray:
     colour, alpha = array[:, :, :3], array[:, :, 3:]
     if array.dtype == np.uint8:
+        # Rounded to the nearest integer; no intermediate value exceeds 16 bits.
         mixed = colour.astype(np.uint16) * alpha + 255 * (255 - alpha.astype(np.uint16))
         return ((mixed + 127) // 255).astype(np.uint8)
     return colour * alpha + (1 - alpha)
 
 
 def checked_array(array: np.ndarray) -> np.ndarray:
-    """Return an array of pixels as it is, if it is one that can be an image."""
+    """Return an array unchanged if it can be an image, else raise an error."""
     if array.size == 0:
         raise ValueError(f"it is an empty array of shape {array.shape}")
     if array.ndim not in (2, 3) or (
@@ -264,16 +283,16 @@ def checked_array(array: np.ndarray) -> np.ndarray:
         if not np.isfinite(array).all():
             raise ValueError("it is a float array with NaN or infinite values")
         if array.min() < 0 or array.max() > 1:
-            way = "divide by the value of white"
+            advice = "divide by the value of white"
             if array.min() < 0:
-                way = "pass (x - low) / (high - low) of the values of black and white"
+                advice = "pass (x - black) / (white - black)"
             raise ValueError(
                 f"it is a float array with values from {array.min():.4g} to "
-                f"{array.max():.4g}, outside [0, 1] ({way})"
+                f"{array.max():.4g}, outside [0, 1] ({advice})"
             )
     elif array.dtype.kind == "c":
         raise ValueError(
-            "it is an array of complex numbers, which are no pixels (pass their "
+            "it is an array of complex numbers, which cannot be an image (pass their "
             "absolute values, scaled to [0, 1])"
         )
     elif array.dtype != bool and array.dtype not in (np.uint8, np.uint16):

@@ -1,11 +1,12 @@
-"""What a file or text seems to be that is given as an image, and is none."""
+"""Guesses of what a file or text is that was passed as an image but is not one."""
 
 import base64
 import re
 
-# First bytes (and where they stand) -> what begins so, and what to do with it.
+# The offset and value of the bytes by which a kind of file is recognised, its name, and
+# in parentheses what to do.
 _FILES = [
-    (0, b"%PDF-", "a PDF document (render its pages, with pdf2image say)"),
+    (0, b"%PDF-", "a PDF document (render its pages, for example with pdf2image)"),
     (0, b"%!PS", "a PostScript or EPS document (convert it to PNG)"),
     (0, b"\x1aE\xdf\xa3", "a Matroska or WebM video (extract its frames)"),
     (0, b"\0\0\1\xba", "an MPEG video (extract its frames)"),
@@ -24,27 +25,33 @@ _FILES = [
     (4, b"JXL ", "a JPEG XL image (install a Pillow plugin for it)"),
     (0, b"version https://git-lfs", "a Git LFS pointer (run 'git lfs pull')"),
 ]
-# The same of files whose kind is that of a container.
+# The same for files in the ISO container format, by a regular expression for its brand.
+# The first that matches counts.
 _BRANDS = [
-    (b"avi", "an AVIF image, which this Pillow does not read (install a newer one)"),
+    (
+        b"avi",
+        "an AVIF image, which this Pillow cannot read (install a newer one)",
+    ),
     (b"hei|hev|mif|msf", "a HEIC photo (install and register pillow-heif, or convert)"),
     (b"qt", "a QuickTime video (extract its frames)"),
     (b"", "an MP4 video (extract its frames)"),
 ]
+# 32 characters, a multiple of 4, so that they can be decoded by themselves.
 _BASE64 = re.compile(r"[A-Za-z0-9+/]{32}")
-# Beginnings of what is an image once it is decoded.
+# The first bytes of images, by which they are recognised once their text is decoded.
 _IMAGES = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"RIFF", b"BM", b"II*\0", b"MM\0*")
 _DECODE = "pass base64.b64decode(text)"
 _DECODE_URI = "pass base64.b64decode(text.partition(',')[2])"
 
 
 def file_kind(data: bytes) -> str:
-    """Say what bytes seem to be that Pillow does not know."""
+    """Describe what bytes seem to be that Pillow cannot identify."""
     if not data:
-        return "it is empty, of 0 bytes"
+        return "it is empty (0 bytes)"
     kind = next((kind for at, magic, kind in _FILES if data[at:].startswith(magic)), "")
     if data[4:8] == b"ftyp":
         kind = next(kind for brand, kind in _BRANDS if re.match(brand, data[8:12]))
+    # Latin-1 decodes any bytes. A byte order mark and spaces may precede the text.
     text = data[:2000].decode("latin-1").lstrip("\xef\xbb\xbf \t\r\n")
     if text.startswith("<"):
         kind = _markup_kind(text)
@@ -52,7 +59,7 @@ def file_kind(data: bytes) -> str:
         return f"it seems to be {kind}"
     return (
         text_kind(text)
-        or f"its first bytes, {data[:12]!r}, are those of no image that Pillow reads"
+        or f"its first bytes, {data[:12]!r}, are not those of any image format"
     )
 
 
@@ -65,16 +72,17 @@ def _markup_kind(text: str) -> str:
 
 
 def text_kind(text: str) -> str:
-    """Say what a text is that is no path; "" if it may be one."""
+    """Describe what a text is, or return "" if it may be a path."""
     if re.match("(?i)data:", text):
         return f"it is a data: URI ({_DECODE_URI})"
     if re.match("(?i)file:", text):
         return "it is a file: URI (pass the path behind 'file://')"
-    # A Path of it has one stroke left, and C:/ is a drive.
+    # A single slash is enough, as a Path of the URL has only one left. A scheme has at
+    # least two letters, since C:/ is a drive.
     if re.match("[A-Za-z][A-Za-z0-9+.-]+:/", text):
         return (
-            "it is a URL, and nothing is fetched from elsewhere (download the file "
-            "first, as urllib.request.urlretrieve(url, path) does, and pass its path)"
+            "it is a URL, and URLs are not fetched (download the file first, for "
+            "example with urllib.request.urlretrieve(url, path), and pass its path)"
         )
     if _is_encoded_image(text):
         return f"it seems to be an image as base64 text ({_DECODE})"
@@ -82,10 +90,11 @@ def text_kind(text: str) -> str:
 
 
 def _is_encoded_image(text: str) -> bool:
+    # "-" and "_" belong to the variant of base64 that is safe in URLs.
     found = _BASE64.match(text[:64].replace("-", "+").replace("_", "/"))
     return found is not None and base64.b64decode(found[0]).startswith(_IMAGES)
 
 
 def shortened(text: str, most: int = 120) -> str:
-    """The text, or its beginning and end."""
+    """Return a text, reduced to its beginning and end if it is too long."""
     return text if len(text) <= most else f"{text[: most - 43]}...{text[-40:]}"

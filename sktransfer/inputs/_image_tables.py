@@ -9,13 +9,13 @@ from functools import partial
 
 import numpy as np
 
-# Black and white of a table of such numbers.
+# The values that are black and white in tables of these dtypes.
 _RANGES = {
     np.dtype(bool): (0.0, 1.0),
     np.dtype(np.uint8): (0.0, 255.0),
     np.dtype(np.uint16): (0.0, 65535.0),
 }
-# Of a square that a row is taken for, in pixels.
+# An inferred square whose sides are shorter, in pixels, is hardly an image.
 _SMALLEST_SIDE = 8
 
 
@@ -29,24 +29,25 @@ def table_images(
     Parameters
     ----------
     X : ndarray of shape (n_samples, n_features)
-        uint8, uint16 and bool are scaled by their range. Of other numbers, a row
-        within [0, 1] is taken as it is, and any other is stretched between its own
+        The table. uint8, uint16 and bool are scaled by their range. Of other dtypes,
+        a row within [0, 1] is used unchanged, and any other is scaled by its own
         minimum and maximum, so that a row never depends on its neighbours.
     image_shape : tuple of int or None
-        As in `numpy.reshape`, one -1 allowed. None infers a square grey or RGB
-        image, else one row of pixels, and warns where that is hardly an image. A
-        one-row image is repeated downwards to a square, so that a square crop loses
-        none of it.
+        The shape of an image, as in `numpy.reshape`; one dimension may be -1. If None,
+        a square grey or RGB image is inferred, or else an image of one row, and a
+        warning is issued if that is hardly an image. An image of one row is repeated
+        vertically to a square, so that a square crop contains all of it.
     value_range : (low, high) or None
-        The values that stand for black and white, in place of the rule above; where
-        they are those of a dtype, numbers of another such dtype, and floats within
-        [0, 1], are scaled by their own.
+        The values that are black and white, in place of the rule above. If they are
+        those of a dtype, tables of another such dtype, and floats within [0, 1], are
+        scaled by their own range.
 
     Returns
     -------
     images : list of ndarray
+        The images, not yet scaled.
     content : callable
-        An image of the list -> its content, an array of pixels.
+        A function from one of these images to its content, an array.
     """
     images = X.reshape(len(X), *row_shape(X, image_shape))
     if X.dtype in _RANGES and value_range in (None, *_RANGES.values()):
@@ -55,7 +56,7 @@ def table_images(
 
 
 def table_range(X: np.ndarray) -> tuple[float, float]:
-    """Values of a table that stand for black and white."""
+    """Return the values of a table that are black and white."""
     low, high = float(X.min()), float(X.max())
     within = (0.0, 1.0) if low >= 0 and high <= 1 else (low, high)
     return _RANGES.get(X.dtype, within)
@@ -70,7 +71,7 @@ def _row_content(image: np.ndarray) -> np.ndarray:
 
 def _scaled_content(image: np.ndarray, value_range) -> np.ndarray:
     if image.dtype.kind == "f" and value_range in _RANGES.values():
-        # Integers of a full range may come as floats: in [0, 1], or as they were.
+        # The integers of a dtype may have become floats, divided by their range or not.
         within = image.min() >= 0 and image.max() <= 1
         value_range = (0.0, 1.0) if within else value_range
     return _row_content(_scale(image.astype(np.float64), value_range))
@@ -79,24 +80,27 @@ def _scaled_content(image: np.ndarray, value_range) -> np.ndarray:
 def _scale(image: np.ndarray, value_range: tuple[float, float] | None) -> np.ndarray:
     low, high = value_range or (image.min(), image.max())
     if value_range is not None or low < 0 or high > 1:
+        # A constant image would be divided by 0.
         image = (image - low) / ((high - low) or 1.0)
     return image.astype(np.float32)
 
 
 def row_shape(X: np.ndarray, image_shape) -> tuple[int, ...]:
-    """Shape of the image that each row of a table is.
+    """Return the shape of the image in each row of a table.
 
     Parameters
     ----------
     X : ndarray of shape (n_samples, n_pixels)
+        The table.
     image_shape : tuple of int or None
-        As in `numpy.reshape`, one -1 allowed. None infers a square grey or RGB image,
-        else one row of pixels, and warns where that is hardly an image.
+        The shape as in `numpy.reshape`; one dimension may be -1. If None, a square grey
+        or RGB image is inferred, or else an image of one row, and a warning is issued
+        if that is hardly an image.
 
     Raises
     ------
     ValueError
-        If `image_shape` does not fit.
+        If `image_shape` does not fit the number of columns.
     """
     if image_shape is None:
         shape = _inferred_shape(X.shape[1])
@@ -118,9 +122,9 @@ def _given_shape(n_pixels: int, image_shape) -> tuple[int, ...]:
         and fits
     ):
         raise ValueError(
-            f"image_shape={image_shape!r} does not fit rows of {n_pixels} values. "
-            "Accepted are (H, W) and (H, W, 1|3|4), one -1 allowed, whose product is "
-            "the number of columns of X; None infers a square."
+            f"Invalid image_shape={image_shape!r}: expected None, (H, W) or "
+            "(H, W, 1|3|4), with at most one -1, whose product is the number of "
+            f"columns of X, {n_pixels}. If None, a square is inferred."
         )
     return tuple(n_pixels // known if side == -1 else int(side) for side in shape)
 
@@ -134,24 +138,25 @@ def _inferred_shape(n_pixels: int) -> tuple[int, ...]:
 
 
 def _warn_of_odd_rows(X: np.ndarray, shape: tuple[int, ...]) -> None:
-    """Warn where rows, read as None for image_shape says, are hardly images."""
+    """Warn if the rows are hardly images when their shape is inferred."""
+    # A table of a single column is (1, 1), which is a square as well as a row.
     size, alone = " x ".join(map(str, shape)), _seems_one_image(X)
     if shape == (1, X.shape[1]) != (1, 1):
-        what = f"no square grey or RGB image: each is read as one row of pixels, {size}"
+        what = f"not square grey or RGB images: each is read as one row, {size} pixels"
     elif shape[0] < _SMALLEST_SIDE:
-        what = f"read as images of {size} pixels, too small to show anything"
+        what = f"read as images of {size} pixels, which is too small to show anything"
     elif alone:
         what = f"read as {len(X)} images of {size} pixels"
     else:
         return
     hint = (
         f"X, of shape {X.shape}, seems to be a single image, as each of its rows "
-        "is much like the next: if it is, wrap it in a list, [X]"
+        "is similar to the next. If it is, wrap it in a list: [X]"
         if alone
-        else "If X is a table of measurements, a network for images has no use for it"
+        else "If X is a table of measurements, a network for images is of no use"
     )
     warnings.warn(
-        f"Rows of {X.shape[1]} value{'s' * (X.shape[1] > 1)} are {what}. {hint}; if "
+        f"Rows of {X.shape[1]} value{'s' * (X.shape[1] > 1)} are {what}. {hint}. If "
         "the rows are images, set image_shape=(height, width) or (height, width, "
         "channels).",
         UserWarning,
@@ -160,19 +165,22 @@ def _warn_of_odd_rows(X: np.ndarray, shape: tuple[int, ...]) -> None:
 
 
 def _seems_one_image(X: np.ndarray) -> bool:
-    """Whether a table has the sides of an image, and rows that go on in the next."""
+    """Whether a table has the shape of an image, and rows similar to the next ones."""
     short, long = sorted(X.shape)
     if short < 32 or long > 8 * short:
         return False
+    # At most 256 columns are enough to compare each row with the next and with one that
+    # is far away.
     rows = X[:, :: -(-X.shape[1] // 256)].astype(np.float64)
     far = np.abs(rows - np.roll(rows, len(rows) // 2, axis=0)).mean()
-    # The ratio of 99 in 100 photos is below 0.45, of most 0.1; that of flattened
-    # images is 1, or 0.5 where those of a class stand together.
+    # This ratio is below 0.45 for 99 in 100 photos, and about 0.1 for most. For tables
+    # of flattened images it is 1, or 0.5 if the images are sorted by class.
     return bool(np.abs(np.diff(rows, axis=0)).mean() < 0.45 * far)
 
 
 def _level_of_the_caller() -> int:
-    """How far up the stack is what called scikit-learn or this package."""
+    """Return the `stacklevel` at which a warning points at the user's own code."""
+    # The depth varies: scikit-learn wraps methods, and joblib may be in between.
     frame, level = sys._getframe(1), 1
     while frame.f_back is not None and _is_within(frame.f_globals.get("__name__")):
         frame, level = frame.f_back, level + 1

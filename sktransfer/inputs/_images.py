@@ -13,12 +13,13 @@ from torchvision.transforms.v2 import functional as F
 from sktransfer.inputs._augment import resolve_augment
 from sktransfer.inputs._containers import image_samples
 from sktransfer.inputs._content import image_content
-from sktransfer.inputs._decoding import as_pixels, decode
+from sktransfer.inputs._decoding import as_tensor, decode
 from sktransfer.inputs._image_tables import table_images
 from sktransfer.inputs._reader import Reader, Samples
 
-# Beyond this aspect ratio the ends of an image, which the centre crop would cut anyway,
-# are cut before the resize: 1 x 60,000 pixels would else become 224 x 13.4 M.
+# Beyond this aspect ratio, the ends of an image are cropped before it is resized; the
+# centre crop would remove them anyway. An image of 1 x 60,000 pixels would otherwise be
+# resized to 224 x 13.4 M.
 MAX_ASPECT = 16
 # Side of the images of which the pixels are features of a linear model: as in CIFAR-10,
 # large enough to tell things apart, small enough for a linear model.
@@ -27,22 +28,24 @@ _PLAIN_SIDE = 32
 
 @dataclass(frozen=True)
 class ImageReader(Reader):
-    """How an image becomes the input of a network, as in torchvision's presets.
+    """Convert images to the inputs of a network, as torchvision's presets do.
 
-    Images are given as paths, PIL images, arrays, tensors or encoded bytes; their
-    content is encoded bytes or an array, a draft is an image whose shorter side has the
-    length `resize`, and an input a square cut from its centre.
+    Images are given as paths, PIL images, arrays, tensors or encoded bytes. The content
+    of an image is its encoded bytes or an array, a draft is an image whose shorter side
+    has the length `resize`, and an input is a square crop of its centre.
 
     Parameters
     ----------
     resize : int, default=256
-        Length in pixels that the shorter side is resized to, antialiased.
+        The length in pixels to which the shorter side of an image is resized, with
+        antialiasing.
     crop : int, default=224
-        Side of the square that is cut from the centre.
+        The side length in pixels of the square that is cropped from the centre.
     mean, std : tuple of float
-        Mean and standard deviation of the three channels, on the scale [0, 1].
-        ImageNet's by default.
+        The mean and standard deviation of the three channels, on the scale [0, 1],
+        which inputs are normalised by. The default values are those of ImageNet.
     interpolation : {"bilinear", "bicubic"}, default="bilinear"
+        The interpolation used for resizing.
 
     Examples
     --------
@@ -71,7 +74,7 @@ class ImageReader(Reader):
 
     @classmethod
     def of(cls, transforms) -> "ImageReader":
-        """Read the fields off a torchvision preset."""
+        """Return the reader that is equivalent to a torchvision preset."""
         return cls(
             resize=transforms.resize_size[0],
             crop=transforms.crop_size[0],
@@ -107,7 +110,7 @@ class ImageReader(Reader):
         return image_samples(X)
 
     def content(self, sample) -> bytes | np.ndarray:
-        """Return the encoded bytes, or the array, that an image is hashed by."""
+        """Return the encoded bytes or the array by which an image is hashed."""
         return image_content(sample)
 
     def table(self, X, image_shape, value_range) -> Samples:
@@ -116,27 +119,29 @@ class ImageReader(Reader):
         return Samples(images, self, content)
 
     def draft(self, content) -> torch.Tensor:
-        """Decode an image and resize its shorter side; give its pixels, (3, H, W)."""
-        return as_pixels(self._resized(decode(content)))
+        """Decode an image and resize its shorter side; return it as (3, H, W)."""
+        return as_tensor(self._resized(decode(content)))
 
     def finish(self, draft: torch.Tensor) -> torch.Tensor:
-        """Cut the square from the centre, of what augmentation returned, too."""
+        """Crop the centre of an image, which augmentation may have changed."""
         height, width = draft.shape[1:]
         if height == width == self.crop:
             return draft
-        # Augmentation may return an image of any size.
+        # A draft has the right size already, but augmentation may return any other.
         if min(height, width) != self.resize:
-            draft = as_pixels(self._resized(draft))
+            draft = as_tensor(self._resized(draft))
         return self._cut(draft)
 
     def read(self, content) -> torch.Tensor:
-        """Decode an image; give its square of pixels, (3, crop, crop)."""
-        # As `finish` of `draft`, but what is cut off is never copied.
-        return as_pixels(self._cut(self._resized(decode(content))))
+        """Decode, resize and crop an image; return it as (3, crop, crop)."""
+        # The result is that of `finish` after `draft`, but the pixels outside the crop
+        # are not copied to a tensor.
+        return as_tensor(self._cut(self._resized(decode(content))))
 
     def _resized(self, image):
-        # 8 bits by Pillow, as in the preset. Tensors are resized in half the time, but
-        # with other roundings: they move embeddings of MobileNetV2 by 3e-5 (cosine).
+        # Images of 8 bits are resized by Pillow, as in the preset. Tensors are resized
+        # in half the time but rounded differently, which moves the embeddings of
+        # MobileNetV2 by 3e-5 (cosine distance).
         if isinstance(image, torch.Tensor) and image.dtype == torch.uint8:
             image = PIL.Image.fromarray(image.permute(1, 2, 0).numpy())
         height, width = F.get_size(image)
@@ -150,7 +155,7 @@ class ImageReader(Reader):
         return F.center_crop(image, [self.crop, self.crop])
 
     def stack(self, inputs: Sequence[torch.Tensor]) -> torch.Tensor:
-        """Stack squares of pixels; scaled to float32 if any of them is float."""
+        """Stack inputs; if any of them is float, all are scaled to float32."""
         if any(x.dtype != torch.uint8 for x in inputs):
             inputs = [
                 x.float().div_(255) if x.dtype == torch.uint8 else x for x in inputs
@@ -158,7 +163,9 @@ class ImageReader(Reader):
         return torch.stack(list(inputs))
 
     def normalise(self, batch: torch.Tensor) -> torch.Tensor:
-        """Scale a batch of squares to [0, 1] if it is uint8, then by mean and std."""
+        """Scale a batch to [0, 1] if it is uint8, then normalise its channels."""
+        # Inputs stay uint8 until they are on the device, as float32 would have four
+        # times the bytes to copy there.
         if batch.dtype == torch.uint8:
             batch = batch.float().div_(255)
         shape = (1, 3, 1, 1)
@@ -168,16 +175,16 @@ class ImageReader(Reader):
         return (batch - mean) / std
 
     def augmentation(self, augment) -> Callable | None:
-        """Turn an ``augment=`` parameter into a function of an image."""
+        """Return the function of an image that an ``augment=`` parameter names."""
         return resolve_augment(augment, self.crop)
 
     def resized_to(self, size: int) -> "ImageReader":
-        """Return the reader at another size, its proportions kept."""
+        """Return the reader for another crop size, with the same proportions."""
         return replace(self, crop=size, resize=round(self.resize * size / self.crop))
 
     def example(self, n: int) -> torch.Tensor:
-        """Return `n` squares of noise."""
-        # Of its own, since the global generator is the caller's.
+        """Return `n` inputs of random noise."""
+        # A generator of its own: the state of the global one must not change.
         own = torch.Generator().manual_seed(0)
         shape = (n, 3, self.crop, self.crop)
         return torch.randint(0, 256, shape, dtype=torch.uint8, generator=own)
@@ -188,5 +195,5 @@ class ImageReader(Reader):
         return "pixels", ImageReader.whole(_PLAIN_SIDE, **own)
 
     def cause(self) -> str:
-        """Say what decides the inputs; decoding depends on the version of Pillow."""
+        """Return what the inputs depend on, including the version of Pillow."""
         return f"{self!r}, Pillow {PIL.__version__}"

@@ -1,8 +1,8 @@
 """Reader: what a sample is, and how it becomes the input tensor of a network.
 
-A *sample* is one element of `X`. Its *content* is what is hashed and decoded: encoded
-bytes or an array, still undecoded. A *draft* is what augmentation changes, and an
-*input* one row of what the first stage of a network is given.
+A *sample* is one element of `X`. Its *content*, undecoded bytes or an array, is what is
+hashed and decoded. A *draft* is a decoded sample to which augmentation is applied, and
+an *input* is one row of the tensor that the first stage of a network receives.
 """
 
 import hashlib
@@ -19,25 +19,26 @@ from torch.nn.utils.rnn import pad_sequence
 
 from sktransfer.inputs._file_kinds import shortened
 
-# Stage outputs of samples of several sizes are padded by it, so that the mask travels
-# in the tensor.
+# The outputs of stages are padded with NaN where samples differ in size. The padding
+# can thus be recognised in the tensor itself, and no separate mask is needed.
 PADDING = float("nan")
 
 
 @dataclass(frozen=True)
 class Reader(ABC):
-    """How samples of one kind become the inputs of a network.
+    """Base class for readers, which convert samples of one kind to network inputs.
 
-    A subclass is a frozen dataclass whose fields are plain values: they are a part of
-    each cache key and of saved files.
+    A subclass is a frozen dataclass whose fields are plain values, since they are part
+    of every cache key and of saved files.
     """
 
-    # What a sample is called in messages, and what is accepted as one, in a sentence.
+    # What a sample is called in messages, and a sentence that says what is accepted.
     kind: ClassVar[str] = "sample"
     accepted: ClassVar[str] = ""
-    # The parameter of `load_backbone` that `resized_to` stands behind.
+    # The parameter of `load_backbone` whose value is passed to `resized_to`.
     size_parameter: ClassVar[str] = "image_size"
-    # What pads inputs to the longest of a batch; None where all are of one size.
+    # The value by which inputs are padded to the longest of a batch; None if all inputs
+    # have the same size.
     padding: ClassVar[float | None] = None
 
     @abstractmethod
@@ -46,36 +47,36 @@ class Reader(ABC):
 
     @abstractmethod
     def content(self, sample) -> bytes | np.ndarray:
-        """Return what is hashed and decoded of a sample; refuse what is none."""
+        """Return the content of a sample, or raise an error if it is not a sample."""
 
     @abstractmethod
     def draft(self, content) -> torch.Tensor:
-        """Decode content as far as augmentation wants it."""
+        """Decode content to the form that augmentation is applied to."""
 
     def finish(self, draft: torch.Tensor) -> torch.Tensor:
-        """Make the input of a draft, augmented or not."""
+        """Return the input made from a draft, whether it was augmented or not."""
         return draft
 
     def read(self, content) -> torch.Tensor:
-        """Make the input of a sample that is not augmented."""
+        """Return the input made from content, without augmentation."""
         return self.finish(self.draft(content))
 
     def size_of(self, content) -> tuple[int, ...]:
-        """Size of the input; rows of other sizes are computed apart."""
+        """Return the size of the input; only inputs of equal size share a batch."""
         return ()
 
     def stack(self, inputs: Sequence[torch.Tensor]) -> torch.Tensor:
-        """Stack inputs; those of several sizes are padded."""
+        """Stack inputs to a batch, padding them if they differ in size."""
         if self.padding is None:
             return torch.stack(list(inputs))
         return pad_sequence(list(inputs), True, self.padding)
 
     def normalise(self, batch: torch.Tensor) -> torch.Tensor:
-        """Scale stacked inputs as the first stage expects them."""
+        """Scale a batch of inputs as the first stage expects it."""
         return batch
 
     def augmentation(self, augment) -> Callable | None:
-        """Turn an ``augment=`` parameter into a function of a draft."""
+        """Return the function of a draft that an ``augment=`` parameter names."""
         if augment is None:
             return None
         raise ValueError(
@@ -84,10 +85,10 @@ class Reader(ABC):
         )
 
     def table(self, X: np.ndarray, image_shape, value_range) -> "Samples":
-        """Read the rows of a table of numbers as samples."""
+        """Return the rows of a table of numbers as samples."""
         raise ValueError(
-            f"X is a table of numbers of shape {X.shape}. {self.accepted} Nothing was "
-            f"read. Pass a list of them."
+            f"Invalid X: expected a list of {self.kind}s, but it is a table of numbers "
+            f"of shape {X.shape}. {self.accepted} Nothing was read."
         )
 
     @property
@@ -101,7 +102,7 @@ class Reader(ABC):
 
     @abstractmethod
     def example(self, n: int) -> torch.Tensor:
-        """Return some stacked inputs, to learn shapes and costs from."""
+        """Return a batch of `n` inputs, from which shapes and costs are measured."""
 
     def plain(self) -> "tuple[str, Reader] | None":
         """Return what a linear model without a network is given: its name, and reader.
@@ -111,30 +112,33 @@ class Reader(ABC):
         return None
 
     def cause(self) -> str:
-        """Say what decides the inputs: the reader's part of a cache key."""
+        """Return what the inputs depend on: the reader's part of a cache key."""
         return repr(self)
 
     def to_record(self) -> dict:
-        """Return the fields as plain values, for a saved file."""
+        """Return the fields as plain values, to be saved in a file."""
         return asdict(self)
 
     def from_record(self, record: dict) -> "Reader":
-        """Return a reader of this kind with the fields of `to_record`."""
+        """Return a reader of this class with the fields returned by `to_record`."""
+        # A file holds lists where the fields are tuples, which can be hashed.
         fields = {k: tuple(v) if isinstance(v, list) else v for k, v in record.items()}
         return type(self)(**fields)
 
 
 class Samples(Sequence):
-    """Samples as they were given, the content of each read when it is asked for.
+    """A sequence of samples whose content is read when it is accessed.
 
     Parameters
     ----------
     given : sequence
+        The samples as the user passed them.
     reader : Reader
+        The reader of the samples.
     content : callable, optional
-        Sample -> content, if it is not the reader's own.
+        A function from a sample to its content, in place of `reader.content`.
     rows : sequence of int, optional
-        What the rows are called in messages, if not 0 to n - 1.
+        The row numbers used in messages. If None, these are 0 to n - 1.
     """
 
     def __init__(
@@ -156,12 +160,12 @@ class Samples(Sequence):
         return self._content(self.given[row])
 
     def take(self, rows: Sequence[int]) -> "Samples":
-        """Return the samples at these rows, in this order."""
+        """Return the samples at the given rows, in that order."""
         given = [self.given[row] for row in rows]
         return Samples(given, self.reader, self._content, [self.rows[r] for r in rows])
 
     def describe(self, row: int) -> str:
-        """Name a row for an error message, by its file where it has one."""
+        """Return the row number and file or type of a sample, for error messages."""
         sample = self.given[row]
         if is_missing(sample):
             return f"row {self.rows[row]} (missing)"
@@ -171,7 +175,7 @@ class Samples(Sequence):
 
 
 def pad_outputs(rows: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Stack stage outputs of several lengths, (length, channels) each."""
+    """Stack stage outputs of shape (length, channels) whose lengths differ."""
     return pad_sequence(list(rows), True, PADDING)
 
 
@@ -179,22 +183,25 @@ def unpadded(batch: torch.Tensor, padding: float | None) -> list[torch.Tensor]:
     """Return the rows of a batch, each without its padding."""
     if padding is None:
         return list(batch)
+    # Padding fills whole positions, so the first value of each is enough to look at.
     first = batch.reshape(*batch.shape[:2], -1)[..., 0]
     filled = first.isnan() if math.isnan(padding) else first == padding
     return [row[:length] for row, length in zip(batch, (~filled).sum(1), strict=True)]
 
 
 def content_digest(content: bytes | np.ndarray) -> bytes:
-    """SHA-256 of content: of its bytes, or of dtype, shape and values."""
+    """Return the SHA-256 digest of bytes, or of an array with its dtype and shape."""
     if isinstance(content, bytes):
         return hashlib.sha256(content).digest()
+    # Arrays of different shapes or dtypes can consist of the same bytes.
     array = np.ascontiguousarray(content)
     head = f"{array.dtype.str}{array.shape}".encode()
     return hashlib.sha256(head + array.tobytes()).digest()
 
 
 def is_missing(value) -> bool:
-    """Whether a value is None, NaN, or what pandas has in place of these."""
+    """Whether a value is None, NaN, or one of pandas' missing values."""
+    # The types of pandas are recognised by name, as pandas may not be installed.
     if isinstance(value, float | np.floating):
         return math.isnan(value)
     return value is None or type(value).__name__ in ("NAType", "NaTType")

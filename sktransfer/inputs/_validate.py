@@ -1,4 +1,4 @@
-"""Validation of X and y of an estimator whose samples are no rows of numbers."""
+"""Validation of X and y for estimators whose samples are not rows of numbers."""
 
 import numbers
 from collections.abc import Sequence
@@ -12,14 +12,14 @@ from sktransfer.inputs._reader import Reader, Samples, is_missing
 def check_samples(
     estimator, X, y="no_validation", *, reader: Reader, reset: bool, **checks
 ):
-    """Do for an estimator of samples what scikit-learn's `validate_data` does.
+    """Validate samples and targets, as scikit-learn's `validate_data` does for arrays.
 
     Returns
     -------
     samples : list, or ndarray of shape (n_samples, n_features)
-        An ndarray is a table of numbers, which scikit-learn has validated.
+        The samples. An ndarray is a table of numbers, validated by scikit-learn.
     y : ndarray
-        Only where a `y` is given.
+        The validated targets. Returned only if `y` was passed.
     """
     samples = reader.samples(X)
     with_y = not (isinstance(y, str) and y == "no_validation")
@@ -28,28 +28,30 @@ def check_samples(
     if samples is None:
         _refuse_numbers(X, reader.kind)
         return validate_data(estimator, X, y, dtype="numeric", reset=reset, **checks)
+    # A frame or an array of one column has a number and perhaps names of columns, but
+    # `transform` without `fit` has nothing to compare them with.
     if len(getattr(X, "shape", ())) == 2 and (
         reset or hasattr(estimator, "n_features_in_")
     ):
         validate_data(estimator, X, skip_check_array=True, reset=reset)
     elif reset:
-        # What an earlier fit on a table has left.
+        # An earlier fit on a table left these, and they must not be checked any more.
         vars(estimator).pop("n_features_in_", None)
         vars(estimator).pop("feature_names_in_", None)
     if not with_y:
         return list(samples)
-    # Not `validate_data`, which without an X forgets the names of columns.
+    # `validate_data` would delete the names of the columns if it got no X.
     y = _check_y(y, estimator=estimator, **checks)
     if _num_samples(y) != len(samples):
         raise ValueError(
-            f"X has {len(samples)} {reader.kind}s and y has {_num_samples(y)} targets. "
-            f"Pass one target for each {reader.kind}."
+            f"Invalid y: expected one target for each {reader.kind}, but X has "
+            f"{len(samples)} {reader.kind}s and y has {_num_samples(y)} targets."
         )
     return list(samples), y
 
 
 def as_samples(reader: Reader, checked, image_shape=None, value_range=None) -> Samples:
-    """Make samples of what `check_samples` has returned."""
+    """Return the samples that `check_samples` returned as `Samples`."""
     if isinstance(checked, np.ndarray):
         return reader.table(checked, image_shape, value_range)
     return Samples(checked, reader)
@@ -62,10 +64,10 @@ def _refuse_numbers(X, kind: str) -> None:
         single = len(getattr(X, "shape", ())) == 1
     if single:
         raise ValueError(
-            f"X has single numbers where {kind}s are needed. Accepted are a list or a "
-            f"stack of {kind}s, and a table of shape (n_{kind}s, n_numbers). Nothing "
-            f"was read. Reshape your data so that it has a row for each {kind}: "
-            f"X.reshape(n_{kind}s, -1) of an array."
+            f"Invalid X: expected a list or a stack of {kind}s, or a table of shape "
+            f"(n_{kind}s, n_numbers), but it contains single numbers. Nothing was "
+            f"read. Reshape your data so that it has one row for each {kind}: "
+            f"X.reshape(n_{kind}s, -1) if X is an array."
         )
 
 
@@ -76,11 +78,12 @@ def _refuse_missing_targets(estimator, y, kind: str) -> None:
             f"the target y is None. Pass one target for each {kind}."
         )
     try:
-        # Of a list with a string, NumPy would make strings of all: a class "nan".
+        # NumPy would convert a list with a single string to strings, and a missing
+        # target would become the class "nan".
         as_they_are = object if isinstance(y, list | tuple) else None
         targets = np.atleast_1d(np.asarray(y, dtype=as_they_are))
     except ValueError:
-        return  # of unequal lengths: scikit-learn says so
+        return  # rows of unequal lengths, which scikit-learn refuses later
     if targets.dtype.kind not in "fO" or not targets.size:
         return
     flat = targets.reshape(len(targets), -1)
@@ -93,7 +96,7 @@ def _refuse_missing_targets(estimator, y, kind: str) -> None:
         shown = f"{rows[:10]}"[:-1] + (", ...]" if len(rows) > 10 else "]")
         raise ValueError(
             f"Input y contains NaN or None: {len(rows)} of {len(targets)} targets are "
-            f"missing, in rows {shown}. Accepted is a label or number for each {kind}. "
-            "Nothing was fitted. Leave those rows out of X and y (of a frame: "
+            f"missing, in rows {shown}. Expected a label or number for each {kind}. "
+            "Nothing was fitted. Remove these rows from X and y (from a frame with "
             "df.dropna(subset=[name of the target]))."
         )

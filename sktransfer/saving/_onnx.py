@@ -12,7 +12,7 @@ from sktransfer._version import __version__
 from sktransfer.embedding._extractor import PretrainedFeatureExtractor
 from sktransfer.embedding._prefix import Prefix, pool
 from sktransfer.finetuning._base import BaseFineTune
-from sktransfer.inputs._image_graph import SQUARES, image_graph
+from sktransfer.inputs._image_graph import INPUTS, image_graph
 from sktransfer.inputs._images import ImageReader
 from sktransfer.saving._atomic import whole_file
 
@@ -75,7 +75,7 @@ def export_onnx(estimator, path):
     graph = onnx.compose.add_prefix(graph, "network/", rename_outputs=False)
     before = image_graph(onnx, reader, graph)
     entry = graph.graph.input[0].name
-    model = onnx.compose.merge_models(before, graph, io_map=[(SQUARES, entry)])
+    model = onnx.compose.merge_models(before, graph, io_map=[(INPUTS, entry)])
     properties |= {"recipe": json.dumps(reader.to_record())}
     properties |= {"sktransfer": __version__}
     onnx.helper.set_model_props(model, properties)
@@ -169,7 +169,7 @@ def _network_graph(network, reader: ImageReader, output: str):
         program = torch.onnx.export(
             network.eval(),
             (inputs,),
-            input_names=[SQUARES],
+            input_names=[INPUTS],
             output_names=[output],
             dynamic_shapes=({0: torch.export.Dim.DYNAMIC},),
             opset_version=_OPSET,

@@ -222,7 +222,7 @@ def test_hash_does_not_change_through_use(cache):
 def test_bad_max_bytes(max_bytes):
     cache = EmbeddingCache(max_bytes=max_bytes)
     for _ in range(2):
-        with pytest.raises(ValueError, match="accepts a positive int") as error:
+        with pytest.raises(ValueError, match="expected a positive int") as error:
             cache.get_many([key(1)])
         assert f"max_bytes={max_bytes!r}" in str(error.value)
         assert "Nothing was stored. Pass" in str(error.value)
@@ -238,14 +238,14 @@ def test_bad_location(location):
 
 @pytest.mark.parametrize("bad", ["key", b"short", key(1).hex(), None])
 def test_bad_key(cache, bad):
-    with pytest.raises(ValueError, match="accepts 32 bytes. Nothing was stored. Pass"):
+    with pytest.raises(ValueError, match="expected 32 bytes. Nothing was stored. Pass"):
         cache.put_many({key(1): row(1), bad: row(2)})
     assert cache.info().rows == 0
 
 
 @pytest.mark.parametrize("value", [np.zeros(3), [1, 2], np.array([None]), "text"])
 def test_bad_value(cache, value):
-    with pytest.raises(TypeError, match="float16 and uint8. Nothing was stored. Conv"):
+    with pytest.raises(TypeError, match="float16 or uint8. Nothing was stored. Conv"):
         cache.put_many({key(1): row(1), key(2): value})
     assert cache.info().rows == 0
 
@@ -586,8 +586,8 @@ def put_warns_once(cache, match):
     assert len(caught) == 1
     assert caught[0].filename == __file__
     text = str(caught[0].message)
-    assert "It accepts a writable folder" in text
-    assert "Results are right but not all are cached" in text
+    assert "Expected a writable folder" in text
+    assert "Results are correct, but not all of them are cached" in text
     assert "pass cache=None" in text
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -640,7 +640,7 @@ def test_a_short_write_is_not_renamed(tmp_path, monkeypatch):
     cache = EmbeddingCache(tmp_path)
     good = _shards._header
     monkeypatch.setattr(_shards, "_header", lambda kind, rows: good(kind, rows)[:-1])
-    put_warns_once(cache, "did not read back")
+    put_warns_once(cache, "was written cannot be read")
     assert list(tmp_path.iterdir()) == []
 
 

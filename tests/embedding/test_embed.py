@@ -305,20 +305,20 @@ def test_parameters_are_resolved(tmp_path):
     assert resolve_cache(tmp_path).info().location == str(tmp_path)
     assert resolve_device("cpu") == "cpu"
     assert resolve_precision("float32", "cpu") == "float32"
-    with pytest.raises(ValueError, match="Accepted are"):
+    with pytest.raises(ValueError, match="Invalid cache=3: expected"):
         resolve_cache(3)
 
 
 @pytest.mark.parametrize(
     ("device", "got"),
     [
-        (3, "is no device that torch knows"),
-        ("gpu", "is no device that torch knows"),
+        (3, "is not a device that torch knows"),
+        ("gpu", "is not a device that torch knows"),
         ("vulkan", "cannot be used on this machine: .{10,99}[^.]"),
     ],
 )
 def test_a_device_that_is_not_there_is_refused(device, got):
-    message = rf"^device={device!r} {got}\. Accepted are 'auto', .* and 'mps'\.$"
+    message = rf"^Invalid device={device!r}: expected .* or 'mps'\. It {got}\.$"
     with pytest.raises(ValueError, match=message):
         resolve_device(device)
 
@@ -327,7 +327,7 @@ def test_bfloat16_is_refused_where_it_is_slower(monkeypatch):
     monkeypatch.setattr(
         "sktransfer.embedding._prefix._has_bfloat16", lambda kind: False
     )
-    with pytest.raises(ValueError, match="slower than 'float32'"):
+    with pytest.raises(ValueError, match="expected 'float32', as bfloat16 is slower"):
         resolve_precision("bfloat16", "cpu")
 
 

@@ -121,9 +121,9 @@ def test_stage_and_pooling(files):
         ({"pooling": "mean"}, "pooling"),
         ({"backbone": "tinny"}, "Did you mean 'tiny'"),
         ({"image_size": -3}, "image_size"),
-        ({"device": "gpu"}, "Accepted are 'auto'"),
+        ({"device": "gpu"}, "Invalid device='gpu': expected 'auto'"),
         ({"on_error": "skip"}, "on_error"),
-        ({"cache": 3}, "Accepted are 'auto'"),
+        ({"cache": 3}, "Invalid cache=3: expected 'auto'"),
     ],
 )
 def test_wrong_parameters_are_refused_by_name(parameters, message, files):

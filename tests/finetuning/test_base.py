@@ -518,7 +518,7 @@ def test_a_regressor_refuses_labels(kind, task):
     [
         ({"freeze": "layer9"}, "freeze='layer9' is no stage"),
         ({"freeze": 7}, "freeze=7 is no number of stages"),
-        ({"augment": "heavy"}, "Accepted are None, 'mild'"),
+        ({"augment": "heavy"}, "expected None, 'mild'"),
         ({"lr": -1.0}, "'lr' parameter"),
         ({"optimizer": "lion"}, "'optimizer' parameter"),
     ],

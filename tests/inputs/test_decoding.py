@@ -263,10 +263,10 @@ def test_a_picture_is_the_same_in_whatever_bands_it_is_converted(monkeypatch):
         np.arange(23)[:, None] < 20, bytes_[..., 0] * np.uint16(257), words
     )
     arrays = [bytes_, bytes_ / 255, words, words / 65535, mixed, bytes_[..., 0] > 99]
-    whole = [_decoding.as_pixels(_decoding.decode(array)) for array in arrays]
+    whole = [_decoding.as_tensor(_decoding.decode(array)) for array in arrays]
     monkeypatch.setattr(_decoding, "_BAND", 60)
     for array, expected in zip(arrays, whole, strict=True):
-        found = _decoding.as_pixels(_decoding.decode(array))
+        found = _decoding.as_tensor(_decoding.decode(array))
         assert found.dtype == expected.dtype
         np.testing.assert_array_equal(found, expected)
     assert whole[4].dtype == whole[2].dtype == torch.float32
@@ -310,7 +310,7 @@ def test_a_large_picture_takes_a_few_times_its_pixels():
 
 def test_large_pictures_are_decoded_one_at_a_time(monkeypatch, encodings):
     monkeypatch.setattr(_decoding, "_LARGE", 29 * 23 - 1)
-    running, most, plain = [0], [0], _decoding._pil_picture
+    running, most, plain = [0], [0], _decoding._loaded_image
 
     def watched(image):
         running[0] += 1
@@ -330,7 +330,7 @@ def test_large_pictures_are_decoded_one_at_a_time(monkeypatch, encodings):
             thread.join()
         return most[0]
 
-    monkeypatch.setattr(_decoding, "_pil_picture", watched)
+    monkeypatch.setattr(_decoding, "_loaded_image", watched)
     assert run() == 1
     monkeypatch.setattr(_decoding, "_LARGE", 29 * 23)
     assert run() > 1
@@ -355,8 +355,8 @@ def sparse(folder):
     [
         (loop, "symbolic links"),
         (sparse, "more than 536,870,912"),
-        (lambda folder: "/dev/zero", "no regular file"),
-        (lambda folder: "/dev/stdin", "no regular file|No such|cannot identify"),
+        (lambda folder: "/dev/zero", "not a regular file"),
+        (lambda folder: "/dev/stdin", "not a regular file|No such|cannot identify"),
         (lambda folder: "/proc/self/mem", "cannot identify|Input/output"),
         (lambda folder: "nul\0byte.png", "null (byte|character)"),
         (lambda folder: "x" * 5000, "name too long"),

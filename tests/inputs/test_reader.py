@@ -110,7 +110,7 @@ def test_a_text_does_not_depend_on_its_neighbours(stage, n_jobs):
     extractor = PretrainedFeatureExtractor(text_backbone(), **settings)
     if stage == "letters":
         # The mean over what is padded is that of Mean, not of a pooling for images.
-        with pytest.raises(ValueError, match="pooling='none' leaves as they are"):
+        with pytest.raises(ValueError, match="Invalid stage=.* with pooling='none'"):
             extractor.set_params(pooling="none").transform(TEXTS)
         return
     counts.clear()
