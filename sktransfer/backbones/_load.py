@@ -55,6 +55,7 @@ def load_backbone(
     Returns
     -------
     Backbone
+        The network, split into named stages, with the reader of its samples.
 
     Raises
     ------

@@ -117,7 +117,7 @@ def test_an_image_that_does_not_fit_is_an_error_that_says_what_to_do():
 @pytest.mark.filterwarnings("ignore:Batches of")
 def test_a_fit_that_does_not_fit_names_the_batch_size():
     model = FineTuneClassifier(greedy(2), batch_size=4, random_state=0, device="cpu")
-    with pytest.raises(RuntimeError, match=r"'cpu' at batch_size=4 \(Tried to alloc"):
+    with pytest.raises(RuntimeError, match=r"'cpu' with batch_size=4 \(Tried to alloc"):
         model.fit(IMAGES, np.arange(5) % 2)
     assert not hasattr(model, "backbone_")
     model.set_params(batch_size=2, max_epochs=1).fit(IMAGES, np.arange(5) % 2)
