@@ -21,36 +21,42 @@ from sktransfer.inputs._reader import Reader
 class Backbone:
     """A pretrained network without its classifier: named stages in a row.
 
-    A backbone is never changed, so that it can be shared by estimators, threads and
-    processes: `copy.deepcopy` gives the backbone itself, cloning an estimator that
-    holds one costs nothing.
+    A backbone never changes, so that estimators, threads and processes can share it:
+    `copy.deepcopy` returns the backbone itself, and cloning an estimator that holds one
+    costs nothing.
 
     Parameters
     ----------
     stages : torch.nn.Sequential
-        Named stages, the last of which gives embeddings of shape (n, n_features), as
-        `split_stages` makes them. They are deep-copied.
-    reader : Reader, optional
-        How samples become the inputs of the first stage; None is an `ImageReader`
-        with ImageNet's sizes, mean and standard deviation.
+        The named stages, as returned by `split_stages`. They are deep-copied. The last
+        stage returns embeddings of shape (n, n_features).
+    reader : ImageReader, optional
+        How samples become the inputs of the first stage. If None, an `ImageReader` with
+        the sizes, mean and standard deviation of ImageNet is used.
     name : str, default="custom"
-        For messages and reprs.
+        The name of the backbone in messages and representations.
     rebuild : callable, optional
-        Takes nothing and loads the same backbone again. A pickle then holds this
-        callable in place of the weights, and checks their digest when loaded.
+        A function without arguments that loads the same backbone again. A pickle then
+        holds this function instead of the weights, and their digest is checked when it
+        is loaded.
 
     Attributes
     ----------
     stage_names : tuple of str
-        Of all stages, first to last.
+        The names of all stages, from first to last.
     shapes : list of tuple of int
-        Of the output of each stage for one sample.
+        The shape of the output of each stage for one sample.
     n_features : int
-        Length of an embedding.
+        The number of features of an embedding.
     n_parameters : int
-        Of all stages.
+        The number of parameters of all stages.
     digest : str
-        SHA-256 of the structure and of all tensors, in hex digits.
+        The SHA-256 of the structure and of all tensors, in hexadecimal digits.
+
+    Raises
+    ------
+    TypeError
+        If `stages` is not a non-empty `torch.nn.Sequential`, or `reader` not a reader.
 
     Examples
     --------
@@ -63,6 +69,17 @@ class Backbone:
     """
 
     def __init__(self, stages, reader=None, *, name="custom", rebuild=None):
+        if not isinstance(stages, nn.Sequential) or not len(stages):
+            raise TypeError(
+                f"Invalid stages of type {type(stages).__name__}: expected a non-empty "
+                "torch.nn.Sequential of stages. Use split_stages(network), or "
+                "load_backbone(network)."
+            )
+        if not isinstance(reader, Reader | None):
+            raise TypeError(
+                f"Invalid reader={reader!r}: expected an instance of ImageReader, such "
+                "as ImageReader(), or None."
+            )
         self._assemble(_frozen(stages), rebuild)
         self.reader = ImageReader() if reader is None else reader
         self.name = name

@@ -27,6 +27,8 @@ class Candidate:
     prefixes: list[Prefix] = field(default_factory=list)
     features: list[np.ndarray] = field(default_factory=list)
     error: str | None = None
+    # Name of a stage -> why it cannot be ranked.
+    stage_errors: dict[str, str] = field(default_factory=dict)
 
     def load(self, stages) -> None:
         """Load the backbone and make the prefixes, or note why that failed."""
@@ -39,12 +41,20 @@ class Candidate:
             if stages is None:
                 self.prefixes = [prefix]
                 return
-            depths = map(prefix.backbone.depth, names if stages == "all" else stages)
+            asked = names if stages == "all" else stages
+            depths = {self._depth(prefix, stage) for stage in asked}
             self.prefixes = [
-                replace(prefix, depth=depth) for depth in sorted(set(depths))
+                replace(prefix, depth=depth) for depth in sorted(depths - {None})
             ]
         except Exception as error:
             self.fail(error)
+
+    def _depth(self, prefix: Prefix, stage) -> int | None:
+        try:
+            return prefix.backbone.depth(stage)
+        except ValueError as error:
+            self.stage_errors[str(stage)] = said(error)
+            return None
 
     def fail(self, error: Exception) -> None:
         self.error = said(error)
@@ -55,6 +65,8 @@ class Candidate:
         A final average pooling, for example, gives the same embeddings as the stage
         before it does once its output has been pooled.
         """
+        if not self.prefixes:
+            return
         both = list(zip(self.prefixes, self.features, strict=True))
         kept = [
             one
@@ -94,6 +106,11 @@ def make_candidates(backbones: list, shared: dict, stages) -> list[Candidate]:
 
     `shared` are the parameters of extractors that all of them have in common.
     """
+    if isinstance(stages, str) and stages != "all":
+        raise ValueError(
+            f"Invalid stages={stages!r}: expected 'all', a list of stages, such as "
+            f"[{stages!r}], or None for the last stage of each backbone."
+        )
     candidates = [_candidate(given, shared) for given in backbones]
     for candidate in candidates:
         candidate.load(stages)

@@ -232,7 +232,11 @@ def _scored(candidate, y, scores, more) -> list[Result]:
     if candidate.error is not None:
         row = {"backbone": candidate.label, "error": candidate.error}
         return [Result(row, candidate)]
-    return [
+    failed = [
+        {"backbone": candidate.label, "stage": stage, "error": error}
+        for stage, error in candidate.stage_errors.items()
+    ]
+    return [Result(row, candidate) for row in failed] + [
         _scored_stage(candidate, prefix, features, y, scores, more)
         for prefix, features in zip(candidate.prefixes, candidate.features, strict=True)
     ]

@@ -201,7 +201,8 @@ def _tuning(part, backbone, key) -> tuple[_Work, bool]:
     # so that one pass gives both.
     gives = needs if augmented else {embeddings, frozen}
     epochs = 0 if part._solves_head(all_frozen) else part.max_epochs
-    return _Work(needs, gives, epochs, augmented), depth > 0
+    # If no stage is frozen, augmentation makes nothing run more often.
+    return _Work(needs, gives, epochs, augmented and depth > 0), depth > 0
 
 
 def _n_shared(works) -> int:

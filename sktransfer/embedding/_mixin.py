@@ -104,10 +104,11 @@ class Summary:
     def sentence(self) -> str:
         total = self.backbone.n_parameters
         n_features = self.n_features or self.backbone.n_features
+        # Where nothing was trained, as in an extractor, there is no head either.
+        trained = f"{self.n_trained:,} trained with the head, " * bool(self.n_trained)
         return (
-            f"{self.backbone.name}, {self.backbone.reader}: {total:,} "
-            f"parameters of the backbone, {self.n_trained:,} trained with the head, "
-            f"embedding of {n_features:,} features."
+            f"{self.backbone.name}, {self.backbone.reader}: {total:,} parameters of "
+            f"the backbone, {trained}embedding of {n_features:,} features."
         )
 
 

@@ -7,6 +7,8 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
+from sktransfer.embedding._prefix import pool
+
 # Features whose relative variation is below this count as constant. It is the rounding
 # error of float32, with a margin.
 _ROUNDING = 1e-6
@@ -136,7 +138,8 @@ class Network(nn.Module):
         with torch.autocast(kind, torch.bfloat16, enabled=low), exempt:
             for stage, size in zip(self.suffix, self._largest, strict=True):
                 x = stage(_laid_out(x, size))
-            x = self.head(x)
+            # As in prediction; what is flat already stays as it is.
+            x = self.head(pool(x, "avg"))
         return x.float()
 
     def rest(self, count: int) -> None:

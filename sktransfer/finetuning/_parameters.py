@@ -1,5 +1,6 @@
 """The parameters that FineTuneClassifier and FineTuneRegressor share."""
 
+import functools
 import inspect
 from numbers import Integral, Real
 
@@ -102,5 +103,17 @@ def shared_parameters(init):
     own = inspect.signature(init).parameters
     shared = inspect.signature(SharedParameters.__init__).parameters
     more = [own[name] for name in own if name not in {*shared, "shared"}]
-    init.__signature__ = inspect.Signature([*shared.values(), *more])
-    return init
+    signature = inspect.Signature([*shared.values(), *more])
+
+    @functools.wraps(init)
+    def constructor(self, *args, **kwargs):
+        # Else the error would name SharedParameters, which no user knows.
+        for name in kwargs.keys() - signature.parameters.keys():
+            raise TypeError(
+                f"{type(self).__name__}.__init__() got an unexpected keyword argument "
+                f"{name!r}"
+            )
+        init(self, *args, **kwargs)
+
+    constructor.__signature__ = signature
+    return constructor

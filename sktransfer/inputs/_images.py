@@ -1,5 +1,6 @@
 """ImageReader: how images become the inputs of a network."""
 
+import numbers
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
@@ -21,6 +22,7 @@ from sktransfer.inputs._reader import Reader, Samples
 # centre crop would remove them anyway. An image of 1 x 60,000 pixels would otherwise be
 # resized to 224 x 13.4 M.
 MAX_ASPECT = 16
+_INTERPOLATIONS = ("bilinear", "bicubic")
 # Side of the images of which the pixels are features of a linear model: as in CIFAR-10,
 # large enough to tell things apart, small enough for a linear model.
 _PLAIN_SIDE = 32
@@ -55,6 +57,25 @@ class ImageReader(Reader):
     >>> Backbone(stages, ImageReader(resize=36, crop=32), name="mine")
     <Backbone 'mine': 2 stages, 0 parameters, 32 pixels>
     """
+
+    def __post_init__(self):
+        sizes = {"resize": self.resize, "crop": self.crop}
+        for name, size in sizes.items():
+            if not isinstance(size, numbers.Integral) or size < 1:
+                self._refuse(name, "a number of pixels, a positive int")
+        for name, values in {"mean": self.mean, "std": self.std}.items():
+            if not isinstance(values, tuple) or len(values) != 3:
+                self._refuse(name, "a tuple of three numbers, one for each channel")
+        if min(self.std) <= 0:
+            self._refuse("std", "positive numbers, since images are divided by them")
+        if self.interpolation not in _INTERPOLATIONS:
+            self._refuse("interpolation", " or ".join(map(repr, _INTERPOLATIONS)))
+
+    def _refuse(self, name: str, expected: str) -> None:
+        value = getattr(self, name)
+        raise ValueError(
+            f"Invalid {name}={value!r} of an ImageReader: expected {expected}."
+        )
 
     kind: ClassVar[str] = "image"
     accepted: ClassVar[str] = (

@@ -22,12 +22,19 @@ def whole_file(path) -> Iterator[Path]:
     ------
     FileNotFoundError
         If the folder of `path` does not exist.
+    IsADirectoryError
+        If `path` is a folder.
     """
     path = Path(path).expanduser()
     if not path.parent.is_dir():
         raise FileNotFoundError(
             f"There is no folder {str(path.parent)!r} to write {path.name!r} to. "
             "Nothing was written. Create the folder first."
+        )
+    if path.is_dir():
+        raise IsADirectoryError(
+            f"{str(path)!r} is a folder, where the path of a file is needed. Nothing was "
+            f"written. Add a file name, such as {str(path / 'model')!r}."
         )
     # A file in the same folder is on the same file system, where a move replaces the
     # target in one step. The unique name keeps writers of the same file apart.

@@ -145,10 +145,14 @@ def _origin(backbone: Backbone) -> str:
     """Return where the weights come from, their digest and their licence."""
     origin, source = backbone.origin, backbone
     # A card is about the pretrained weights, which a tuned backbone refers to.
-    if isinstance(origin, Tuned):
+    tuned = isinstance(origin, Tuned)
+    if tuned:
         source = origin.source
         origin = source.origin
-    digest = f"SHA-256 of its tensors before tuning: `{source.digest[:16]}`."
+    digest = (
+        f"The SHA-256 of its tensors{' before tuning' * tuned} begins with "
+        f"`{source.digest[:16]}`."
+    )
     if not isinstance(origin, Named):
         return f"Source: {source.name}, given by the user; licence not known. {digest}"
     weights = origin.weights

@@ -69,18 +69,19 @@ def export_onnx(estimator, path):
     """
     onnx = _import_onnx()
     network, reader, output, properties = _parts_of(estimator)
-    graph = _network_graph(network, reader, output)
-    # The names in the network are arbitrary, and must not clash with those of the
-    # preprocessing.
-    graph = onnx.compose.add_prefix(graph, "network/", rename_outputs=False)
-    before = image_graph(onnx, reader, graph)
-    entry = graph.graph.input[0].name
-    model = onnx.compose.merge_models(before, graph, io_map=[(INPUTS, entry)])
-    properties |= {"recipe": json.dumps(reader.to_record())}
-    properties |= {"sktransfer": __version__}
-    onnx.helper.set_model_props(model, properties)
-    onnx.checker.check_model(model)
+    # Opened first, so that a path that cannot be written to is told before the export.
     with whole_file(path) as partial:
+        graph = _network_graph(network, reader, output)
+        # The names in the network are arbitrary, and must not clash with those of the
+        # preprocessing.
+        graph = onnx.compose.add_prefix(graph, "network/", rename_outputs=False)
+        before = image_graph(onnx, reader, graph)
+        entry = graph.graph.input[0].name
+        model = onnx.compose.merge_models(before, graph, io_map=[(INPUTS, entry)])
+        properties |= {"recipe": json.dumps(reader.to_record())}
+        properties |= {"sktransfer": __version__}
+        onnx.helper.set_model_props(model, properties)
+        onnx.checker.check_model(model)
         onnx.save_model(model, partial)
 
 

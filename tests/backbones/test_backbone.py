@@ -297,3 +297,18 @@ def test_a_stage_that_gives_no_rows_is_named(output):
 def test_a_backbone_is_in_float32(dtype):
     backbone = Backbone(nn.Sequential(nn.Conv2d(3, 4, 3).to(dtype), nn.Flatten()))
     assert {p.dtype for p in backbone.stages.parameters()} == {torch.float32}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((nn.Conv2d(3, 3, 3),), "Invalid stages of type Conv2d: .*split_stages"),
+        ((nn.Sequential(),), "Invalid stages of type Sequential: expected a non-empty"),
+        (([nn.Flatten()],), "Invalid stages of type list"),
+        ((nn.Sequential(nn.Flatten()), 224), "Invalid reader=224: .*an ImageReader"),
+        ((nn.Sequential(nn.Flatten()), ImageReader), "Invalid reader=<class"),
+    ],
+)
+def test_what_is_no_backbone_is_refused_when_it_is_made(arguments, message):
+    with pytest.raises(TypeError, match=message):
+        Backbone(*arguments)

@@ -323,3 +323,19 @@ def test_a_function_of_the_name_of_a_score():
         X, y, [colour_backbone()], scoring=iter([knn, constant]), cv=None
     )
     assert (row["knn"], row["constant"]) == (7.0, 1.0)
+
+
+def test_a_stage_that_is_not_there_costs_no_other():
+    X, y = make_task()
+    backbones = [small_backbone(), colour_backbone()]
+    ranking = rank_backbones(X, y, backbones, stages=["0", "2"], cv=None)
+    assert [(row["backbone"], row["stage"]) for row in ranking[-1:]] == [
+        ("colour", "2")
+    ]
+    assert "stage='2'" in ranking[-1]["error"]
+    assert len(ranking) == 4
+    assert all(row["error"] is None for row in ranking[:-1])
+    with pytest.raises(ValueError, match="Invalid stages='0': expected 'all', a list"):
+        rank_backbones(X, y, backbones, stages="0")
+    with pytest.raises(ValueError, match="colour, 9: ValueError: "):
+        rank_backbones(X, y, backbones[1:], stages=["9"])

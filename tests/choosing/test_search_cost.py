@@ -18,6 +18,7 @@ from sktransfer import (
     search_cost,
 )
 from tests.small_network import counts, small_backbone
+from tests.small_tasks import make_task
 
 N = 24
 X = np.random.default_rng(0).integers(0, 256, (N, 16, 16, 3), dtype=np.uint8)
@@ -63,8 +64,8 @@ def test_a_search_computes_what_was_told():
 def test_what_differs_in_the_network_is_a_pass_of_its_own():
     grid = {"image_size": [16, 20], "freeze": [0, 1, 2], "augment": [None, "light"]}
     cost = search_cost(GridSearchCV(model(), grid, cv=2, refit=False), X, y)
-    assert (cost.n_fits, cost.n_passes, cost.n_augmented) == (24, 2, 12)
-    assert "12 fits augment" in str(cost)
+    assert (cost.n_fits, cost.n_passes, cost.n_augmented) == (24, 2, 8)
+    assert "8 fits augment" in str(cost)
     assert "once more" not in str(cost)
 
 
@@ -249,3 +250,12 @@ def test_the_network_may_be_in_the_grid_alone(empty):
 def test_what_is_no_such_search_is_refused(search, message):
     with pytest.raises(ValueError, match=message):
         search_cost(search, X, y)
+
+
+def test_augmentation_without_frozen_stages_makes_nothing_run_again():
+    X, y = make_task()
+    model = FineTuneClassifier(small_backbone(), augment="mild", random_state=0)
+    cost = search_cost(GridSearchCV(model, {"freeze": [0, 1]}, cv=2), X, y)
+    assert cost.n_augmented == 2 + 1
+    search = GridSearchCV(model, {"freeze": [0]}, cv=2)
+    assert search_cost(search, X, y).n_augmented == 0

@@ -5,7 +5,10 @@ import pytest
 import torch
 from torch import nn
 
+from sktransfer import Backbone, FineTuneClassifier
 from sktransfer.finetuning._network import Network, Standardise, make_head
+from sktransfer.inputs._images import ImageReader
+from tests.small_tasks import make_task
 
 PICTURES = torch.randn(4, 3, 12, 12, generator=torch.Generator().manual_seed(0))
 
@@ -98,3 +101,18 @@ def test_a_feature_that_varies_by_rounding_alone_is_left_as_it_is():
     found = Standardise.of(embeddings)
     assert found.scale[0] == pytest.approx(embeddings[:, 0].std(), rel=1e-5)
     assert found.scale[1:].tolist() == [1.0, 1.0]
+
+
+def test_a_last_stage_that_is_not_flat_is_pooled_as_in_prediction():
+    torch.manual_seed(0)
+    maps = Backbone(nn.Sequential(nn.Conv2d(3, 4, 3)), ImageReader(10, 8))
+    flat = nn.Sequential(*maps.stages, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    X, y = make_task()
+    for freeze in (0, "all"):
+        found = [
+            FineTuneClassifier(one, freeze=freeze, max_epochs=2, random_state=0)
+            .fit(X, y)
+            .predict_proba(X)
+            for one in (maps, Backbone(flat, maps.reader))
+        ]
+        np.testing.assert_allclose(*found, rtol=1e-5)

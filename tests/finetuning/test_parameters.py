@@ -40,3 +40,10 @@ def test_the_docstring_has_the_parameters_in_the_order_of_the_signature(kind):
     lines = [line for line in section.splitlines() if line[:1].isalpha()]
     documented = [line.split(" : ")[0] for line in lines if " : " in line]
     assert documented == [*inspect.signature(kind).parameters]
+
+
+@pytest.mark.parametrize("estimator", [FineTuneClassifier, FineTuneRegressor])
+def test_an_unknown_parameter_is_an_error_of_the_estimator(estimator):
+    message = rf"^{estimator.__name__}.__init__\(\) got an unexpected .*'epochs'$"
+    with pytest.raises(TypeError, match=message):
+        estimator(epochs=3)

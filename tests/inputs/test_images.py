@@ -491,3 +491,20 @@ def test_a_digest_tells_content_apart(picture):
     assert digest(read(picture)) == digest(read(PIL.Image.fromarray(picture)))
     others = [picture[::-1], picture.reshape(-1, 48, 3), picture.astype(np.uint16)]
     assert len({digest(read(other)) for other in [picture, *others]}) == 4
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"resize": 0}, "Invalid resize=0 of an ImageReader: .*positive int"),
+        ({"crop": "a"}, "Invalid crop='a'"),
+        ({"resize": 36.5}, "Invalid resize=36.5"),
+        ({"mean": (1.0,)}, r"Invalid mean=\(1.0,\).*three numbers"),
+        ({"mean": 0.5}, "Invalid mean=0.5"),
+        ({"std": (0.0, 1.0, 1.0)}, "Invalid std=.*positive"),
+        ({"interpolation": "cubic"}, "expected 'bilinear' or 'bicubic'"),
+    ],
+)
+def test_a_reader_that_cannot_read_is_refused_when_it_is_made(fields, message):
+    with pytest.raises(ValueError, match=message):
+        ImageReader(**fields)
