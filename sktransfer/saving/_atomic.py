@@ -33,8 +33,8 @@ def whole_file(path) -> Iterator[Path]:
         )
     if path.is_dir():
         raise IsADirectoryError(
-            f"{str(path)!r} is a folder, where the path of a file is needed. Nothing was "
-            f"written. Add a file name, such as {str(path / 'model')!r}."
+            f"{str(path)!r} is a folder, where the path of a file is needed. Nothing "
+            f"was written. Add a file name, such as {str(path / 'model')!r}."
         )
     # A file in the same folder is on the same file system, where a move replaces the
     # target in one step. The unique name keeps writers of the same file apart.

@@ -45,7 +45,7 @@ def test_a_folder_that_is_not_there_is_named(tmp_path):
 
 
 def test_a_folder_is_no_file(tmp_path):
-    with pytest.raises(IsADirectoryError, match="is a folder.*Add a file name"):
-        with whole_file(tmp_path):
-            raise AssertionError("it was let to be written")
+    message = "is a folder.*Add a file name"
+    with pytest.raises(IsADirectoryError, match=message), whole_file(tmp_path):
+        raise AssertionError("it was let to be written")
     assert list(tmp_path.iterdir()) == []
