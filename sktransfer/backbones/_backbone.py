@@ -15,7 +15,7 @@ from sktransfer.backbones._fingerprint import behaviour_digest
 from sktransfer.backbones._fusion import fuse
 from sktransfer.backbones._weights import WeightsMismatchError, module_digest
 from sktransfer.inputs._images import ImageReader
-from sktransfer.inputs._reader import Reader
+from sktransfer.inputs._reader import Reader, input_shape
 
 
 class Backbone:
@@ -122,7 +122,7 @@ class Backbone:
         try:
             return self._shapes_or_error()
         except (RuntimeError, AssertionError) as error:
-            sides = ", ".join(map(str, self.reader.example(1).shape[1:]))
+            sides = ", ".join(map(str, input_shape(self.reader)))
             advice = f"Set {self.reader.size_parameter} to one it takes."
             raise ValueError(
                 f"Backbone {self.name!r} cannot be run: {error}. Its inputs have shape "

@@ -12,6 +12,7 @@ import torch
 
 from sktransfer.backbones._backbone import Backbone
 from sktransfer.embedding._cache import EmbeddingCache
+from sktransfer.inputs._reader import input_shape
 
 # A part of every key, to be changed when the meaning of stored values changes.
 _KEY_FORMAT = "sktransfer-1"
@@ -140,7 +141,7 @@ class Prefix:
         """The number of rows of a batch."""
         if self.batch_size is not None:
             return self.batch_size
-        few = _CPU_PLACES // math.prod(self._input_shape[1:])
+        few = _CPU_PLACES // math.prod(input_shape(self.backbone.reader)[1:])
         if self.backbone.has_pointwise and few >= _POINTWISE_BATCH // 4:
             few = max(few, _POINTWISE_BATCH)
         on_cpu = min(_CPU_BATCH, max(1, few))
@@ -150,16 +151,14 @@ class Prefix:
     def shape(self) -> tuple[int, ...]:
         """The shape of one row of the output."""
         shape = (
-            self.backbone.shapes[self.depth - 1] if self.depth else self._input_shape
+            self.backbone.shapes[self.depth - 1]
+            if self.depth
+            else input_shape(self.backbone.reader)
         )
         if self.pooling == "none" or len(shape) == 1:
             return shape
         width = shape[-1] if len(shape) == 2 else shape[0]
         return (2 * width if self.pooling == "avgmax" else width,)
-
-    @functools.cached_property
-    def _input_shape(self) -> tuple[int, ...]:
-        return tuple(self.backbone.reader.example(1).shape[1:])
 
     def keys(self, digests: Iterable[bytes]) -> list[bytes]:
         """Return the cache keys of the outputs for samples with these digests.

@@ -5,6 +5,7 @@ hashed and decoded. A *draft* is a decoded sample to which augmentation is appli
 an *input* is one row of the tensor that the first stage of a network receives.
 """
 
+import functools
 import hashlib
 import math
 import os
@@ -172,6 +173,13 @@ class Samples(Sequence):
         if isinstance(sample, str | os.PathLike):
             return f"row {self.rows[row]} ({shortened(os.fspath(sample))!r})"
         return f"row {self.rows[row]} ({type(sample).__name__})"
+
+
+# Examples take longer to make than the shape of one is worth, which is asked for often.
+@functools.lru_cache(maxsize=64)
+def input_shape(reader: Reader) -> tuple[int, ...]:
+    """Return the shape of one input."""
+    return tuple(reader.example(1).shape[1:])
 
 
 def pad_outputs(rows: Sequence[torch.Tensor]) -> torch.Tensor:
