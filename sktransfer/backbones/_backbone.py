@@ -156,40 +156,40 @@ class Backbone:
         return _joined(stage.digest for stage in self._stages.values())
 
     def cause(self, depth):
-        """Hash all that decides what some leading stages compute.
+        """Return a digest of everything that the output of leading stages depends on.
 
         Parameters
         ----------
         depth : int
-            Number of leading stages.
+            The number of leading stages.
 
         Returns
         -------
         str
-            SHA-256 in hex digits.
+            The SHA-256 in hexadecimal digits.
         """
         return _joined(stage.cause for stage in list(self._stages.values())[:depth])
 
     def depth(self, stage, *, parameter="stage"):
-        """Find the number of leading stages that a specification means.
+        """Return the number of leading stages that a specification stands for.
 
         Parameters
         ----------
         stage : int, str or None
-            A number of leading stages (negative counts from the end), the name of
-            the last of them, or "all" (None means the same).
+            A number of leading stages (negative numbers count from the end), the name
+            of the last of these stages, or "all". None is equivalent to "all".
         parameter : str, default="stage"
-            What the specification is called in an error message.
+            The name of the parameter in error messages.
 
         Returns
         -------
         int
-            From 0 to the number of stages.
+            The depth, between 0 and the number of stages.
 
         Raises
         ------
         ValueError
-            If there is no such stage.
+            If the backbone has no such stage.
         """
         count = len(self.stages)
         if stage is None or isinstance(stage, str):
@@ -201,30 +201,30 @@ class Backbone:
             depth = int(stage) + (count if stage < 0 else 0)
             if 0 <= depth <= count:
                 return depth
-        what, hint = "no number of stages", ""
+        hint = ""
         if isinstance(stage, str):
             names = {name.lower(): name for name in (*self.stage_names, "all")}
             close = get_close_matches(stage.lower(), names, n=1)
-            what = "no stage"
             hint = f" Did you mean {names[close[0]]!r}?" if close else ""
         raise ValueError(
-            f"{parameter}={stage!r} is {what} of backbone {self.name!r}.{hint} "
-            f"Accepted are the names {list(self.stage_names)}, a number of leading "
-            f"stages from {-count} to {count}, or 'all'.{_why_one(self.stage_names)}"
+            f"Invalid {parameter}={stage!r} of backbone {self.name!r}: expected one of "
+            f"the stages {list(self.stage_names)}, a number of leading stages from "
+            f"{-count} to {count}, or 'all'.{hint}{_why_one(self.stage_names)}"
         )
 
     def freeze_depth(self, freeze):
-        """Find the number of leading stages that ``freeze`` keeps as they are.
+        """Return the number of leading stages that ``freeze`` keeps unchanged.
 
         Parameters
         ----------
         freeze : int or str
-            As in `FineTuneClassifier`.
+            The freeze depth, as in `FineTuneClassifier`.
 
         Returns
         -------
         int
-            All stages, where only such without parameters would be left to train.
+            The number of frozen stages. If only stages without parameters would be left
+            to train, all stages are frozen.
         """
         depth = self.depth(freeze, parameter="freeze")
         trained = any(True for _ in self.stages[depth:].parameters())
@@ -236,17 +236,17 @@ class Backbone:
         Parameters
         ----------
         side : int
-            Side of the square input in pixels, or whatever size its reader has.
+            The size of the input: for images, the side length of the square in pixels.
 
         Returns
         -------
         Backbone
-            It shares the stages with this one.
+            A backbone that shares its stages with this one.
 
         Raises
         ------
         ValueError
-            If the architecture cannot take that size.
+            If the architecture does not accept that size.
         """
         parameter = self.reader.size_parameter
         if not isinstance(side, numbers.Integral) or isinstance(side, bool) or side < 1:
@@ -274,20 +274,20 @@ class Backbone:
         return other
 
     def inference_stages(self, device="cpu"):
-        """Return the stages as they compute fastest, on a device.
+        """Return the stages in the form that is fastest for inference on a device.
 
-        In evaluation mode, batch norm folded into the convolutions and channels last:
-        equal to `stages` up to rounding.
+        Batch norms are folded into the convolutions, and the memory layout is channels
+        last. The outputs are equal to those of `stages` up to rounding.
 
         Parameters
         ----------
         device : str, default="cpu"
-            Where they are to run.
+            The device to run the stages on.
 
         Returns
         -------
         torch.nn.Sequential
-            The same one in each call.
+            The stages, in evaluation mode. Each call returns the same object.
         """
         if device not in self._fastest:
             stages = [stage.fused(device) for stage in self._stages.values()]
@@ -295,25 +295,25 @@ class Backbone:
         return self._fastest[device]
 
     def tuned(self, depth, suffix):
-        """Return this backbone with its stages from `depth` on replaced.
+        """Return a backbone in which the stages from `depth` on are replaced.
 
-        It shares the others with this backbone, and all that is known of them. Its
-        pickles hold the new stages and refer to this backbone for the rest.
+        The leading stages are shared with this backbone. A pickle contains the new
+        stages, and refers to this backbone for the others.
 
         Parameters
         ----------
         depth : int
-            Number of leading stages to keep.
+            The number of leading stages to keep.
         suffix : torch.nn.Sequential
-            The stages after them, which are copied.
+            The stages that follow them, which are copied.
 
         Returns
         -------
         Backbone
-            Its name says that it is tuned.
+            The tuned backbone, whose name says so.
         """
         stages = {**dict(list(self._stages.items())[:depth]), **_frozen(suffix)}
-        # Tuned again and again, a network refers to the first one alone.
+        # A network that is tuned repeatedly refers only to the first one.
         source, start = self, depth
         if isinstance(self.origin, Tuned):
             source, start = self.origin.source, min(depth, self.origin.depth)
@@ -325,7 +325,7 @@ class Backbone:
 
 
 class _Stage:
-    """A stage that is never changed, and what is worked out about it once."""
+    """A stage, which never changes, with what needs to be computed only once."""
 
     def __init__(self, module: nn.Module):
         self.module = module
@@ -352,15 +352,15 @@ def _joined(digests) -> str:
 
 
 def _frozen(stages: nn.Sequential) -> dict[str, _Stage]:
-    """Copy stages, to keep, in float32."""
+    """Return copies of stages in float32, which nobody else holds."""
     stages = copy.deepcopy(stages).cpu().float().eval().requires_grad_(False)
-    # Of a module that is used twice, named_children would list one use only.
+    # `named_children` would list only one use of a module that is used twice.
     return {name: _Stage(module) for name, module in stages._modules.items()}
 
 
 @dataclass(frozen=True)
 class Tuned:
-    """How a tuned backbone is made again: its source, and the stages that differ."""
+    """How a tuned backbone is rebuilt: its source, and the stages that differ."""
 
     source: Backbone
     depth: int
@@ -379,50 +379,51 @@ def _rebuild_checked(rebuild, reader, digest):
 
 
 def checked(backbone: Backbone, reader: Reader, digest: str) -> Backbone:
-    """Give a backbone that was made again its reader, if it is the one of then."""
+    """Return a rebuilt backbone with the saved reader, or refuse other weights."""
     if backbone.digest != digest:
         raise WeightsMismatchError(
             f"The weights of backbone {backbone.name!r} are not those that the saved "
             f"estimator was made with: their digest is {backbone.digest[:12]}, not "
-            f"{digest[:12]}. Nothing was loaded. Install the weights of then (the "
+            f"{digest[:12]}. Nothing was loaded. Restore the original weights (the "
             "file, or the version of torchvision), or fit again."
         )
     return backbone._with(reader=reader)
 
 
 def _why_one(stage_names: tuple[str, ...]) -> str:
-    """Why a network that could not be split has one stage; empty for others."""
+    """Explain why a network has a single stage; empty if it was split."""
     if stage_names != ("all",):
         return ""
     return (
-        " It is one stage because this process knows no way to split it. Register one "
-        "(split_stages.register), for n_jobs in a module that worker processes import, "
-        "or pass backbone=Backbone(split_stages(model))."
+        " It has a single stage because this process does not know how to split it. "
+        "Register a function with split_stages.register, in a module that worker "
+        "processes import if you use n_jobs, or pass "
+        "backbone=Backbone(split_stages(model))."
     )
 
 
 def _about_channels(stages: nn.Sequential) -> str:
-    """What to do about a network that takes no colour images; empty for others."""
+    """Advise on a network that does not take colour images; empty for others."""
     first = next((m for m in stages.modules() if hasattr(m, "in_channels")), None)
     if first is None or first.in_channels == 3:
         return ""
     return (
-        f"Its first layer has in_channels={first.in_channels}, and images are read "
-        "in three channels, grey ones too. Put a module before it that converts "
-        "them: nn.Sequential(convert, *split_stages(model)), where convert may be "
+        f"Its first layer has in_channels={first.in_channels}, but all images, also "
+        "grey ones, are read with three channels. Convert them in a first stage: "
+        "nn.Sequential(convert, *split_stages(model)), where convert is for example "
         "torchvision.transforms.v2.Grayscale() for a network of grey images."
     )
 
 
 def _without_data(stages: nn.Sequential) -> nn.Sequential:
-    """Copy stages, with tensors that have shapes and no numbers."""
+    """Return copies of stages whose tensors have shapes but no data."""
     memo = {id(p): nn.Parameter(p.to("meta"), False) for p in stages.parameters()}
     memo |= {id(buffer): buffer.to("meta") for buffer in stages.buffers()}
     return copy.deepcopy(stages, memo)
 
 
 def _shapes(stages, x) -> list[tuple[int, ...]]:
-    """Shapes of the outputs of all stages."""
+    """Return the shapes of the outputs of all stages."""
     shapes = []
     with torch.inference_mode():
         for name, stage in stages._modules.items():
@@ -430,12 +431,12 @@ def _shapes(stages, x) -> list[tuple[int, ...]]:
             if not isinstance(x, torch.Tensor) or x.ndim < 2:
                 kind = f"shape {tuple(x.shape)}" if hasattr(x, "shape") else type(x)
                 raise ValueError(
-                    f"Stage {name!r} gives {kind}, where a tensor of shape (n, ...) is "
-                    "needed. Cut the network elsewhere (split_stages.register), or "
-                    "wrap it in a module that gives its embeddings."
+                    f"Stage {name!r} returns {kind}, but a tensor of shape (n, ...) is "
+                    "needed. Split the network elsewhere (split_stages.register), or "
+                    "wrap it in a module that returns its embeddings."
                 )
             shapes.append(tuple(x.shape[1:]))
-            # What has no data is computed without complaint by older versions of torch.
+            # Older versions of torch accept empty outputs of tensors without data.
             if min(shapes[-1]) < 1:
                 raise RuntimeError(f"a stage's output would have shape {shapes[-1]}")
     return shapes

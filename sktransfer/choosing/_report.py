@@ -1,7 +1,5 @@
 """Whether transfer helps: a model and its baselines on the same folds."""
 
-from collections import OrderedDict
-
 import numpy as np
 from scipy.sparse import issparse
 from scipy.stats import t as student_t
@@ -291,9 +289,7 @@ def _plain_values(extractor) -> dict[str, PretrainedFeatureExtractor]:
     if plain is None:
         return {}
     name, reader = plain
-    backbone = Backbone(
-        nn.Sequential(OrderedDict(flat=nn.Flatten())), reader, name=name
-    )
+    backbone = Backbone(nn.Sequential(nn.Flatten()), reader, name=name)
     shared = {"image_shape": extractor.image_shape, "cache": extractor.cache}
     return {name: PretrainedFeatureExtractor(backbone, **shared)}
 

@@ -96,7 +96,7 @@ def embed(
         total=len(samples), desc=", ".join(names), unit=unit, disable=not verbose
     ) as progress:
         pass_ = _Pass(samples, runs, cache, digests or [], refusals, failures, progress)
-        for start in range(0, len(samples), _WINDOW):
+        for start in range(0, len(samples), _WINDOW) if runs else ():
             pass_.run(range(start, min(start + _WINDOW, len(samples))), n_jobs)
     out = [None] * len(prefixes)
     for run in runs:
@@ -192,7 +192,7 @@ class _Pass:
         def done(batch):
             self.progress.update(sum(len(equal[row]) for row in batch))
 
-        device = self.runs[0].base.device if self.runs else "cpu"
+        device = self.runs[0].base.device
         try:
             given = isinstance(self.samples, StageOutputs)
             if len(batches) > 1 and not given and spreads(n_jobs, device):
@@ -259,7 +259,7 @@ class _Pass:
         groups = {}
         for row in rows:
             groups.setdefault(self._size_of(row), []).append(row)
-        most = max((run.base.size for run in self.runs), default=1)
+        most = max(run.base.size for run in self.runs)
         return [
             group[i : i + most]
             for group in groups.values()
@@ -361,7 +361,7 @@ class _Pass:
         # Four chunks per worker, so that a slow worker leaves work to the others.
         size = max(1, -(-len(batches) // (4 * workers)))
         chunks = [sum(batches[i : i + size], []) for i in range(0, len(batches), size)]
-        asked = [[run.prefix(one) for one in run.asked] for run in self.runs]
+        asked = [run.prefix(one) for run in self.runs for one in run.asked]
         # If the backend allows it, results are stored while others are computed.
         engine, _ = get_active_backend()
         one_by_one = getattr(engine, "supports_return_generator", False)
@@ -389,10 +389,9 @@ def _parts(batch, lacking):
             yield run, ones, rows[i : i + size]
 
 
-def _chunk(samples, asked, strict):
+def _chunk(samples, prefixes, strict):
     """Compute a chunk in a worker. The rows in its result are numbered from 0."""
     refusals, computed = Refusals(samples, strict), []
-    prefixes = [prefix for some in asked for prefix in some]
     # The parent process looked up all rows before, and it stores the results.
     runs = _runs(samples, prefixes, (), None)
     with tqdm(disable=True) as progress:

@@ -58,6 +58,19 @@ class ImageReader(Reader):
     <Backbone 'mine': 2 stages, 0 parameters, 32 pixels>
     """
 
+    kind: ClassVar[str] = "image"
+    accepted: ClassVar[str] = (
+        "An image is a path, a PIL image, encoded bytes, or an array or tensor of "
+        "shape (H, W), (H, W, 1|3|4) or (3, H, W) of dtype uint8, uint16 or float in "
+        "[0, 1]."
+    )
+
+    resize: int = 256
+    crop: int = 224
+    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
+    std: tuple[float, ...] = (0.229, 0.224, 0.225)
+    interpolation: str = "bilinear"
+
     def __post_init__(self):
         sizes = {"resize": self.resize, "crop": self.crop}
         for name, size in sizes.items():
@@ -76,19 +89,6 @@ class ImageReader(Reader):
         raise ValueError(
             f"Invalid {name}={value!r} of an ImageReader: expected {expected}."
         )
-
-    kind: ClassVar[str] = "image"
-    accepted: ClassVar[str] = (
-        "An image is a path, a PIL image, encoded bytes, or an array or tensor of "
-        "shape (H, W), (H, W, 1|3|4) or (3, H, W) of dtype uint8, uint16 or float in "
-        "[0, 1]."
-    )
-
-    resize: int = 256
-    crop: int = 224
-    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
-    std: tuple[float, ...] = (0.229, 0.224, 0.225)
-    interpolation: str = "bilinear"
 
     def __str__(self):
         return f"{self.crop} pixels"

@@ -69,7 +69,12 @@ def export_onnx(estimator, path):
     """
     onnx = _import_onnx()
     network, reader, output, properties = _parts_of(estimator)
-    # Opened first, so that a path that cannot be written to is told before the export.
+    if not isinstance(reader, ImageReader):
+        raise ValueError(
+            f"export_onnx expects a model of images, got one of {reader.kind}s. "
+            "Nothing was written."
+        )
+    # Opened first, so that a bad path is an error before the export, not after it.
     with whole_file(path) as partial:
         graph = _network_graph(network, reader, output)
         # The names in the network are arbitrary, and must not clash with those of the

@@ -111,7 +111,7 @@ def test_stage_and_pooling(files):
     assert extractor.get_feature_names_out()[0] == "pretrainedfeatureextractor0"
     with pytest.raises(ValueError, match="Choose pooling='avg'"):
         extractor.set_params(pooling="none").transform(files)
-    with pytest.raises(ValueError, match="stage='layer99' is no stage"):
+    with pytest.raises(ValueError, match="Invalid stage='layer99'"):
         extractor.set_params(stage="layer99").transform(files)
 
 

@@ -516,8 +516,8 @@ def test_a_regressor_refuses_labels(kind, task):
 @pytest.mark.parametrize(
     ("parameters", "message"),
     [
-        ({"freeze": "layer9"}, "freeze='layer9' is no stage"),
-        ({"freeze": 7}, "freeze=7 is no number of stages"),
+        ({"freeze": "layer9"}, "Invalid freeze='layer9'"),
+        ({"freeze": 7}, "Invalid freeze=7"),
         ({"augment": "heavy"}, "expected None, 'mild'"),
         ({"lr": -1.0}, "'lr' parameter"),
         ({"optimizer": "lion"}, "'optimizer' parameter"),

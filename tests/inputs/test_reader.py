@@ -15,13 +15,16 @@ from sktransfer import (
     EmbeddingCache,
     FineTuneClassifier,
     PretrainedFeatureExtractor,
+    export_onnx,
     load,
     rank_backbones,
     register_backbone,
     save,
 )
 from sktransfer.backbones import _load
-from sktransfer.inputs._reader import Reader, pad_outputs, unpadded
+from sktransfer.embedding._embed import embed
+from sktransfer.embedding._prefix import Prefix
+from sktransfer.inputs._reader import Reader, Samples, pad_outputs, unpadded
 
 TEXTS = ["a bad day", "good", "so good a day", "bad", "", "good good good", "too bad"]
 WORDS = ["good", "bad", "day", "a", "so", "too", "very", "film"]
@@ -108,11 +111,6 @@ def task():
 def test_a_text_does_not_depend_on_its_neighbours(stage, n_jobs):
     settings = {"stage": stage, "batch_size": 3, "device": "cpu", "n_jobs": n_jobs}
     extractor = PretrainedFeatureExtractor(text_backbone(), **settings)
-    if stage == "letters":
-        # The mean over what is padded is that of Mean, not of a pooling for images.
-        with pytest.raises(ValueError, match="Invalid stage=.* with pooling='none'"):
-            extractor.set_params(pooling="none").transform(TEXTS)
-        return
     counts.clear()
     for cache in [None, EmbeddingCache()]:
         together = extractor.set_params(cache=cache).transform(TEXTS)
@@ -122,6 +120,15 @@ def test_a_text_does_not_depend_on_its_neighbours(stage, n_jobs):
         np.testing.assert_array_equal(extractor.transform(TEXTS[::-1])[::-1], together)
     # Other kernels may compute what is padded: none of it is.
     assert not counts.get("padded")
+
+
+def test_outputs_of_several_lengths_are_padded_with_nan():
+    samples = Samples([*TEXTS, 3], TextReader())
+    with pytest.warns(UserWarning, match=r"rows \[7\]"):
+        (rows,) = embed(samples, [Prefix(text_backbone(), 1)], on_error="nan")
+    lengths = (~np.isnan(rows).any(axis=2)).sum(axis=1)
+    assert lengths.tolist() == [len(text) + 1 for text in TEXTS] + [0]
+    assert rows.shape[1] == max(lengths)
 
 
 def test_what_is_no_text_is_named():
@@ -137,7 +144,9 @@ def test_a_search_over_freeze_depth_computes_each_text_once(task):
     texts, y = task
     cache = EmbeddingCache()
     model = FineTuneClassifier(text_backbone(), cache=cache, device="cpu")
-    model.set_params(random_state=0, max_epochs=3, lr=0.01, batch_size=8)
+    model.set_params(random_state=0, max_epochs=9, lr=0.02, batch_size=8)
+    model.set_params(backbone_lr_mult=1.0)
+    guessing = (y == "no").mean()
     expected = {}
     for freeze in [0, "letters", "all"]:
         model.set_params(freeze=freeze, cache=None)
@@ -146,11 +155,11 @@ def test_a_search_over_freeze_depth_computes_each_text_once(task):
         np.testing.assert_array_equal(
             model.fit(texts, y).predict_proba(texts), expected[freeze]
         )
-        assert model.score(texts, y) > 0.6
+        assert model.score(texts, y) > guessing + 0.2
     counts.clear()
     grid = {"freeze": ["letters", "all"]}
     search = GridSearchCV(model, grid, cv=3).fit(texts, y)
-    assert search.best_score_ > 0.6
+    assert search.best_score_ > guessing + 0.1
     assert not counts
     with pytest.raises(ValueError, match="augment='mild'.*a text is not augmented"):
         model.set_params(augment="mild").fit(texts, y)
@@ -187,6 +196,7 @@ def test_saved_and_loaded_with_its_reader(task, tmp_path, monkeypatch):
 def test_backbones_of_texts_are_ranked(task):
     texts, y = task
     (row,) = rank_backbones(texts, y, [text_backbone()], cv=3)
+    assert row["probe"] > row["chance"]
     assert row["error"] is None
     assert row["seconds"] > 0
 
@@ -198,3 +208,11 @@ def test_padding_goes_and_comes(padding):
     for row, found in zip(rows, unpadded(padded, padding), strict=True):
         assert torch.equal(row, found)
     assert pad_outputs(rows).isnan().sum() == 2 * 3
+
+
+def test_only_models_of_images_are_exported_to_onnx(task, tmp_path):
+    pytest.importorskip("onnxscript")
+    model = FineTuneClassifier(text_backbone(), max_epochs=1, random_state=0)
+    with pytest.raises(ValueError, match="model of images, got one of texts"):
+        export_onnx(model.fit(*task), tmp_path / "model.onnx")
+    assert list(tmp_path.iterdir()) == []
