@@ -235,8 +235,9 @@ class Backbone:
 
         Parameters
         ----------
-        side : int
-            The size of the input: for images, the side length of the square in pixels.
+        side : int or float
+            The size of the input: for images the side length of the square in pixels,
+            for texts the number of tokens, for sounds the number of seconds.
 
         Returns
         -------
@@ -249,12 +250,8 @@ class Backbone:
             If the architecture does not accept that size.
         """
         parameter = self.reader.size_parameter
-        if not isinstance(side, numbers.Integral) or isinstance(side, bool) or side < 1:
-            raise ValueError(
-                f"Invalid {parameter}={side!r}: expected None, for the size that the "
-                "weights were made for, or a positive integer."
-            )
-        resized = self._with(reader=self.reader.resized_to(int(side)))
+        self.reader.check_size(side)
+        resized = self.with_reader(self.reader.resized_to(side))
         advice = (
             f"Its own size is {self.reader}; leave {parameter}=None, or choose a "
             "convolutional network, which takes any size that is not too small."
@@ -267,6 +264,21 @@ class Backbone:
                 f"{_about_channels(self.stages) or advice}"
             ) from error
         return resized
+
+    def with_reader(self, reader):
+        """Return the same network with another reader.
+
+        Parameters
+        ----------
+        reader : Reader
+            How samples become the inputs of the first stage.
+
+        Returns
+        -------
+        Backbone
+            A backbone that shares its stages with this one.
+        """
+        return self._with(reader=reader)
 
     def _with(self, **changes):
         other = object.__new__(Backbone)
@@ -387,7 +399,7 @@ def checked(backbone: Backbone, reader: Reader, digest: str) -> Backbone:
             f"{digest[:12]}. Nothing was loaded. Restore the original weights (the "
             "file, or the version of torchvision), or fit again."
         )
-    return backbone._with(reader=reader)
+    return backbone.with_reader(reader)
 
 
 def _why_one(stage_names: tuple[str, ...]) -> str:

@@ -11,20 +11,27 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 from torch import nn
 
-from sktransfer.backbones import _timm, _tiny, _torchvision
+from sktransfer.backbones import _timm, _tiny, _torchvision, _transformers
 from sktransfer.backbones._backbone import Backbone
 from sktransfer.backbones._seeding import initialise, seeded
-from sktransfer.backbones._stages import split_stages
+from sktransfer.backbones._stages import packages_of, split_stages
 from sktransfer.backbones._weights import apply_file, file_stamp, unknown_weights
+from sktransfer.inputs._reader import Reader
 
 # Another library is one more module like `_timm`, and its prefix here: `load` gives the
-# stages and the reader of a name, `reader_of` the reader of a model that a user made.
-# The prefix is the name of the package that its models come from.
-_LIBRARIES = {"timm": _timm}
+# stages and the reader of a name, `reader_of` the reader of a model that a user made,
+# and `kind_of` what the samples of either are. `PACKAGE` is where its models come from.
+_LIBRARIES = {"timm": _timm, "hf": _transformers}
 
 
 def load_backbone(
-    backbone="tiny", *, weights="default", image_size=None, random_state=None
+    backbone="tiny",
+    *,
+    weights="default",
+    image_size=None,
+    max_length=None,
+    sampling_rate=None,
+    random_state=None,
 ):
     """Load a network without its classifier, split into named stages.
 
@@ -49,6 +56,11 @@ def load_backbone(
         deviation; buffers that are no statistics stay as they are.
     image_size : int, optional
         The side of the square input in pixels. None takes it from the weights.
+    max_length : int or float, optional
+        The length at which samples are cut: of texts in tokens, of sounds in seconds.
+        None takes it from the weights.
+    sampling_rate : int, optional
+        The number of values per second of sounds that are arrays without a rate.
     random_state : int, RandomState instance or None, default=None
         The seed of the random initialisation when ``weights=None``.
 
@@ -80,7 +92,41 @@ def load_backbone(
         loaded = Named.of(backbone, weights, seed)()
     else:
         loaded = _load_given(backbone, weights, seed)
-    return loaded if image_size is None else loaded.at_size(image_size)
+    if sampling_rate is not None:
+        loaded = loaded.with_reader(loaded.reader.at_rate(sampling_rate))
+    sizes = {"image_size": image_size, "max_length": max_length}
+    for parameter, size in sizes.items():
+        if size is not None:
+            _check_parameter(loaded, parameter, size)
+            loaded = loaded.at_size(size)
+    return loaded
+
+
+def _check_parameter(backbone, parameter, size):
+    reader = backbone.reader
+    if parameter != reader.size_parameter:
+        raise ValueError(
+            f"Invalid {parameter}={size!r} of backbone {backbone.name!r}: expected "
+            f"None, as its samples are {reader.kind}s, whose size is set by "
+            f"{reader.size_parameter}."
+        )
+
+
+def kind_of(backbone) -> str:
+    """Return what the samples of a specification are, without loading a network."""
+    fitted = getattr(backbone, "best_estimator_", backbone)
+    reader = getattr(getattr(fitted, "backbone_", fitted), "reader", None)
+    if isinstance(reader, Reader):
+        return reader.kind
+    if isinstance(backbone, nn.Module):
+        library = _library_of(backbone)
+        return "image" if library is None else library.kind_of(backbone)
+    if isinstance(backbone, str):
+        library, _, rest = backbone.partition("/")
+        if library in _LIBRARIES and rest:
+            return _LIBRARIES[library].kind_of(rest)
+    # What a factory makes is not known before it is called.
+    return "image"
 
 
 def list_backbones(pattern="*"):
@@ -245,11 +291,14 @@ def _given(backbone, seed) -> Backbone | nn.Module:
 
 
 def _reader_of(model):
-    """ImageReader of a module that comes from one of the libraries, otherwise None."""
-    packages = {kind.__module__.partition(".")[0] for kind in type(model).__mro__}
-    for package in packages & _LIBRARIES.keys():
-        return _LIBRARIES[package].reader_of(model)
-    return None
+    """Return the reader of a module of one of the libraries, otherwise None."""
+    library = _library_of(model)
+    return None if library is None else library.reader_of(model)
+
+
+def _library_of(model: nn.Module):
+    found = (lib for lib in _LIBRARIES.values() if lib.PACKAGE in packages_of(model))
+    return next(found, None)
 
 
 def weights_licence(backbone, weights) -> str | None:

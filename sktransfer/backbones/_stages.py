@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from torchvision import models
 from torchvision.ops import Permute
 
+# How the networks of a library are split, by the package that they come from.
+LIBRARY_SPLITS: dict[str, Callable] = {}
 # What the last layer is called in torchvision, timm and transformers.
 _CLASSIFIERS = {"fc", "classifier", "head", "heads", "logits"}
 
@@ -69,6 +71,8 @@ def split_stages(model: nn.Module) -> nn.Sequential:
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"split_stages takes a torch.nn.Module, got {model!r}.")
+    for package in LIBRARY_SPLITS.keys() & packages_of(model):
+        return LIBRARY_SPLITS[package](model)
     name = type(model).__name__
     body = _without_classifier(model)
     warnings.warn(
@@ -81,6 +85,11 @@ def split_stages(model: nn.Module) -> nn.Sequential:
         stacklevel=3,
     )
     return _stages(all=body)
+
+
+def packages_of(model: nn.Module) -> set[str]:
+    """Return the names of the packages that the classes of a model come from."""
+    return {kind.__module__.partition(".")[0] for kind in type(model).__mro__}
 
 
 def registered_split(kind: type) -> Callable | None:

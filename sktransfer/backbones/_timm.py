@@ -9,6 +9,13 @@ from sktransfer.backbones._stages import split_stages
 from sktransfer.backbones._weights import apply_file
 from sktransfer.inputs._images import ImageReader
 
+PACKAGE = "timm"
+
+
+def kind_of(model) -> str:
+    """Return what the samples of a model, or of a name, are."""
+    return "image"
+
 
 def load(name, weights) -> tuple[nn.Sequential, ImageReader]:
     """Load the stages and the reader of a model of timm."""

@@ -40,6 +40,8 @@ def rank_backbones(
     cv=5,
     image_shape=None,
     image_size=None,
+    max_length=None,
+    sampling_rate=None,
     device="auto",
     precision="float32",
     cache="auto",
@@ -76,6 +78,8 @@ def rank_backbones(
         The folds on which the linear probe is scored, the same for all candidates. If
         None, no probe is fitted.
     image_shape, image_size, device, precision, cache, random_state : optional
+        The parameters of the same name of `PretrainedFeatureExtractor`.
+    max_length, sampling_rate : optional
         The parameters of the same name of `PretrainedFeatureExtractor`.
     verbose : int, default=0
         The verbosity level. If 1, a progress bar is shown.
@@ -121,6 +125,8 @@ def rank_backbones(
     shared = {
         "image_shape": image_shape,
         "image_size": image_size,
+        "max_length": max_length,
+        "sampling_rate": sampling_rate,
         "device": device,
         "precision": precision,
         "cache": cache,

@@ -19,6 +19,7 @@ from sktransfer._tables import Table
 from sktransfer.backbones._backbone import Backbone
 from sktransfer.choosing._ranking import linear_steps
 from sktransfer.embedding._extractor import PretrainedFeatureExtractor
+from sktransfer.embedding._mixin import LOADING
 from sktransfer.finetuning._base import BaseFineTune
 from sktransfer.finetuning._classifier import FineTuneClassifier
 from sktransfer.finetuning._parts import ends_of, find_source, is_within
@@ -26,7 +27,13 @@ from sktransfer.finetuning._regressor import FineTuneRegressor
 
 AS_GIVEN, SCRATCH = "as given", "from scratch"
 # The parameters of every estimator that determine its network and how it is run.
-_SOURCE = ("backbone", "image_shape", "image_size", "device", "precision", "cache")
+_SOURCE = (
+    *(name for name in LOADING if name != "weights"),
+    "image_shape",
+    "device",
+    "precision",
+    "cache",
+)
 # Random weights are not worth preserving. So nothing may freeze them, slow down their
 # training or pull them towards where they, or a teacher, are.
 _TRAIN_ALL = {

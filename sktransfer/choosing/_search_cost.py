@@ -14,7 +14,6 @@ from sklearn.model_selection import (
 )
 from sklearn.utils import check_random_state
 
-from sktransfer.backbones._load import load_backbone
 from sktransfer.finetuning._base import BaseFineTune
 from sktransfer.finetuning._parts import find_source
 
@@ -171,8 +170,7 @@ def _work_of(search, parameters) -> _Work:
     # that is itself a value of the grid.
     estimator = clone(search.estimator).set_params(**copy.deepcopy(parameters))
     _, part = find_source(estimator)
-    names = ("weights", "image_size", "random_state")
-    backbone = load_backbone(part.backbone, **{n: getattr(part, n) for n in names})
+    backbone = part._load_backbone(part.random_state)
     whole = backbone.cause(len(backbone.stages))
     key = whole, backbone.reader, part.precision, part.device
     if isinstance(part, BaseFineTune):

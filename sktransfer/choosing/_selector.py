@@ -1,6 +1,6 @@
 """BackboneSelector: a transformer that chooses the backbone during fit."""
 
-from numbers import Integral
+from numbers import Integral, Real
 
 from sklearn.base import (
     BaseEstimator,
@@ -12,14 +12,18 @@ from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted
 
 from sktransfer._tables import Table
+from sktransfer.backbones._load import kind_of
 from sktransfer.choosing._candidates import listed, make_candidates, reader_of
 from sktransfer.choosing._ranking import rank, resolve_scoring
+from sktransfer.embedding._mixin import set_input_tags
 from sktransfer.embedding._prefix import resolve_cache
 from sktransfer.inputs._validate import as_samples, check_samples
 
 _SHARED = (
     "image_shape",
     "image_size",
+    "max_length",
+    "sampling_rate",
     "device",
     "precision",
     "cache",
@@ -51,6 +55,8 @@ class BackboneSelector(
         The stages of each backbone to choose from. If None, only the last stage is a
         candidate. Among stages with the same embeddings, only the last is a candidate.
     image_shape, image_size, device, precision, cache, random_state : optional
+        The parameters of the same name of `PretrainedFeatureExtractor`.
+    max_length, sampling_rate : optional
         The parameters of the same name of `PretrainedFeatureExtractor`.
     verbose : int, default=0
         The verbosity level. If 1, a progress bar is shown.
@@ -96,6 +102,8 @@ class BackboneSelector(
         "stages": [StrOptions({"all"}), list, tuple, None],
         "image_shape": [list, tuple, None],
         "image_size": [Interval(Integral, 1, None, closed="left"), None],
+        "max_length": [Interval(Real, 0, None, closed="neither"), None],
+        "sampling_rate": [Interval(Integral, 1, None, closed="left"), None],
         "device": "no_validation",
         "precision": [StrOptions({"float32", "bfloat16"})],
         "cache": "no_validation",
@@ -111,6 +119,8 @@ class BackboneSelector(
         stages=None,
         image_shape=None,
         image_size=None,
+        max_length=None,
+        sampling_rate=None,
         device="auto",
         precision="float32",
         cache="auto",
@@ -122,6 +132,8 @@ class BackboneSelector(
         self.stages = stages
         self.image_shape = image_shape
         self.image_size = image_size
+        self.max_length = max_length
+        self.sampling_rate = sampling_rate
         self.device = device
         self.precision = precision
         self.cache = cache
@@ -166,6 +178,8 @@ class BackboneSelector(
             "backbone": self.best_backbone_,
             "weights": "default",
             "image_size": None,
+            "max_length": None,
+            "sampling_rate": None,
             "stage": self.best_stage_,
             "image_shape": self.image_shape,
             # This is where the ranking has stored the embeddings.
@@ -197,6 +211,8 @@ class BackboneSelector(
     def __sklearn_tags__(self):
         tags = super().__sklearn_tags__()
         tags.target_tags.required = True
-        tags.input_tags.three_d_array = True
+        # All candidates read the same samples, so the first one tells their kind.
+        first = next(iter(self.candidates), "tiny")
+        set_input_tags(tags.input_tags, kind_of(first))
         tags.transformer_tags.preserves_dtype = []
         return tags

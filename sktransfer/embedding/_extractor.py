@@ -1,6 +1,6 @@
 """PretrainedFeatureExtractor: a transformer from images to embeddings."""
 
-from numbers import Integral
+from numbers import Integral, Real
 
 from sklearn.base import (
     BaseEstimator,
@@ -10,9 +10,8 @@ from sklearn.base import (
 )
 from sklearn.utils._param_validation import Interval, StrOptions
 
-from sktransfer.backbones._load import load_backbone
 from sktransfer.embedding._embed import embed
-from sktransfer.embedding._mixin import SourceMixin, StagesReprMixin, Summary
+from sktransfer.embedding._mixin import LOADING, SourceMixin, StagesReprMixin, Summary
 from sktransfer.embedding._prefix import (
     POOLINGS,
     Prefix,
@@ -61,6 +60,13 @@ class PretrainedFeatureExtractor(
         The side length in pixels of the square input of the network. Smaller images
         are cheaper to compute. If None, the size that the weights were trained for
         is used.
+    max_length : int, float or None, default=None
+        The length at which samples are cut: of texts in tokens, of sounds in seconds.
+        Shorter samples are cheaper. If None, it is the length that the weights were
+        trained for.
+    sampling_rate : int or None, default=None
+        The number of values per second of sounds that are arrays without a rate.
+        Files, and pairs ``(rate, array)``, have their own.
     on_error : {"raise", "nan"}, default="raise"
         What to do with an image that cannot be read. "raise" raises an error that
         names the row and the file; "nan" returns a row of NaN and issues a single
@@ -134,6 +140,8 @@ class PretrainedFeatureExtractor(
         "pooling": [StrOptions(set(POOLINGS))],
         "image_shape": [list, tuple, None],
         "image_size": [Interval(Integral, 1, None, closed="left"), None],
+        "max_length": [Interval(Real, 0, None, closed="neither"), None],
+        "sampling_rate": [Interval(Integral, 1, None, closed="left"), None],
         "on_error": [StrOptions({"raise", "nan"})],
         "batch_size": [Interval(Integral, 1, None, closed="left"), None],
         "precision": [StrOptions({"float32", "bfloat16"})],
@@ -151,6 +159,8 @@ class PretrainedFeatureExtractor(
         pooling="avg",
         image_shape=None,
         image_size=None,
+        max_length=None,
+        sampling_rate=None,
         on_error="raise",
         batch_size=None,
         device="auto",
@@ -166,6 +176,8 @@ class PretrainedFeatureExtractor(
         self.pooling = pooling
         self.image_shape = image_shape
         self.image_size = image_size
+        self.max_length = max_length
+        self.sampling_rate = sampling_rate
         self.on_error = on_error
         self.batch_size = batch_size
         self.device = device
@@ -236,19 +248,14 @@ class PretrainedFeatureExtractor(
         return embeddings
 
     def _specification(self):
-        return self.backbone, self.weights, self.image_size, self.random_state
+        return [getattr(self, name) for name in (*LOADING, "random_state")]
 
     def _load(self):
         """Return the backbone, loaded again if the parameters changed since `fit`."""
         loaded = getattr(self, "_loaded", None)
         if loaded is not None and _same(loaded[0], self._specification()):
             return loaded[1]
-        return load_backbone(
-            self.backbone,
-            weights=self.weights,
-            image_size=self.image_size,
-            random_state=self.random_state,
-        )
+        return self._load_backbone(self.random_state)
 
     def _prefix(self) -> Prefix:
         backbone = self._load()
@@ -283,7 +290,6 @@ class PretrainedFeatureExtractor(
     def __sklearn_tags__(self):
         tags = super().__sklearn_tags__()
         tags.requires_fit = False
-        tags.input_tags.three_d_array = True
         # Embeddings are float32, whatever the dtype of `X`.
         tags.transformer_tags.preserves_dtype = []
         return tags

@@ -9,9 +9,12 @@ from sklearn.frozen import FrozenEstimator
 
 from sktransfer._tables import Table
 from sktransfer.backbones._backbone import Backbone
+from sktransfer.backbones._load import kind_of, load_backbone
 from sktransfer.backbones._stages import registered_split, split_stages
 
 _SPLITS = "_splits"
+# The parameters of estimators that are passed on to `load_backbone`.
+LOADING = ("backbone", "weights", "image_size", "max_length", "sampling_rate")
 
 
 class SourceMixin:
@@ -23,6 +26,15 @@ class SourceMixin:
     """
 
     _sources = ("backbone",)
+
+    def _load_backbone(self, random_state) -> Backbone:
+        given = {name: getattr(self, name) for name in LOADING}
+        return load_backbone(**given, random_state=random_state)
+
+    def __sklearn_tags__(self):
+        tags = super().__sklearn_tags__()
+        set_input_tags(tags.input_tags, kind_of(self.backbone))
+        return tags
 
     def __sklearn_clone__(self):
         held = {
@@ -56,6 +68,14 @@ class SourceMixin:
             if registered_split(kind) is None:
                 split_stages.register(kind, split)
         super().__setstate__(state)
+
+
+def set_input_tags(tags, kind: str) -> None:
+    """Declare what `X` may be for an estimator whose samples are of one kind."""
+    tags.string = kind == "text"
+    tags.three_d_array = kind == "image"
+    # The rows of a table are flattened images or sounds of equal length.
+    tags.two_d_array = kind != "text"
 
 
 @dataclass

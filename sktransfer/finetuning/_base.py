@@ -18,7 +18,6 @@ from sklearn.utils.validation import (
 )
 
 from sktransfer.backbones._backbone import Backbone
-from sktransfer.backbones._load import load_backbone
 from sktransfer.backbones._seeding import seeded
 from sktransfer.embedding._mixin import SourceMixin, StagesReprMixin, Summary
 from sktransfer.embedding._prefix import (
@@ -190,12 +189,7 @@ class BaseFineTune(SharedParameters, StagesReprMixin, SourceMixin, BaseEstimator
         return targets.attributes | found | training | further | tuned
 
     def _load(self, seed: int) -> Backbone:
-        return load_backbone(
-            self.backbone,
-            weights=self.weights,
-            image_size=self.image_size,
-            random_state=seed,
-        )
+        return self._load_backbone(seed)
 
     def _inputs(self, backbone, examples) -> Inputs:
         prefix = self._prefix(backbone, backbone.freeze_depth(self.freeze))
@@ -337,8 +331,6 @@ class BaseFineTune(SharedParameters, StagesReprMixin, SourceMixin, BaseEstimator
 
     def __sklearn_tags__(self):
         tags = super().__sklearn_tags__()
-        # A stack of grey images has three dimensions.
-        tags.input_tags.three_d_array = True
         tags.target_tags.multi_output = True
         return tags
 

@@ -100,6 +100,13 @@ class FineTuneClassifier(ClassifierMixin, BaseFineTune):
         The side length, in pixels, of the square input of the network. If None, it is
         given by the preprocessing that belongs to the weights. Smaller inputs are
         cheaper.
+    max_length : int, float or None, default=None
+        The length at which samples are cut: of texts in tokens, of sounds in seconds.
+        Shorter samples are cheaper. If None, it is the length that the weights were
+        trained for.
+    sampling_rate : int or None, default=None
+        The number of values per second of sounds that are arrays without a rate.
+        Files, and pairs ``(rate, array)``, have their own.
     device : str, default="auto"
         The device to compute on: "cpu", "cuda", "cuda:1" or "mps". "auto" takes an
         accelerator if there is one.

@@ -201,7 +201,8 @@ class ImageReader(Reader):
 
     def resized_to(self, size: int) -> "ImageReader":
         """Return the reader for another crop size, with the same proportions."""
-        return replace(self, crop=size, resize=round(self.resize * size / self.crop))
+        resize = round(self.resize * size / self.crop)
+        return replace(self, crop=int(size), resize=resize)
 
     def example(self, n: int) -> torch.Tensor:
         """Return `n` inputs of random noise."""

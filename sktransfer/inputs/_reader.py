@@ -8,6 +8,7 @@ an *input* is one row of the tensor that the first stage of a network receives.
 import functools
 import hashlib
 import math
+import numbers
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -38,6 +39,9 @@ class Reader(ABC):
     accepted: ClassVar[str] = ""
     # The parameter of `load_backbone` whose value is passed to `resized_to`.
     size_parameter: ClassVar[str] = "image_size"
+    # Whether padding changes the output of a network, so that only samples of exactly
+    # the same length can be computed together.
+    exact: ClassVar[bool] = False
     # The value by which inputs are padded to the longest of a batch; None if all inputs
     # have the same size.
     padding: ClassVar[float | None] = None
@@ -100,6 +104,22 @@ class Reader(ABC):
     @abstractmethod
     def resized_to(self, size: int) -> "Reader":
         """Return the same reader for inputs of another size."""
+
+    def check_size(self, size) -> None:
+        """Refuse what is no size that `resized_to` can be given."""
+        whole = isinstance(size, numbers.Integral) and not isinstance(size, bool)
+        if not whole or size < 1:
+            raise ValueError(
+                f"Invalid {self.size_parameter}={size!r}: expected None, for the size "
+                "that the weights were made for, or a positive integer."
+            )
+
+    def at_rate(self, sampling_rate: int) -> "Reader":
+        """Return the same reader for arrays of another sampling rate."""
+        raise ValueError(
+            f"Invalid sampling_rate={sampling_rate!r}: expected None, as the samples "
+            f"of this backbone are {self.kind}s. Only sounds have a sampling rate."
+        )
 
     @abstractmethod
     def example(self, n: int) -> torch.Tensor:

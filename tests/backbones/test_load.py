@@ -15,7 +15,7 @@ from sktransfer import (
     register_backbone,
     split_stages,
 )
-from sktransfer.backbones._load import _LIBRARIES, _registered
+from sktransfer.backbones._load import _LIBRARIES, _registered, kind_of
 from sktransfer.backbones._weights import file_sha256, module_digest
 
 
@@ -176,6 +176,8 @@ def test_a_library_is_one_module_and_its_prefix(monkeypatch):
     library = types.SimpleNamespace(
         load=lambda name, weights: ({"net": three_stages}[name](), recipe),
         reader_of=lambda model: recipe,
+        kind_of=lambda model: "sound",
+        PACKAGE="own_library",
     )
     monkeypatch.setitem(_LIBRARIES, "own_library", library)
     named = load_backbone("own_library/net", weights=None, random_state=0)
@@ -184,6 +186,8 @@ def test_a_library_is_one_module_and_its_prefix(monkeypatch):
     kind = type("Net", (nn.Sequential,), {"__module__": "own_library.nets"})
     given = load_backbone(kind(*three_stages()), weights=None, random_state=0)
     assert given.reader == recipe
+    assert kind_of("own_library/net") == kind_of(kind()) == "sound"
+    assert kind_of("tiny") == kind_of(nn.Sequential()) == kind_of(given) == "image"
     for unknown in ("own_library", "no_library/net"):
         with pytest.raises(ValueError, match="expected .* 'own_library/<name>'"):
             load_backbone(unknown)

@@ -181,7 +181,7 @@ def test_saved_and_loaded_with_its_reader(task, tmp_path, monkeypatch):
     monkeypatch.setattr(_load, "_registered", {})
     register_backbone("letters", text_backbone)
     texts, y = task
-    model = FineTuneClassifier("letters", image_size=12, max_epochs=1, random_state=0)
+    model = FineTuneClassifier("letters", max_length=12, max_epochs=1, random_state=0)
     model.fit(texts, y)
     assert model.backbone_.reader == TextReader(max_length=12)
     save(model, tmp_path / "model")
