@@ -56,13 +56,7 @@ def split_encoder(model: nn.Module, form: str, examples: list, pooling: str):
     model = _with_same_tensors(model)
     _without_pretraining(model)
     whole = Whole(model, form, pooling)
-    with torch.no_grad():
-        expected = [whole.state(x) for x in examples]
-        if not torch.equal(whole.state(examples[0])[0], expected[0][0]):
-            raise ValueError(
-                f"{type(model).__name__} cannot be a backbone: it computes another "
-                "result each time that it is given the same input. Nothing was loaded."
-            )
+    expected = _expected(whole, examples)
     # The model loses its layers, and is needed as it is if they turn out wrong.
     parts = _with_same_tensors(model)
     try:
@@ -82,8 +76,34 @@ def split_encoder(model: nn.Module, form: str, examples: list, pooling: str):
     return stages
 
 
+def _expected(whole: "Whole", examples: list) -> list[tuple]:
+    """Return the states that a model computes, or refuse one that is no backbone."""
+    name = type(whole.model).__name__
+    with torch.no_grad():
+        try:
+            expected = [whole.state(x) for x in examples]
+            again, _ = whole.state(examples[0])
+        except Exception as error:
+            # Many models take more than one sample of one kind.
+            raise ValueError(
+                f"{name} cannot be a backbone: it cannot be run on {examples[0].dtype} "
+                f"inputs of shape {tuple(examples[0].shape)} alone "
+                f"({type(error).__name__}: {_first_line(error)}). Nothing was loaded."
+            ) from error
+    if not torch.equal(again, expected[0][0]):
+        raise ValueError(
+            f"{name} cannot be a backbone: it computes another result each time that "
+            "it is given the same input. Nothing was loaded."
+        )
+    return expected
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n")[0]
+
+
 def _reason(error: Exception) -> str:
-    text = str(error).strip().split("\n")[0]
+    text = _first_line(error)
     if isinstance(error, CannotSplit):
         return text
     return f"it does not run without its layers ({type(error).__name__}: {text})"

@@ -17,7 +17,7 @@ from sktransfer.backbones._weights import (
     unknown_weights,
     weights_path,
 )
-from sktransfer.inputs._images import ImageReader
+from sktransfer.inputs._processor import ProcessorReader
 from sktransfer.inputs._reader import Reader
 
 PACKAGE = "transformers"
@@ -311,7 +311,7 @@ def _reader(model: nn.Module, folder: Path | None) -> Reader:
     for part in ("image_processor", "feature_extractor"):
         recipe = recipe.get(part, recipe)
     if _is_of_images(encoder):
-        return ImageReader.of_processor(recipe, _fixed_shape(encoder, None)[-1])
+        return ProcessorReader.of_processor(recipe, _fixed_shape(encoder, None)[-1])
     if not recipe:
         raise _no_file(model, folder, "preprocessor_config.json", "SoundReader")
     from sktransfer.inputs._sound import sound_reader
