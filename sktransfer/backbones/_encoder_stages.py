@@ -56,40 +56,47 @@ def split_encoder(model: nn.Module, form: str, examples: list, pooling: str):
     model = _with_same_tensors(model)
     _without_pretraining(model)
     whole = Whole(model, form, pooling)
-    expected = _expected(whole, examples)
-    # The model loses its layers, and is needed as it is if they turn out wrong.
-    parts = _with_same_tensors(model)
-    try:
-        if form == "tokens":
-            _check_padding(whole, examples[0], expected[0])
-        stages = _split(parts, form, examples[0], pooling)
-        _check(stages, examples, expected)
-    except Exception as error:
-        # Models can do anything around their layers, and fail in any way without them.
-        warnings.warn(
-            f"{type(model).__name__} is one stage, 'all': only freeze=0 and "
-            f"freeze='all' make sense. It cannot be split, as {_reason(error)}.",
-            UserWarning,
-            stacklevel=5,
-        )
-        return nn.Sequential(OrderedDict(all=whole))
-    return stages
+    # Models of masks or of random parts may report and draw numbers of their own.
+    with warnings.catch_warnings(), torch.random.fork_rng([]), torch.no_grad():
+        warnings.simplefilter("ignore")
+        expected = _expected(whole, examples)
+        try:
+            if form == "tokens":
+                _check_padding(whole, examples[0], expected[0])
+            # The model loses its layers, and is needed as it is if they turn out wrong.
+            stages = _split(_with_same_tensors(model), form, examples[0], pooling)
+            _check(stages, examples, expected)
+            return stages
+        except Exception as error:
+            # Models do anything around their layers, and fail in any way without them.
+            reason = _reason(error)
+    warnings.warn(
+        f"{type(model).__name__} is one stage, 'all': only freeze=0 and freeze='all' "
+        f"make sense. It cannot be split, as {reason}.",
+        UserWarning,
+        stacklevel=5,
+    )
+    return nn.Sequential(OrderedDict(all=whole))
 
 
 def _expected(whole: "Whole", examples: list) -> list[tuple]:
     """Return the states that a model computes, or refuse one that is no backbone."""
     name = type(whole.model).__name__
-    with torch.no_grad():
-        try:
-            expected = [whole.state(x) for x in examples]
-            again, _ = whole.state(examples[0])
-        except Exception as error:
-            # Many models take more than one sample of one kind.
-            raise ValueError(
-                f"{name} cannot be a backbone: it cannot be run on {examples[0].dtype} "
-                f"inputs of shape {tuple(examples[0].shape)} alone "
-                f"({type(error).__name__}: {_first_line(error)}). Nothing was loaded."
-            ) from error
+    try:
+        expected = [whole.state(x) for x in examples]
+        again, _ = whole.state(examples[0])
+    except Exception as error:
+        # Many models take more than one sample of one kind.
+        raise ValueError(
+            f"{name} cannot be a backbone: it cannot be run on {examples[0].dtype} "
+            f"inputs of shape {tuple(examples[0].shape)} alone "
+            f"({type(error).__name__}: {_first_line(error)}). Nothing was loaded."
+        ) from error
+    if again.dim() < 3:
+        raise ValueError(
+            f"{name} cannot be a backbone: expected the states of tokens, but it "
+            f"returns a tensor of shape {tuple(again.shape)}. Nothing was loaded."
+        )
     if not torch.equal(again, expected[0][0]):
         raise ValueError(
             f"{name} cannot be a backbone: it computes another result each time that "
@@ -144,7 +151,8 @@ def _split(model: nn.Module, form: str, x: Tensor, pooling: str) -> nn.Sequentia
     sources = Sources(model.config, run, there, x if form == "fixed" else None)
     stages = OrderedDict()
     for number, (layer, call) in enumerate(zip(run.layers, run.calls, strict=True), 1):
-        _, *extras = call
+        state, *extras = call
+        sources.shape = call[state].shape[1:]
         extras = {name: sources.of(call[name]) for name in extras}
         stages[f"layer{number}"] = Layer(layer, extras, padded=there is not None)
     stages["pool"] = Pool(pooling, tail, norm, padded=there is not None)
@@ -182,21 +190,19 @@ def _check(stages: nn.Sequential, examples: list, expected: list) -> None:
     parameters = [id(p) for stage in stages for p in {*stage.parameters()}]
     if len(parameters) != len({*parameters}):
         raise CannotSplit("its layers share parameters")
-    with torch.no_grad():
-        for x, (state, there) in zip(examples, expected, strict=True):
-            for stage in stages[:-1]:
-                x = _unchanged(stage, x)
-            h = x if there is None else _opened(x)[0]
-            _compare(stages[-1].tail(h), state, there)
+    for x, (state, there) in zip(examples, expected, strict=True):
+        for stage in stages[:-1]:
+            x = _unchanged(stage, x)
+        h = x if there is None else _opened(x)[0]
+        _compare(stages[-1].tail(h), state, there)
 
 
 def _check_padding(whole, x: Tensor, expected: tuple) -> None:
     """Raise CannotSplit if a text has another result where it is padded."""
     state, there = expected
-    with torch.no_grad():
-        for row, length in enumerate(there.sum(1).tolist()):
-            alone, _ = whole.state(x[row : row + 1, :length])
-            _compare(alone, state[row : row + 1, :length], None)
+    for row, length in enumerate(there.sum(1).tolist()):
+        alone, _ = whole.state(x[row : row + 1, :length])
+        _compare(alone, state[row : row + 1, :length], None)
 
 
 def _unchanged(stage: nn.Module, x: Tensor) -> Tensor:
@@ -319,7 +325,10 @@ class Whole(nn.Module):
         rows = torch.empty(0)
         for length in lengths.unique().tolist():
             chosen = lengths == length
-            h, _ = self.state(x[chosen, :length])
+            inputs, _ = model_inputs(self.model, self.form, x[chosen, :length])
+            # All are there, and some models warn of masks that say so.
+            inputs.pop("attention_mask", None)
+            h = hidden(self.model(**inputs))
             pooled = pool_tokens(h, None, self.pooling)
             if not len(rows):
                 rows = pooled.new_empty(len(x), pooled.shape[1])
