@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from sktransfer.backbones._fingerprint import behaviour_digest
-from sktransfer.backbones._fusion import fuse
+from sktransfer.backbones._fusion import fold_weight_norms, fuse
 from sktransfer.backbones._weights import WeightsMismatchError, module_digest
 from sktransfer.inputs._images import ImageReader
 from sktransfer.inputs._reader import Reader, input_shape
@@ -366,6 +366,7 @@ def _joined(digests) -> str:
 def _frozen(stages: nn.Sequential) -> dict[str, _Stage]:
     """Return copies of stages in float32, which nobody else holds."""
     stages = copy.deepcopy(stages).cpu().float().eval().requires_grad_(False)
+    fold_weight_norms(stages)
     # `named_children` would list only one use of a module that is used twice.
     return {name: _Stage(module) for name, module in stages._modules.items()}
 

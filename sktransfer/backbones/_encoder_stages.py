@@ -6,13 +6,13 @@ it was cut, stored or stacked.
 """
 
 import copy
-import inspect
 import warnings
 from collections import OrderedDict
 
 import torch
 from torch import Tensor, nn
 
+from sktransfer.backbones._encoder_inputs import for_frames, frames, model_inputs
 from sktransfer.backbones._encoder_trace import (
     CannotSplit,
     Sources,
@@ -147,7 +147,7 @@ def _split(model: nn.Module, form: str, x: Tensor, pooling: str) -> nn.Sequentia
     run = trace(model, inputs)
     tail, norm = tail_of(run), _norm_after(run, pooling)
     if there is not None and form == "wave":
-        there = _frames(model, there, run.last.shape[1])
+        there = frames(model, there, run.last.shape[1])
     sources = Sources(model.config, run, there, x if form == "fixed" else None)
     stages = OrderedDict()
     for number, (layer, call) in enumerate(zip(run.layers, run.calls, strict=True), 1):
@@ -224,23 +224,6 @@ def _compare(ours: Tensor, state: Tensor, there: Tensor | None) -> None:
         raise CannotSplit(f"its layers alone differ by {gap / scale:.0e}")
 
 
-def model_inputs(model: nn.Module, form: str, x: Tensor) -> tuple[dict, Tensor | None]:
-    """Return the arguments that an encoder is called with, and what is no padding."""
-    if form == "fixed":
-        return {model.main_input_name: x}, None
-    there = x >= 0 if form == "tokens" else ~x.isnan()
-    pad = getattr(model.config, "pad_token_id", None) if form == "tokens" else 0.0
-    inputs = {model.main_input_name: x.masked_fill(~there, pad or 0)}
-    if "attention_mask" in inspect.signature(model.forward).parameters:
-        inputs["attention_mask"] = there.long()
-    return inputs, there
-
-
-def _frames(model: nn.Module, there: Tensor, count: int) -> Tensor:
-    """Return which frames of a waveform are no padding."""
-    return model._get_feature_vector_attention_mask(count, there.long()).bool()
-
-
 def _opened(x: Tensor) -> tuple[Tensor, Tensor]:
     """Return a state with zeros as padding, and which of its tokens are none."""
     there = ~x[..., 0].isnan()
@@ -266,12 +249,13 @@ class Stem(nn.Module):
         self.model, self.form = model, form
 
     def forward(self, x: Tensor) -> Tensor:
-        inputs, there = model_inputs(self.model, self.form, x)
-        h = hidden(self.model(**inputs))
+        model = for_frames(self.model, x) if self.form == "fixed" else self.model
+        inputs, there = model_inputs(model, self.form, x)
+        h = hidden(model(**inputs))
         if there is None:
             return h
         if self.form == "wave":
-            there = _frames(self.model, there, h.shape[1])
+            there = frames(self.model, there, h.shape[1])
         return _closed(h, there)
 
 
@@ -314,7 +298,7 @@ class Whole(nn.Module):
         inputs, there = model_inputs(self.model, self.form, x)
         h = hidden(self.model(**inputs))
         if self.form == "wave":
-            there = _frames(self.model, there, h.shape[1])
+            there = frames(self.model, there, h.shape[1])
         return h, there
 
     def forward(self, x: Tensor) -> Tensor:

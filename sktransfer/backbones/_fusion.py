@@ -3,6 +3,7 @@
 import copy
 
 from torch import nn
+from torch.nn.utils import parametrize
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torchvision.models.densenet import _DenseLayer
 from torchvision.models.googlenet import BasicConv2d as GoogLeNetConv
@@ -54,3 +55,15 @@ def _fuse_pair(module: nn.Module, conv: str, norm: str) -> None:
 def _has_hooks(module: nn.Module) -> bool:
     """Whether a call does more than `forward`, as with `nn.utils.spectral_norm`."""
     return bool(module._forward_pre_hooks or module._forward_hooks)
+
+
+def fold_weight_norms(module: nn.Module) -> None:
+    """Replace weights that are computed in each call by what is computed.
+
+    Such modules, as in wav2vec 2.0, cannot be pickled. Other parametrisations stay, as
+    they need not be constant.
+    """
+    for part in list(module.modules()):
+        for name, steps in list(getattr(part, "parametrizations", {}).items()):
+            if {type(step).__name__ for step in steps} == {"_WeightNorm"}:
+                parametrize.remove_parametrizations(part, name)
