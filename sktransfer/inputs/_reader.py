@@ -207,6 +207,12 @@ def pad_outputs(rows: Sequence[torch.Tensor]) -> torch.Tensor:
     return pad_sequence(list(rows), True, PADDING)
 
 
+def lengthened(batch: torch.Tensor, length: int, padding: float) -> torch.Tensor:
+    """Pad all rows of a batch to a length."""
+    sides = [0, 0] * (batch.ndim - 2) + [0, length - batch.shape[1]]
+    return torch.nn.functional.pad(batch, sides, value=padding)
+
+
 def unpadded(batch: torch.Tensor, padding: float | None) -> list[torch.Tensor]:
     """Return the rows of a batch, each without its padding."""
     if padding is None:

@@ -122,6 +122,54 @@ def test_a_text_does_not_depend_on_its_neighbours(stage, n_jobs):
     assert not counts.get("padded")
 
 
+@pytest.mark.parametrize("stage", ["letters", "mean"])
+@pytest.mark.parametrize("pooling", ["avg", "max", "avgmax"])
+def test_nor_in_batches_that_are_padded(stage, pooling, monkeypatch):
+    settings = {"stage": stage, "pooling": pooling, "device": "cpu", "cache": None}
+    extractor = PretrainedFeatureExtractor(text_backbone(), **settings)
+    expected = extractor.transform(TEXTS)
+    # As on a GPU.
+    monkeypatch.setattr(Prefix, "alone", False)
+    for size, cache in [(None, None), (3, EmbeddingCache())]:
+        extractor.set_params(batch_size=size, cache=cache)
+        counts.clear()
+        together = extractor.transform(TEXTS)
+        assert counts["padded"]
+        np.testing.assert_allclose(together, expected, rtol=1e-5, atol=1e-7)
+        alone = [extractor.transform([text])[0] for text in TEXTS]
+        np.testing.assert_array_equal(together, alone)
+        np.testing.assert_array_equal(extractor.transform(TEXTS[::-1])[::-1], together)
+
+
+def test_batches_of_texts_have_few_lengths(monkeypatch):
+    monkeypatch.setattr(Prefix, "alone", False)
+    prefix = Prefix(text_backbone(), 1, batch_size=4)
+    assert [prefix.place((length, 8)) for length in (1, 5, 16, 17, 39)] == [
+        (length, 8) for length in (1, 8, 16, 32, 40)
+    ]
+    lengths = []
+    prefix.backbone.inference_stages("cpu")[0].register_forward_hook(
+        lambda module, args, out: lengths.append(tuple(args[0].shape))
+    )
+    (rows,) = embed(Samples(TEXTS, TextReader()), [prefix])
+    # None of the padding is returned.
+    assert (~np.isnan(rows[0]).any(axis=1)).sum() == len(TEXTS[0]) + 1
+    assert {*lengths} == {(4, length) for length in (1, 4, 8, 16)}
+    monkeypatch.setattr(TextReader, "exact", True)
+    assert prefix.place((5,)) == (5,)
+
+
+def test_starts_from_padded_outputs_of_a_stage(monkeypatch):
+    monkeypatch.setattr(Prefix, "alone", False)
+    cache, samples = EmbeddingCache(), Samples(TEXTS, TextReader())
+    first, both = Prefix(text_backbone(), 1), Prefix(text_backbone(), 2)
+    (expected,) = embed(samples, [both])
+    embed(samples, [first], cache=cache)
+    counts.clear()
+    np.testing.assert_array_equal(embed(samples, [both], cache=cache)[0], expected)
+    assert not counts
+
+
 def test_outputs_of_several_lengths_are_padded_with_nan():
     samples = Samples([*TEXTS, 3], TextReader())
     with pytest.warns(UserWarning, match=r"rows \[7\]"):
