@@ -17,6 +17,7 @@ from typing import ClassVar
 
 import numpy as np
 import torch
+from sklearn.base import TransformerMixin
 from torch.nn.utils.rnn import pad_sequence
 
 from sktransfer.inputs._file_kinds import shortened
@@ -125,10 +126,11 @@ class Reader(ABC):
     def example(self, n: int) -> torch.Tensor:
         """Return a batch of `n` inputs, from which shapes and costs are measured."""
 
-    def plain(self) -> "tuple[str, Reader] | None":
-        """Return what a linear model without a network is given: its name, and reader.
+    def plain(self) -> "tuple[str, Reader | TransformerMixin] | None":
+        """Return what a linear model without a network is given, and its name.
 
-        None where there is nothing to compare with.
+        It is a reader of features, or a transformer of scikit-learn that is fitted to
+        samples. None where there is nothing to compare with.
         """
         return None
 
