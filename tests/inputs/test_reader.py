@@ -8,15 +8,21 @@ import numpy as np
 import pytest
 import torch
 from sklearn.model_selection import GridSearchCV
+from sklearn.utils import get_tags
 from torch import nn
 
 from sktransfer import (
+    AttributionDisplay,
     Backbone,
+    BackboneSelector,
     EmbeddingCache,
     FineTuneClassifier,
     PretrainedFeatureExtractor,
+    TopLossesDisplay,
     export_onnx,
     load,
+    load_backbone,
+    model_card,
     rank_backbones,
     register_backbone,
     save,
@@ -247,6 +253,45 @@ def test_backbones_of_texts_are_ranked(task):
     assert row["probe"] > row["chance"]
     assert row["error"] is None
     assert row["seconds"] > 0
+
+
+def test_backbones_of_several_kinds_are_refused(task):
+    with pytest.raises(ValueError, match="one kind.*'tiny' images, 'letters' texts"):
+        rank_backbones(*task, ["tiny", text_backbone()])
+
+
+def test_a_card_counts_texts_and_displays_draw_none(task):
+    model = FineTuneClassifier(text_backbone(), freeze="all").fit(*task)
+    assert "60 texts, 2 classes." in model_card(model)
+    for draw in [
+        lambda: TopLossesDisplay.from_estimator(model, *task),
+        lambda: AttributionDisplay.from_estimator(model, task[0]),
+    ]:
+        with pytest.raises(ValueError, match="backbone=.*expected a model of images"):
+            draw()
+
+
+def test_tags_say_what_samples_are():
+    for estimator in [
+        PretrainedFeatureExtractor(text_backbone()),
+        FineTuneClassifier(text_backbone()),
+        BackboneSelector([text_backbone()]),
+    ]:
+        tags = get_tags(estimator).input_tags
+        assert (tags.string, tags.two_d_array, tags.three_d_array) == (1, 0, 0)
+        tags = get_tags(type(estimator)()).input_tags
+        assert (tags.string, tags.two_d_array, tags.three_d_array) == (0, 1, 1)
+
+
+def test_sizes_of_other_kinds_are_refused():
+    with pytest.raises(ValueError, match="image_size=3 .*texts.* set by max_length"):
+        load_backbone(text_backbone(), image_size=3)
+    with pytest.raises(ValueError, match="max_length=3 .*images.* set by image_size"):
+        load_backbone("tiny", max_length=3)
+    with pytest.raises(ValueError, match="sampling_rate=8000.*images"):
+        load_backbone("tiny", sampling_rate=8000)
+    with pytest.raises(ValueError, match="max_length=1.5.*positive integer"):
+        load_backbone(text_backbone(), max_length=1.5)
 
 
 @pytest.mark.parametrize("padding", [-1, float("nan")])
