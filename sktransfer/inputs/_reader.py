@@ -26,6 +26,13 @@ from sktransfer.inputs._file_kinds import shortened
 PADDING = float("nan")
 
 
+class WeightsMismatchError(ValueError):
+    """The weights do not belong to the network, or are not those that were demanded.
+
+    Raised for a tokenizer, too, which the weights were trained with.
+    """
+
+
 @dataclass(frozen=True)
 class Reader(ABC):
     """Base class for readers, which convert samples of one kind to network inputs.
@@ -69,6 +76,10 @@ class Reader(ABC):
     def size_of(self, content) -> tuple[int, ...]:
         """Return the size of the input; only inputs of equal size share a batch."""
         return ()
+
+    def is_cut(self, content) -> bool:
+        """Whether the input is only a part of a sample that is longer than `size`."""
+        return False
 
     def stack(self, inputs: Sequence[torch.Tensor]) -> torch.Tensor:
         """Stack inputs to a batch, padding them if they differ in size."""
