@@ -104,7 +104,7 @@ class Reader(ABC):
         """Return the rows of a table of numbers as samples."""
         raise ValueError(
             f"Invalid X: expected a list of {self.kind}s, but it is a table of numbers "
-            f"of shape {X.shape}. {self.accepted} Nothing was read."
+            f"of shape {tuple(X.shape)}. {self.accepted} Nothing was read."
         )
 
     @property
