@@ -11,6 +11,9 @@ from typing import ClassVar
 
 import numpy as np
 import torch
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.pipeline import Pipeline, make_pipeline
+from sklearn.preprocessing import FunctionTransformer
 
 from sktransfer.inputs._augment import check_takes_one, name_of
 from sktransfer.inputs._callers import level_of_the_caller
@@ -152,6 +155,12 @@ class TextReader(Reader):
     def example(self, n: int) -> torch.Tensor:
         """Return `n` inputs of `max_length` random tokens."""
         return _tokenizer(self).example(n, self.max_length)
+
+    def plain(self) -> tuple[str, Pipeline]:
+        """Return what a linear model without a network is given: the words."""
+        words = TfidfVectorizer(sublinear_tf=True, ngram_range=(1, 2))
+        # A vectorizer would iterate over the columns of a frame.
+        return "TF-IDF", make_pipeline(FunctionTransformer(self.samples), words)
 
     def cause(self) -> str:
         """Return what the inputs depend on, including the version of tokenizers."""

@@ -312,6 +312,15 @@ def test_texts_that_were_cut_are_counted_by_one_warning():
         others.report([])
 
 
+def test_what_a_report_compares_with_is_given_the_words(reader):
+    name, words = reader.plain()
+    assert name == "TF-IDF"
+    expected = words.fit_transform(TEXTS).toarray()
+    assert {"bad", "bad day"} <= {*words[-1].get_feature_names_out()}
+    for X in containers(TEXTS):
+        np.testing.assert_array_equal(words.fit_transform(X).toarray(), expected)
+
+
 @pytest.fixture
 def registered(monkeypatch):
     monkeypatch.setattr(_load, "_registered", {})
