@@ -17,6 +17,7 @@ from typing import ClassVar
 
 import numpy as np
 import torch
+from sklearn.base import TransformerMixin
 from torch.nn.utils.rnn import pad_sequence
 
 from sktransfer.inputs._file_kinds import shortened
@@ -125,10 +126,11 @@ class Reader(ABC):
     def example(self, n: int) -> torch.Tensor:
         """Return a batch of `n` inputs, from which shapes and costs are measured."""
 
-    def plain(self) -> "tuple[str, Reader] | None":
-        """Return what a linear model without a network is given: its name, and reader.
+    def plain(self) -> "tuple[str, Reader | TransformerMixin] | None":
+        """Return what a linear model without a network is given, and its name.
 
-        None where there is nothing to compare with.
+        It is a reader of features, or a transformer of scikit-learn that is fitted to
+        samples. None where there is nothing to compare with.
         """
         return None
 
@@ -205,6 +207,12 @@ def input_shape(reader: Reader) -> tuple[int, ...]:
 def pad_outputs(rows: Sequence[torch.Tensor]) -> torch.Tensor:
     """Stack stage outputs of shape (length, channels) whose lengths differ."""
     return pad_sequence(list(rows), True, PADDING)
+
+
+def lengthened(batch: torch.Tensor, length: int, padding: float) -> torch.Tensor:
+    """Pad all rows of a batch to a length."""
+    sides = [0, 0] * (batch.ndim - 2) + [0, length - batch.shape[1]]
+    return torch.nn.functional.pad(batch, sides, value=padding)
 
 
 def unpadded(batch: torch.Tensor, padding: float | None) -> list[torch.Tensor]:

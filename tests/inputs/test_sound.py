@@ -120,7 +120,7 @@ def test_channels_are_averaged():
         ((RATE, noise(9).astype(np.int64)), r"dtype int64.*astype\(np.int16\)"),
         (
             (RATE, noise(9).astype(float)),
-            "up to 1488.*divide values of 16 bits by 32768",
+            "up to 1488.*divide values of 16",
         ),
         ((RATE, np.zeros(0)), "empty array"),
         ((RATE, np.zeros((0, 2))), "empty array"),
@@ -347,7 +347,7 @@ def test_files_are_named_and_soundfile_asked_for(tmp_path, monkeypatch):
 
 
 class Envelope(nn.Module):
-    """Loudness in frames of 400 values, (n, n_frames, 2), NaN where there is padding."""
+    """Loudness in frames of 400 values, (n, n_frames, 2)."""
 
     def forward(self, x):
         frames = x[:, : x.shape[1] // 400 * 400].reshape(len(x), -1, 400)
@@ -366,12 +366,9 @@ class Means(nn.Module):
 def tones(n):
     """Low and high tones of different lengths."""
     high = np.arange(n) % 2
-    lengths = [900 + 40 * (i % 5) for i in range(n)]
+    times = [np.arange(900 + 40 * (i % 5)) / RATE for i in range(n)]
     hz = [400 + 900 * kind + 9 * i for i, kind in enumerate(high)]
-    waves = [
-        np.sin(2 * np.pi * h * np.arange(length) / RATE)
-        for h, length in zip(hz, lengths, strict=True)
-    ]
+    waves = [np.sin(2 * np.pi * h * t) for h, t in zip(hz, times, strict=True)]
     return [(RATE, wave) for wave in waves], high
 
 
@@ -400,7 +397,7 @@ def test_a_sound_does_not_depend_on_its_neighbours(envelopes):
 
 def test_a_model_of_sounds_is_fitted_and_saved(envelopes, tmp_path):
     X, y = tones(24)
-    rates = {"max_epochs": 3, "lr": 0.1, "random_state": 0}
+    rates = {"max_epochs": 20, "lr": 0.3, "random_state": 0}
     model = FineTuneClassifier(envelopes, freeze=1, cache=None, **rates).fit(X, y)
     assert model.score(X, y) == 1
     save(model, tmp_path / "model.sktransfer")
