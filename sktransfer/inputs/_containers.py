@@ -9,7 +9,8 @@ import PIL.Image
 import torch
 from scipy.sparse import issparse
 
-from sktransfer.inputs._content import is_folder, to_numpy
+from sktransfer.inputs._content import to_numpy
+from sktransfer.inputs._files import is_folder
 from sktransfer.inputs._reader import is_missing
 
 
