@@ -118,11 +118,20 @@ def make_candidates(backbones: list, shared: dict, stages) -> list[Candidate]:
 
 
 def reader_of(candidates: list[Candidate]) -> Reader:
-    """Return the reader of the first stage that was loaded, to validate samples by."""
-    prefixes = (prefix for candidate in candidates for prefix in candidate.prefixes)
+    """Return the reader of the first backbone that was loaded, to validate samples."""
+    readers = {
+        candidate.label: prefix.backbone.reader
+        for candidate in candidates
+        for prefix in candidate.prefixes
+    }
+    if len({reader.kind for reader in readers.values()}) > 1:
+        kinds = ", ".join(f"{label!r} {r.kind}s" for label, r in readers.items())
+        raise ValueError(
+            "Invalid candidates: expected backbones for samples of one kind, but they "
+            f"take: {kinds}. Nothing was read."
+        )
     # If no candidate could be loaded, the errors that say why come after validation.
-    first = next(prefixes, None)
-    return ImageReader() if first is None else first.backbone.reader
+    return next(iter(readers.values()), ImageReader())
 
 
 def _candidate(given, shared: dict) -> Candidate:

@@ -5,6 +5,7 @@ from scipy.sparse import issparse
 from scipy.stats import t as student_t
 from sklearn.base import clone, is_classifier
 from sklearn.dummy import DummyClassifier, DummyRegressor
+from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.metrics import r2_score
 from sklearn.model_selection import check_cv, cross_validate
 from sklearn.model_selection._search import BaseSearchCV
@@ -24,6 +25,7 @@ from sktransfer.finetuning._base import BaseFineTune
 from sktransfer.finetuning._classifier import FineTuneClassifier
 from sktransfer.finetuning._parts import ends_of, find_source, is_within
 from sktransfer.finetuning._regressor import FineTuneRegressor
+from sktransfer.inputs._reader import Reader
 
 AS_GIVEN, SCRATCH = "as given", "from scratch"
 # The parameters of every estimator that determine its network and how it is run.
@@ -275,30 +277,43 @@ def _models(estimator, multilabel=False) -> dict:
     else:
         tuner = FineTuneClassifier if classes else FineTuneRegressor
         scratch = tuner(**shared, weights=None, backbone_lr_mult=1.0, random_state=0)
-    scale, linear = linear_steps(classes)
-    if classes and multilabel:
-        linear = OneVsRestClassifier(linear)
+    probe = _linear(extractor, *linear_steps(classes), multilabel=multilabel)
     return {
         AS_GIVEN: estimator,
         SCRATCH: scratch,
-        "linear probe": make_pipeline(extractor, scale, linear),
-        **{
-            plain: make_pipeline(values, scale, linear)
-            for plain, values in _plain_values(extractor).items()
-        },
+        "linear probe": probe,
+        **_plain_models(extractor, classes, multilabel),
         "guessing": DummyClassifier() if classes else DummyRegressor(),
     }
 
 
-def _plain_values(extractor) -> dict[str, PretrainedFeatureExtractor]:
-    """Make what gives the values that a network would be given, by their name."""
+def _linear(*steps, multilabel):
+    """Make a pipeline that ends in a linear model, or one for each label."""
+    *before, linear = steps
+    if multilabel and is_classifier(linear):
+        linear = OneVsRestClassifier(linear)
+    return make_pipeline(*before, linear)
+
+
+def _plain_models(extractor, classes, multilabel) -> dict:
+    """Return the linear model that needs no network, by the name of its features."""
     plain = extractor._prefix().backbone.reader.plain()
     if plain is None:
         return {}
-    name, reader = plain
+    name, features = plain
+    if not isinstance(features, Reader):
+        # The weights of words have a scale of their own.
+        linear = LogisticRegression(max_iter=1000) if classes else Ridge()
+        return {name: _linear(features, linear, multilabel=multilabel)}
+    values = _plain_values(extractor, name, features)
+    return {name: _linear(values, *linear_steps(classes), multilabel=multilabel)}
+
+
+def _plain_values(extractor, name, reader) -> PretrainedFeatureExtractor:
+    """Make an extractor of the values that a network would be given."""
     backbone = Backbone(nn.Sequential(nn.Flatten()), reader, name=name)
     shared = {"image_shape": extractor.image_shape, "cache": extractor.cache}
-    return {name: PretrainedFeatureExtractor(backbone, **shared)}
+    return PretrainedFeatureExtractor(backbone, **shared)
 
 
 def _unsearched(estimator, name):

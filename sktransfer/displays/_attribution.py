@@ -107,8 +107,8 @@ class AttributionDisplay:
         check_is_fitted(estimator)
         estimator = _tuned(estimator)
         backbone = estimator.backbone_
-        depth = _depth(backbone, stage)
         images, outputs = find_images(estimator, X), _outputs_of(estimator, target)
+        depth = _depth(backbone, stage)
         inputs = read_samples(images, range(len(images)), backbone.reader.read)
         # As in predict, dropout is off. The head of the estimator stays as it is.
         head = copy.deepcopy(estimator.head_).eval()

@@ -2,7 +2,7 @@
 
 import numpy as np
 import torch
-from sklearn.utils import check_consistent_length
+from sklearn.utils import check_consistent_length, get_tags
 from sklearn.utils.validation import check_is_fitted
 
 from sktransfer.displays._drawing import grid
@@ -204,6 +204,7 @@ def find_images(estimator, X) -> Samples:
     """Return `X` as images, as the part of the estimator that reads images does."""
     for part in parts_of(estimator):
         if hasattr(part, "image_shape"):
+            _refuse_no_images(part)
             value_range = getattr(part, "value_range_", None)
             checked = check_samples(part, X, reader=_THUMBNAIL, reset=False)
             return as_samples(_THUMBNAIL, checked, part.image_shape, value_range)
@@ -211,6 +212,15 @@ def find_images(estimator, X) -> Samples:
     part = PretrainedFeatureExtractor()
     checked = check_samples(part, X, reader=_THUMBNAIL, reset=True)
     return as_samples(_THUMBNAIL, checked)
+
+
+def _refuse_no_images(part) -> None:
+    if not get_tags(part).input_tags.three_d_array:
+        raise ValueError(
+            f"Invalid estimator with backbone={part.backbone!r}: expected a model of "
+            "images, since images are drawn, but its samples are of another kind. "
+            "Nothing was drawn."
+        )
 
 
 def image_array(draft: torch.Tensor) -> np.ndarray:

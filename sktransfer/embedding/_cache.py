@@ -259,3 +259,31 @@ class _MemoryStore:
                 _, oldest = self._rows.popitem(last=False)
                 self._bytes -= oldest.nbytes + self.ROW_OVERHEAD
             self._rows[key] = row
+
+
+class Writer:
+    """Collects rows, so that a cache on disk consists of few files rather than many."""
+
+    _BYTES = 2**23  # with which rows are passed on to the cache
+
+    def __init__(self, cache: EmbeddingCache | None):
+        self._cache = cache
+        self._rows: dict[bytes, np.ndarray] = {}
+        self._bytes = 0
+
+    def keeps(self, exact: bool) -> bool:
+        """Whether rows are stored: only those of the batch size in their keys."""
+        # Rows of halved batches may differ in the last bit.
+        return exact and self._cache is not None
+
+    def add(self, keys: Iterable[bytes], values: np.ndarray) -> None:
+        for key, value in zip(keys, values, strict=True):
+            self._rows[key] = value
+            self._bytes += value.nbytes
+        if self._bytes >= self._BYTES:
+            self.flush()
+
+    def flush(self) -> None:
+        if self._rows:
+            self._cache.put_many(self._rows)
+            self._rows, self._bytes = {}, 0

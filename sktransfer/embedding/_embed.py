@@ -10,11 +10,17 @@ from joblib import Parallel, delayed, effective_n_jobs
 from joblib.parallel import BACKENDS, get_active_backend
 from tqdm.auto import tqdm
 
-from sktransfer.embedding._cache import EmbeddingCache
+from sktransfer.embedding._cache import EmbeddingCache, Writer
 from sktransfer.embedding._prefix import Prefix
 from sktransfer.embedding._reading import Refusals, UnreadableError, sample_digests
 from sktransfer.embedding._threads import readers, run_lanes
-from sktransfer.inputs._reader import Samples, pad_outputs
+from sktransfer.inputs._reader import (
+    PADDING,
+    Samples,
+    lengthened,
+    pad_outputs,
+    unpadded,
+)
 
 # The backends of joblib whose workers run on this machine.
 _BACKENDS_HERE = ("loky", "multiprocessing", "threading")
@@ -119,7 +125,6 @@ class _Run:
         taps = [] if cache is None else taps
         own = (tap for tap in taps if tap.backbone is base.backbone)
         self.taps = [(tap.depth, tap.pooling) for tap in own]
-        self.varies = base.backbone.reader.padding is not None
         self.out = {one: self._room(one, n_rows) for one in self.asked}
         self.keys = {one: [] for one in self.asked}
         self.error = None
@@ -129,7 +134,7 @@ class _Run:
 
     def _room(self, one, n_rows):
         shape = self.prefix(one).shape
-        if self.varies and len(shape) > 1:
+        if self.base.varies and len(shape) > 1:
             return [None] * n_rows
         # Filled with NaN, so that a row that is forgotten would be noticed.
         return np.full((n_rows, *shape), np.nan, dtype=np.float32)
@@ -183,7 +188,6 @@ class _Pass:
 
         def accept(run, batch, found, exact):
             for one, values in found.items():
-                values = values.numpy()
                 if one in run.out:
                     self._fill(run, one, batch, values, equal)
                 if writer.keeps(exact):
@@ -255,24 +259,28 @@ class _Pass:
         return lacking, equal
 
     def _batches(self, rows) -> list[list[int]]:
-        """Divide rows into batches whose inputs have the same size."""
-        groups = {}
+        """Divide rows into batches whose inputs are padded to the same size."""
+        most, groups = max(run.base.size for run in self.runs), {}
         for row in rows:
-            groups.setdefault(self._size_of(row), []).append(row)
-        most = max(run.base.size for run in self.runs)
+            # A batch of a single row has any size.
+            place = () if most == 1 else self._place_of(row)
+            groups.setdefault(place, []).append(row)
         return [
             group[i : i + most]
             for group in groups.values()
             for i in range(0, len(group), most)
         ]
 
-    def _size_of(self, row) -> tuple:
-        if not any(run.varies for run in self.runs):
-            return ()
-        if isinstance(self.samples, StageOutputs):
-            return tuple(self.samples.rows[row].shape)
-        readers = dict.fromkeys(run.base.backbone.reader for run in self.runs)
-        return tuple(self.refusals.read(row, reader.size_of) for reader in readers)
+    def _place_of(self, row) -> tuple:
+        """Return the sizes that all runs pad a row to."""
+        varied = [run.base for run in self.runs if run.base.varies]
+        if varied and isinstance(self.samples, StageOutputs):
+            return varied[0].place(tuple(self.samples.rows[row].shape))
+        # Of a sample that cannot be read, any size will do.
+        sizes = (
+            self.refusals.read(row, base.backbone.reader.size_of) for base in varied
+        )
+        return tuple(b.place(s or ()) for b, s in zip(varied, sizes, strict=True))
 
     def _run_here(self, batches, lacking, accept, done, device) -> None:
         """Compute batches in the threads of this process."""
@@ -310,7 +318,8 @@ class _Pass:
                 taps = [tap for tap in run.taps if start < tap[0] <= prefix.depth]
                 wanted = dict.fromkeys([*ones, *taps])
                 used, found = prefix.run_within_memory(inputs, start, wanted)
-                yield run, group, found, used is prefix
+                rows_of = {one: _values(x, prefix) for one, x in found.items()}
+                yield run, group, rows_of, used is prefix
         except UnreadableError:
             # The sample is to blame for this error, not the backbone.
             raise
@@ -325,8 +334,8 @@ class _Pass:
         """Group the rows of a batch by the deepest stage whose output is known."""
         if isinstance(self.samples, StageOutputs):
             given = self.samples.rows
-            some = torch.stack([given[row] for row in rows])
-            yield self.samples.depth, rows, some
+            depth = self.samples.depth
+            yield depth, rows, _stacked([given[row] for row in rows], run.base, depth)
             return
         # A single run gives all outputs of a group, and must start before the first.
         first = min(depth for depth, _ in ones)
@@ -335,14 +344,15 @@ class _Pass:
             found = self.cache.get_many(list(keys.values()))
             group = [row for row in rows if keys[row] in found]
             if group:
-                stacked = np.stack([found[keys[row]] for row in group])
-                yield depth, group, torch.from_numpy(stacked)
+                # Copied, as what a cache returns cannot be written to.
+                known = [torch.from_numpy(np.array(found[keys[row]])) for row in group]
+                yield depth, group, _stacked(known, run.base, depth)
                 rows = [row for row in rows if keys[row] not in found]
         reader = run.base.backbone.reader
         inputs = zip(rows, read(reader, rows), strict=True)
         inputs = {row: x for row, x in inputs if x is not None}
         if inputs:
-            yield 0, list(inputs), reader.stack(list(inputs.values()))
+            yield 0, list(inputs), _stacked(list(inputs.values()), run.base, 0)
 
     def _keys(self, run, one, rows) -> list[bytes]:
         if one in run.keys:
@@ -375,6 +385,24 @@ class _Pass:
             for number, rows, found, exact in computed:
                 accept(self.runs[number], [chunk[row] for row in rows], found, exact)
             done(chunk)
+
+
+def _stacked(rows: list[torch.Tensor], base: Prefix, depth: int) -> torch.Tensor:
+    """Stack inputs or outputs of a stage, padded to the size of their batch."""
+    reader = base.backbone.reader
+    if not base.varies or (depth and rows[0].ndim == 1):
+        return torch.stack(rows) if depth else reader.stack(rows)
+    batch = pad_outputs(rows) if depth else reader.stack(rows)
+    length, *_ = base.place(tuple(batch.shape[1:]))
+    return lengthened(batch, length, PADDING if depth else reader.padding)
+
+
+def _values(outputs: torch.Tensor, prefix: Prefix) -> np.ndarray | list[np.ndarray]:
+    """Return rows as arrays, without the padding of their batch."""
+    if prefix.alone or not prefix.varies or outputs.ndim != 3:
+        return outputs.numpy()
+    # Copied, or a row would keep its whole batch in memory.
+    return [row.numpy().copy() for row in unpadded(outputs, PADDING)]
 
 
 def _parts(batch, lacking):
@@ -418,31 +446,3 @@ def spreads(n_jobs: int | None, device: str) -> bool:
     engine, _ = get_active_backend()
     here = type(engine) in [BACKENDS.get(name) for name in _BACKENDS_HERE]
     return torch.device(device).type == "cpu" or not here
-
-
-class Writer:
-    """Collects rows, so that a cache on disk consists of few files rather than many."""
-
-    _BYTES = 2**23  # with which rows are passed on to the cache
-
-    def __init__(self, cache: EmbeddingCache | None):
-        self._cache = cache
-        self._rows: dict[bytes, np.ndarray] = {}
-        self._bytes = 0
-
-    def keeps(self, exact: bool) -> bool:
-        """Whether rows are stored: only those of the batch size in their keys."""
-        # Rows of halved batches may differ in the last bit.
-        return exact and self._cache is not None
-
-    def add(self, keys: Iterable[bytes], values: np.ndarray) -> None:
-        for key, value in zip(keys, values, strict=True):
-            self._rows[key] = value
-            self._bytes += value.nbytes
-        if self._bytes >= self._BYTES:
-            self.flush()
-
-    def flush(self) -> None:
-        if self._rows:
-            self._cache.put_many(self._rows)
-            self._rows, self._bytes = {}, 0

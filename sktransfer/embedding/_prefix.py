@@ -69,6 +69,10 @@ def resolve_device(device) -> str:
     return str(device)
 
 
+def _is_cpu(device: str) -> bool:
+    return torch.device(device).type == "cpu"
+
+
 def _is_device(device) -> bool:
     try:
         return isinstance(device, str | torch.device) and bool(torch.device(device))
@@ -139,6 +143,8 @@ class Prefix:
     @functools.cached_property
     def size(self) -> int:
         """The number of rows of a batch."""
+        if self.alone:
+            return 1
         if self.batch_size is not None:
             return self.batch_size
         few = _CPU_PLACES // math.prod(input_shape(self.backbone.reader)[1:])
@@ -146,6 +152,34 @@ class Prefix:
             few = max(few, _POINTWISE_BATCH)
         on_cpu = min(_CPU_BATCH, max(1, few))
         return _DEFAULT_BATCH.get(torch.device(self.device).type, on_cpu)
+
+    @property
+    def alone(self) -> bool:
+        """Whether each row is computed by itself, since rows differ in length.
+
+        On a CPU this takes less time than padding rows to the longest of a batch, and
+        a row has the same bits in any company.
+        """
+        return self.varies and _is_cpu(self.device)
+
+    @property
+    def varies(self) -> bool:
+        """Whether rows differ in length."""
+        return self.backbone.reader.padding is not None
+
+    def place(self, size: tuple[int, ...]) -> tuple[int, ...]:
+        """Return the size that rows of a size are padded to.
+
+        A GPU computes batches of few different shapes, so that a row has the same bits
+        in any company although most of them are padded.
+        """
+        reader = self.backbone.reader
+        if not size or self.alone or reader.exact:
+            return size
+        length, *channels = size
+        # A network may have no position beyond the length that its reader cuts at.
+        longest = max(length, input_shape(reader)[0])
+        return (min(1 << (length - 1).bit_length(), longest), *channels)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -270,7 +304,8 @@ class Prefix:
                 for one, pooling in wanted:
                     if one == depth:
                         # Copied, as the next stage may compute in place.
-                        found[one, pooling] = pool(x, pooling)[:count].clone()
+                        rows = pool(x, pooling, self.varies)[:count]
+                        found[one, pooling] = rows.clone()
         return {one: rows.contiguous().cpu() for one, rows in found.items()}
 
 
@@ -280,11 +315,17 @@ def _extended(head, digest: bytes) -> bytes:
     return key.digest()
 
 
-def pool(x: torch.Tensor, pooling: str) -> torch.Tensor:
-    """Reduce feature maps (n, c, h, w) or tokens (n, t, c) to one vector each."""
+def pool(x: torch.Tensor, pooling: str, padded: bool = False) -> torch.Tensor:
+    """Reduce feature maps (n, c, h, w) or tokens (n, t, c) to one vector each.
+
+    Tokens of NaN are left out if they are `padded`.
+    """
     if pooling == "none" or x.dim() == 2:
         return x
     dims = (1,) if x.dim() == 3 else (2, 3)
-    parts = {"avg": [x.mean(dims)], "max": [x.amax(dims)]}
+    mean, least = x.mean, x
+    if padded and x.dim() == 3:
+        mean, least = x.nanmean, x.masked_fill(x.isnan(), -math.inf)
+    parts = {"avg": [mean(dims)], "max": [least.amax(dims)]}
     parts["avgmax"] = parts["avg"] + parts["max"]
     return torch.cat(parts[pooling], dim=1)

@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import sys
 
 import numpy as np
 import torch
@@ -134,7 +135,8 @@ class Inputs:
             prefix = functools.partial(_frozen, self.prefix)
         # The parameters of a backbone do not require gradients.
         suffix.requires_grad_(True)
-        return Network(suffix, head, prefix, precision, fixed_norms)
+        padded = self.prefix.varies
+        return Network(suffix, head, prefix, precision, fixed_norms, padded)
 
     def rows(self, chosen, training: bool = False) -> Rows:
         read = self._inputs if self._in_step else self._frozen_outputs
@@ -201,12 +203,16 @@ class _Drafts:
             # What does not fit is read again in each epoch.
             if self._bytes < _MAX_BYTES:
                 self._known[row] = draft
-                self._bytes += draft.nbytes
+                self._bytes += getattr(draft, "nbytes", sys.getsizeof(draft))
         return drafts
 
 
 def taps_of(prefix: Prefix, n_samples: int, cache) -> list[Prefix]:
     """Return the prefixes of lower depths, to be cached for other fits, if they fit."""
+    # The states of texts and sounds are so large that only those of the depths that
+    # are asked for are kept.
+    if prefix.varies:
+        return []
     # At most half of the cache, so that they do not displace everything else.
     numbers = sum(np.prod(shape) for shape in prefix.backbone.shapes[: prefix.depth])
     if cache is None or 4 * n_samples * numbers > cache.max_bytes / 2:
@@ -238,7 +244,7 @@ def _outputs(batch: torch.Tensor, depth: int, padding) -> StageOutputs:
 
 def embed_tuned(samples: Samples, whole: Prefix, depth: int, cache) -> torch.Tensor:
     """Embed samples with a tuned network, whose frozen stages may be cached."""
-    rows, varies = [], whole.backbone.reader.padding is not None
+    rows, varies = [], whole.varies
     frozen = whole.at(depth)
     for first in range(0, len(samples), _CHUNK):
         chunk = samples.take(range(first, min(first + _CHUNK, len(samples))))

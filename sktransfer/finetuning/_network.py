@@ -115,12 +115,21 @@ class Network(nn.Module):
         Whether batch norms keep the statistics of the source. Small batches of few
         samples estimate them badly, and a network whose norms were folded into its
         convolutions would lose its scales.
+    padded : bool
+        Whether the rows of a batch differ in length and are padded with NaN.
     """
 
     def __init__(
-        self, suffix, head, prefix=None, precision="float32", fixed_norms=False
+        self,
+        suffix,
+        head,
+        prefix=None,
+        precision="float32",
+        fixed_norms=False,
+        padded=False,
     ):
         super().__init__()
+        self.padded = padded
         self.fixed_norms = fixed_norms
         self.suffix = suffix
         self.head = head
@@ -139,7 +148,7 @@ class Network(nn.Module):
             for stage, size in zip(self.suffix, self._largest, strict=True):
                 x = stage(_laid_out(x, size))
             # As in prediction; what is flat already stays as it is.
-            x = self.head(pool(x, "avg"))
+            x = self.head(pool(x, "avg", self.padded))
         return x.float()
 
     def rest(self, count: int) -> None:

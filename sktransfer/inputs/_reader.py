@@ -17,6 +17,7 @@ from typing import ClassVar
 
 import numpy as np
 import torch
+from sklearn.base import TransformerMixin
 from torch.nn.utils.rnn import pad_sequence
 
 from sktransfer.inputs._file_kinds import shortened
@@ -24,6 +25,13 @@ from sktransfer.inputs._file_kinds import shortened
 # The outputs of stages are padded with NaN where samples differ in size. The padding
 # can thus be recognised in the tensor itself, and no separate mask is needed.
 PADDING = float("nan")
+
+
+class WeightsMismatchError(ValueError):
+    """The weights do not belong to the network, or are not those that were demanded.
+
+    Raised for a tokenizer, too, which the weights were trained with.
+    """
 
 
 @dataclass(frozen=True)
@@ -70,6 +78,10 @@ class Reader(ABC):
         """Return the size of the input; only inputs of equal size share a batch."""
         return ()
 
+    def is_cut(self, content) -> bool:
+        """Whether the input is only a part of a sample that is longer than `size`."""
+        return False
+
     def stack(self, inputs: Sequence[torch.Tensor]) -> torch.Tensor:
         """Stack inputs to a batch, padding them if they differ in size."""
         if self.padding is None:
@@ -93,7 +105,7 @@ class Reader(ABC):
         """Return the rows of a table of numbers as samples."""
         raise ValueError(
             f"Invalid X: expected a list of {self.kind}s, but it is a table of numbers "
-            f"of shape {X.shape}. {self.accepted} Nothing was read."
+            f"of shape {tuple(X.shape)}. {self.accepted} Nothing was read."
         )
 
     @property
@@ -125,10 +137,11 @@ class Reader(ABC):
     def example(self, n: int) -> torch.Tensor:
         """Return a batch of `n` inputs, from which shapes and costs are measured."""
 
-    def plain(self) -> "tuple[str, Reader] | None":
-        """Return what a linear model without a network is given: its name, and reader.
+    def plain(self) -> "tuple[str, Reader | TransformerMixin] | None":
+        """Return what a linear model without a network is given, and its name.
 
-        None where there is nothing to compare with.
+        It is a reader of features, or a transformer of scikit-learn that is fitted to
+        samples. None where there is nothing to compare with.
         """
         return None
 
@@ -205,6 +218,12 @@ def input_shape(reader: Reader) -> tuple[int, ...]:
 def pad_outputs(rows: Sequence[torch.Tensor]) -> torch.Tensor:
     """Stack stage outputs of shape (length, channels) whose lengths differ."""
     return pad_sequence(list(rows), True, PADDING)
+
+
+def lengthened(batch: torch.Tensor, length: int, padding: float) -> torch.Tensor:
+    """Pad all rows of a batch to a length."""
+    sides = [0, 0] * (batch.ndim - 2) + [0, length - batch.shape[1]]
+    return torch.nn.functional.pad(batch, sides, value=padding)
 
 
 def unpadded(batch: torch.Tensor, padding: float | None) -> list[torch.Tensor]:

@@ -120,7 +120,8 @@ def _penalty(part) -> list[str]:
 
 
 def _data(part) -> list[str]:
-    """Return the description of the training data: its images and targets."""
+    """Return the description of the training data: its samples and targets."""
+    samples = f"{part.backbone_.reader.kind}s"
     counts = getattr(part, "class_count_", None)
     if counts is None:
         means, scales = part.target_mean_, part.target_scale_
@@ -128,14 +129,14 @@ def _data(part) -> list[str]:
             {"target": i, "mean": float(mean), "standard deviation": float(scale)}
             for i, (mean, scale) in enumerate(zip(means, scales, strict=True))
         ]
-        return [f"{part.n_images_:,} images.", Table(rows).to_markdown()]
+        return [f"{part.n_images_:,} {samples}.", Table(rows).to_markdown()]
     kind = "labels" if part.multilabel_ else "classes"
-    text = f"{part.n_images_:,} images, {len(counts)} {kind}."
+    text = f"{part.n_images_:,} {samples}, {len(counts)} {kind}."
     if len(counts) > _MOST_CLASSES:
         low, high = int(counts.min()), int(counts.max())
-        return [f"{text} Of each, between {low:,} and {high:,} images."]
+        return [f"{text} Of each, between {low:,} and {high:,} {samples}."]
     rows = [
-        {"class": str(name), "images": int(count)}
+        {"class": str(name), samples: int(count)}
         for name, count in zip(part.classes_, counts, strict=True)
     ]
     return [text, Table(rows).to_markdown()]

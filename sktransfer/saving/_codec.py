@@ -38,6 +38,8 @@ _LAYERS = {kind.__name__: kind for kind in (nn.Linear, nn.ReLU, nn.Dropout)}
 # The skorch net used for training is not needed to predict or to continue training.
 _LEFT_OUT = ("net_",)
 _ROUTED = "_metadata_request"
+# Parameters that files of earlier versions do not have, and their default values.
+_ADDED = {"max_length": None, "sampling_rate": None}
 
 
 def _random_state(state) -> np.random.RandomState:
@@ -299,8 +301,9 @@ class Decoder:
         kind = _find_class(kind)
         state = {name: self.decode(value) for name, value in state.items()}
         missing = set(kind._get_param_names()) - set(state)
-        if missing:
+        if missing - _ADDED.keys():
             raise ValueError(f"{kind.__name__} without {sorted(missing)}")
+        state |= {name: _ADDED[name] for name in missing}
         # As in unpickling, parameters and fitted attributes are set alike.
         estimator = kind.__new__(kind)
         vars(estimator).update(state)

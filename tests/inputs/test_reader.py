@@ -8,15 +8,21 @@ import numpy as np
 import pytest
 import torch
 from sklearn.model_selection import GridSearchCV
+from sklearn.utils import get_tags
 from torch import nn
 
 from sktransfer import (
+    AttributionDisplay,
     Backbone,
+    BackboneSelector,
     EmbeddingCache,
     FineTuneClassifier,
     PretrainedFeatureExtractor,
+    TopLossesDisplay,
     export_onnx,
     load,
+    load_backbone,
+    model_card,
     rank_backbones,
     register_backbone,
     save,
@@ -122,6 +128,54 @@ def test_a_text_does_not_depend_on_its_neighbours(stage, n_jobs):
     assert not counts.get("padded")
 
 
+@pytest.mark.parametrize("stage", ["letters", "mean"])
+@pytest.mark.parametrize("pooling", ["avg", "max", "avgmax"])
+def test_nor_in_batches_that_are_padded(stage, pooling, monkeypatch):
+    settings = {"stage": stage, "pooling": pooling, "device": "cpu", "cache": None}
+    extractor = PretrainedFeatureExtractor(text_backbone(), **settings)
+    expected = extractor.transform(TEXTS)
+    # As on a GPU.
+    monkeypatch.setattr(Prefix, "alone", False)
+    for size, cache in [(None, None), (3, EmbeddingCache())]:
+        extractor.set_params(batch_size=size, cache=cache)
+        counts.clear()
+        together = extractor.transform(TEXTS)
+        assert counts["padded"]
+        np.testing.assert_allclose(together, expected, rtol=1e-5, atol=1e-7)
+        alone = [extractor.transform([text])[0] for text in TEXTS]
+        np.testing.assert_array_equal(together, alone)
+        np.testing.assert_array_equal(extractor.transform(TEXTS[::-1])[::-1], together)
+
+
+def test_batches_of_texts_have_few_lengths(monkeypatch):
+    monkeypatch.setattr(Prefix, "alone", False)
+    prefix = Prefix(text_backbone(), 1, batch_size=4)
+    assert [prefix.place((length, 8)) for length in (1, 5, 16, 17, 39)] == [
+        (length, 8) for length in (1, 8, 16, 32, 40)
+    ]
+    lengths = []
+    prefix.backbone.inference_stages("cpu")[0].register_forward_hook(
+        lambda module, args, out: lengths.append(tuple(args[0].shape))
+    )
+    (rows,) = embed(Samples(TEXTS, TextReader()), [prefix])
+    # None of the padding is returned.
+    assert (~np.isnan(rows[0]).any(axis=1)).sum() == len(TEXTS[0]) + 1
+    assert {*lengths} == {(4, length) for length in (1, 4, 8, 16)}
+    monkeypatch.setattr(TextReader, "exact", True)
+    assert prefix.place((5,)) == (5,)
+
+
+def test_starts_from_padded_outputs_of_a_stage(monkeypatch):
+    monkeypatch.setattr(Prefix, "alone", False)
+    cache, samples = EmbeddingCache(), Samples(TEXTS, TextReader())
+    first, both = Prefix(text_backbone(), 1), Prefix(text_backbone(), 2)
+    (expected,) = embed(samples, [both])
+    embed(samples, [first], cache=cache)
+    counts.clear()
+    np.testing.assert_array_equal(embed(samples, [both], cache=cache)[0], expected)
+    assert not counts
+
+
 def test_outputs_of_several_lengths_are_padded_with_nan():
     samples = Samples([*TEXTS, 3], TextReader())
     with pytest.warns(UserWarning, match=r"rows \[7\]"):
@@ -199,6 +253,45 @@ def test_backbones_of_texts_are_ranked(task):
     assert row["probe"] > row["chance"]
     assert row["error"] is None
     assert row["seconds"] > 0
+
+
+def test_backbones_of_several_kinds_are_refused(task):
+    with pytest.raises(ValueError, match="one kind.*'tiny' images, 'letters' texts"):
+        rank_backbones(*task, ["tiny", text_backbone()])
+
+
+def test_a_card_counts_texts_and_displays_draw_none(task):
+    model = FineTuneClassifier(text_backbone(), freeze="all").fit(*task)
+    assert "60 texts, 2 classes." in model_card(model)
+    for draw in [
+        lambda: TopLossesDisplay.from_estimator(model, *task),
+        lambda: AttributionDisplay.from_estimator(model, task[0]),
+    ]:
+        with pytest.raises(ValueError, match="backbone=.*expected a model of images"):
+            draw()
+
+
+def test_tags_say_what_samples_are():
+    for estimator in [
+        PretrainedFeatureExtractor(text_backbone()),
+        FineTuneClassifier(text_backbone()),
+        BackboneSelector([text_backbone()]),
+    ]:
+        tags = get_tags(estimator).input_tags
+        assert (tags.string, tags.two_d_array, tags.three_d_array) == (1, 0, 0)
+        tags = get_tags(type(estimator)()).input_tags
+        assert (tags.string, tags.two_d_array, tags.three_d_array) == (0, 1, 1)
+
+
+def test_sizes_of_other_kinds_are_refused():
+    with pytest.raises(ValueError, match="image_size=3 .*texts.* set by max_length"):
+        load_backbone(text_backbone(), image_size=3)
+    with pytest.raises(ValueError, match="max_length=3 .*images.* set by image_size"):
+        load_backbone("tiny", max_length=3)
+    with pytest.raises(ValueError, match="sampling_rate=8000.*images"):
+        load_backbone("tiny", sampling_rate=8000)
+    with pytest.raises(ValueError, match="max_length=1.5.*positive integer"):
+        load_backbone(text_backbone(), max_length=1.5)
 
 
 @pytest.mark.parametrize("padding", [-1, float("nan")])

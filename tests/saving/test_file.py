@@ -396,6 +396,16 @@ def test_a_file_from_the_future(tmp_path):
         load(tmp_path / "model")
 
 
+def test_files_of_before_load_without_parameters_added_since(tmp_path):
+    save(embedder(), tmp_path / "model")
+    with safe_open(tmp_path / "model", "np") as file:
+        record = json.loads(file.metadata()["document"])["estimator"]
+    parameters = record["estimator"][1]
+    assert parameters.pop("max_length", 0) is parameters.pop("sampling_rate", 0) is None
+    forge(tmp_path / "model", record)
+    assert load(tmp_path / "model").max_length is None
+
+
 @pytest.mark.parametrize(
     "record",
     [
