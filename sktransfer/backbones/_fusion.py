@@ -3,7 +3,6 @@
 import copy
 
 from torch import nn
-from torch.nn.utils import parametrize
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torchvision.models.densenet import _DenseLayer
 from torchvision.models.googlenet import BasicConv2d as GoogLeNetConv
@@ -64,6 +63,13 @@ def fold_weight_norms(module: nn.Module) -> None:
     they need not be constant.
     """
     for part in list(module.modules()):
-        for name, steps in list(getattr(part, "parametrizations", {}).items()):
+        computed = part._modules.get("parametrizations", {})
+        for name, steps in list(computed.items()):
             if {type(step).__name__ for step in steps} == {"_WeightNorm"}:
-                parametrize.remove_parametrizations(part, name)
+                weight = nn.Parameter(getattr(part, name).detach(), requires_grad=False)
+                # What torch has for it also changes the class, which copies share.
+                part.__class__ = type(part).__bases__[0]
+                del part._modules["parametrizations"]
+                part.register_parameter(name, weight)
+                # Only for files with weight norms, and part of it is a local function.
+                part._load_state_dict_pre_hooks.clear()
