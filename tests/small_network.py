@@ -1,11 +1,14 @@
 """A network that takes a millisecond, where what is tested is not the network."""
 
+from collections import OrderedDict
+
 import numpy as np
 import torch
 from torch import nn
 
 from sktransfer import Backbone
 from sktransfer.inputs._images import ImageReader
+from sktransfer.inputs._text import TextReader
 
 counts = {}
 
@@ -75,3 +78,64 @@ def greedy(most):
     stage.most = most
     pool = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
     return Backbone(nn.Sequential(stage, pool), ImageReader(resize=18, crop=16))
+
+
+WORDS = ["good", "bad", "day", "a", "so", "too", "very", "film"]
+
+
+def tokenizer_json(words=WORDS):
+    """The text of a tokenizer.json for a few words, with a token at either end."""
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+
+    ends = ["[CLS]", "[SEP]"]
+    vocabulary = {w: i for i, w in enumerate(["[UNK]", *ends, *words])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+    tokenizer.add_special_tokens(ends)
+    tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[(end, vocabulary[end]) for end in ends]
+    )
+    return tokenizer.to_str()
+
+
+class Tokens(nn.Module):
+    """Tokens -> (n, length, channels), NaN where there is padding."""
+
+    def __init__(self, n_tokens, n_out):
+        super().__init__()
+        self.table = nn.Embedding(n_tokens, n_out)
+
+    def forward(self, x):
+        there = (x >= 0)[..., None]
+        if x.device.type != "meta":
+            counts["tokens"] = counts.get("tokens", 0) + len(x)
+        return self.table(x.clamp(min=0)).masked_fill(~there, float("nan"))
+
+
+class Mixing(nn.Module):
+    """Each token together with the mean of all; `Pooling` gives that mean alone."""
+
+    def __init__(self, n):
+        super().__init__()
+        self.own, self.all = nn.Linear(n, n), nn.Linear(n, n)
+
+    def forward(self, x):
+        mean = x.nanmean(1, keepdim=True)
+        there = ~x[..., :1].isnan()
+        h = torch.tanh(self.own(x.masked_fill(~there, 0.0)) + self.all(mean))
+        return h.masked_fill(~there, float("nan"))
+
+
+class Pooling(nn.Module):
+    def forward(self, x):
+        return x.nanmean(1)
+
+
+def text_backbone(max_length=12):
+    """A backbone of texts with stages as those of transformers: stem, layers, pool."""
+    torch.manual_seed(0)
+    stages = {"stem": Tokens(len(WORDS) + 3, 8), "layer1": Mixing(8)}
+    stages |= {"layer2": Mixing(8), "pool": Pooling()}
+    reader = TextReader(tokenizer_json(), max_length, longest=20)
+    return Backbone(nn.Sequential(OrderedDict(stages)), reader, name="small-text")

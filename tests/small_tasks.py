@@ -27,6 +27,19 @@ def make_task(n=24, seed=0):
     return list(X), np.array(["dark", "light"])[y]
 
 
+def make_texts(n=24, seed=0):
+    """Texts of one to seven words, of two classes: those of one hold "good"."""
+    rng = np.random.default_rng(seed)
+    words = np.array(["bad", "day", "a", "so", "too", "very", "film"])
+    y = np.arange(n) % 2
+    texts = []
+    for label in y:
+        chosen = rng.choice(words, rng.integers(1, 8)).tolist()
+        chosen[rng.integers(len(chosen))] = "good" if label else chosen[0]
+        texts.append(" ".join(chosen))
+    return texts, np.array(["no", "yes"])[y]
+
+
 def searched(model, name="max_epochs", refit=True):
     """A search that has nothing to choose from."""
     return GridSearchCV(model, {name: [1]}, cv=2, refit=refit)

@@ -17,12 +17,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
+from sktransfer.inputs._reader import WeightsMismatchError
+
 _PICKLED = (".pth", ".pt", ".bin", ".ckpt")
 _HASH = re.compile(r"sha256:([0-9a-f]{8,64})", re.IGNORECASE)
-
-
-class WeightsMismatchError(ValueError):
-    """The weights do not belong to the network, or are not those that were demanded."""
 
 
 def read_weights(path: str | os.PathLike, sha256: str | None = None) -> dict:

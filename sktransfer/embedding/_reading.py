@@ -1,13 +1,14 @@
 """Reading of samples in threads, and the treatment of those that cannot be read."""
 
 import warnings
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
 
 from sktransfer.embedding._threads import run_lanes
-from sktransfer.inputs._reader import Samples, content_digest
+from sktransfer.inputs._reader import Reader, Samples, content_digest
 
 # The number of samples that a thread reads and hashes at a time.
 _DIGESTS = 16
@@ -25,6 +26,8 @@ class Refusals:
         self.strict = strict
         # The reason for each row.
         self.rows: dict[int, str] = {}
+        # The rows that were cut, by the size that they were cut to.
+        self.cut: dict[str, set[int]] = {}
 
     def read(self, row: int, step):
         """Return `step` of the content of a sample, or None if it cannot be read."""
@@ -46,14 +49,48 @@ class Refusals:
                 "PretrainedFeatureExtractor(on_error='nan') gives a row of NaN for it."
             ) from error
 
+    def read_input(self, row: int, reader: Reader):
+        """Return the input made from a sample, and remember whether it was cut."""
+
+        def step(content):
+            if reader.is_cut(content):
+                self.cut.setdefault(str(reader), set()).add(row)
+            return reader.read(content)
+
+        return self.read(row, step)
+
+    def found(self) -> tuple[dict, dict]:
+        """Return what a worker found out about its chunk, for `include`."""
+        return self.rows, self.cut
+
+    def include(self, found: tuple[dict, dict], chunk: Sequence[int]) -> None:
+        """Take over what a worker found out about a chunk of rows."""
+        refused, cut = found
+        self.rows.update({chunk[row]: why for row, why in refused.items()})
+        for size, rows in cut.items():
+            self.cut.setdefault(size, set()).update(chunk[row] for row in rows)
+
     def spread(self, equal: dict[int, list[int]]) -> None:
-        """Refuse the rows with the same content as a refused row."""
+        """Treat rows with the same content as one of them was."""
         for row, others in equal.items():
             if row in self.rows:
                 self.rows.update(dict.fromkeys(others, self.rows[row]))
+            for rows in self.cut.values():
+                if row in rows:
+                    rows.update(others)
 
     def report(self, outputs: list[np.ndarray]) -> None:
-        """Fill the refused rows with NaN and issue one warning that lists them."""
+        """Fill the refused rows with NaN, and warn of them and of those cut."""
+        for size, rows in self.cut.items():
+            reader = self.samples.reader
+            warnings.warn(
+                f"{len(rows):,} of {len(self.samples):,} {reader.kind}s are longer "
+                f"than {size} and were cut. Set {reader.size_parameter} to cut them "
+                "elsewhere.",
+                UserWarning,
+                # The warning points at the caller of `embed`.
+                stacklevel=3,
+            )
         if not self.rows:
             return
         rows, n_samples = sorted(self.rows), len(self.samples)
@@ -68,7 +105,6 @@ class Refusals:
             f"and their rows are NaN: rows {rows[:20]}"
             f"{'...' if len(rows) > 20 else ''}. {listed}{more}.",
             UserWarning,
-            # The warning points at the caller of `embed`.
             stacklevel=3,
         )
 

@@ -8,6 +8,7 @@ import torch
 from torchvision.transforms import v2
 
 AUGMENTS = ("mild", "light", "strong")
+_IMAGE = "image, a tensor of shape (3, H, W)"
 
 
 def resolve_augment(augment, side: int) -> Callable | None:
@@ -29,13 +30,13 @@ def resolve_augment(augment, side: int) -> Callable | None:
     if augment is None:
         return None
     if callable(augment):
-        _check_takes_an_image(augment)
+        check_takes_one(augment, _IMAGE)
         return functools.partial(_checked, augment)
     if augment not in AUGMENTS:
         raise ValueError(
             f"Invalid augment={augment!r}: expected None, 'mild' (crop), 'light' (crop "
             "and flip), 'strong' (crop, flip and TrivialAugmentWide) or a callable "
-            "that takes and returns an image, a tensor of shape (3, H, W)."
+            f"that takes and returns an {_IMAGE}."
         )
     if augment == "mild":
         return v2.RandomResizedCrop(
@@ -52,7 +53,8 @@ def resolve_augment(augment, side: int) -> Callable | None:
     return v2.Compose(steps)
 
 
-def _check_takes_an_image(augment: Callable) -> None:
+def check_takes_one(augment: Callable, what: str) -> None:
+    """Refuse a function that cannot be called with one sample alone."""
     try:
         signature = inspect.signature(augment)
     except (TypeError, ValueError):
@@ -61,10 +63,9 @@ def _check_takes_an_image(augment: Callable) -> None:
         signature.bind(None)
     except TypeError as error:
         raise ValueError(
-            f"Invalid augment={_name_of(augment)}: expected a callable that takes one "
-            "image, a tensor of shape (3, H, W), and returns one, but its arguments "
-            f"are {signature}. Nothing was trained. Bind its other arguments with "
-            "functools.partial."
+            f"Invalid augment={name_of(augment)}: expected a callable that takes one "
+            f"{what}, and returns one, but its arguments are {signature}. Nothing was "
+            "trained. Bind its other arguments with functools.partial."
         ) from error
 
 
@@ -76,12 +77,11 @@ def _checked(augment: Callable, image: torch.Tensor) -> torch.Tensor:
         return x
     shape = f" and shape {tuple(x.shape)}" if hasattr(x, "shape") else ""
     raise ValueError(
-        f"Invalid augment={_name_of(augment)}: expected it to return an image, a "
-        "tensor of shape (3, H, W), but it returned a value of type "
-        f"{type(x).__name__}{shape}. Nothing was fitted. A function that changes its "
-        "image in place must return it, too."
+        f"Invalid augment={name_of(augment)}: expected it to return an {_IMAGE}, "
+        f"but it returned a value of type {type(x).__name__}{shape}. Nothing was "
+        "fitted. A function that changes its image in place must return it, too."
     )
 
 
-def _name_of(augment: Callable) -> str:
+def name_of(augment: Callable) -> str:
     return getattr(augment, "__name__", repr(augment))

@@ -1,4 +1,4 @@
-"""Conversion of all types that `X` may have to a sequence of images."""
+"""Conversion of all types that `X` may have to a sequence of samples."""
 
 import numbers
 import os
@@ -29,6 +29,11 @@ def image_samples(X) -> Sequence | None:
         If `X` is a single image, is empty, or does not contain images.
     """
     _refuse_single(X)
+    return samples_of(X, "image")
+
+
+def samples_of(X, kind: str) -> Sequence | None:
+    """Return the samples of `X`, of any kind, or None if `X` is a table of numbers."""
     # Taken before `X` becomes an array, for the error message.
     names = getattr(X, "columns", None)
     if issparse(X):
@@ -39,13 +44,13 @@ def image_samples(X) -> Sequence | None:
         if not hasattr(X, "__array__"):
             raise ValueError(
                 f"Invalid X of type {type(X).__name__}: expected a list, array, series "
-                "or one-column frame of images. Nothing was read."
+                f"or one-column frame of {kind}s. Nothing was read."
             )
         X = np.asarray(X)
     if isinstance(X, np.ndarray):
-        return _array_samples(X, names)
+        return _array_samples(X, kind, names)
     if len(X) == 0:
-        raise ValueError("Found 0 images in X; a minimum of 1 is required.")
+        raise _none_found(kind)
     return None if _are_numbers(X) else X
 
 
@@ -69,12 +74,13 @@ def _refuse_single(X) -> None:
         )
 
 
-def _array_samples(X: np.ndarray, names=None) -> Sequence | None:
-    if X.ndim in (3, 4):
+def _array_samples(X: np.ndarray, kind: str, names) -> Sequence | None:
+    # Only images are stacked.
+    if X.ndim in (3, 4) and kind == "image":
         return list(X)
     # Objects and strings of any kind, such as paths; all other dtypes are numbers.
     if X.dtype.kind not in "OUST":
-        if X.ndim > 4:
+        if X.ndim > 4 and kind == "image":
             raise ValueError(
                 f"Invalid X of shape {X.shape}: expected a stack of images of shape "
                 "(n, H, W) or (n, H, W, C), or flattened images of shape (n, n_pixels)."
@@ -82,28 +88,35 @@ def _array_samples(X: np.ndarray, names=None) -> Sequence | None:
         return None
     if X.ndim == 2 and X.shape[1] == 1:
         X = X[:, 0]
-    _refuse_columns(X, names)
+    _refuse_columns(X, kind, names)
     if X.ndim != 1 or (len(X) and _are_numbers(X)):
         return None
     if len(X) == 0:
-        raise ValueError("Found 0 images in X; a minimum of 1 is required.")
+        raise _none_found(kind)
     return list(X)
 
 
-def _refuse_columns(X: np.ndarray, names) -> None:
+def _none_found(kind: str) -> ValueError:
+    return ValueError(f"Found 0 {kind}s in X; a minimum of 1 is required.")
+
+
+def _refuse_columns(X: np.ndarray, kind: str, names) -> None:
     first = X[0] if X.ndim == 2 and len(X) and X.dtype.kind in "OUST" else ()
-    paths = [column for column, sample in enumerate(first) if _is_path(sample)]
-    if paths:
-        name = paths[0] if names is None else names[paths[0]]
+    likely = [column for column, sample in enumerate(first) if _is_text(sample)]
+    if likely:
+        # Labels are shorter than texts and paths.
+        best = max(likely, key=lambda column: len(os.fspath(first[column])))
+        name = best if names is None else names[best]
         raise ValueError(
-            f"Invalid X with {X.shape[1]} columns: expected a single column of images, "
-            f"which seems to be {name!r}. Nothing was read. Pass only this column, "
+            f"Invalid X with {X.shape[1]} columns: expected a single column of {kind}s,"
+            f" which seems to be {name!r}. Nothing was read. Pass only this column, "
             f"X[[{name!r}]]; in a ColumnTransformer, select only this column in the "
-            f"step for images: (..., [{name!r}])."
+            f"step for {kind}s: (..., [{name!r}])."
         )
 
 
-def _is_path(sample) -> bool:
+def _is_text(sample) -> bool:
+    """Whether a sample is a path or other text, rather than a number."""
     if isinstance(sample, os.PathLike):
         return True
     # A string such as "1.5" is a number, as in a table read from a CSV file.

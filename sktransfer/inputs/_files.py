@@ -8,6 +8,8 @@ from sktransfer.inputs._file_kinds import text_kind
 
 # Larger files are refused, as all of a file is read into memory.
 MAX_FILE_BYTES = 2**29
+# The words that a path hardly has, while most texts do.
+_WORDS = 8
 _IS_FOLDER = (
     "it is a folder (list its {kind}s with sktransfer.datasets.list_{kind}s, or with "
     "load_{kind}_folder where it has a folder for each class)"
@@ -43,6 +45,8 @@ def _why_not_opened(path, kind: str, error: Exception) -> str:
     if isinstance(error, PermissionError) and is_folder(path):
         return _IS_FOLDER.format(kind=kind)
     reason = getattr(error, "strerror", None) or str(error)
+    if len(os.fspath(path).split()) >= _WORDS:
+        return f"{reason} (a text, as it seems, needs a backbone of texts: 'hf/<name>')"
     if isinstance(error, FileNotFoundError) and not Path(path).is_absolute():
         reason += f" (a relative path starts in the working folder, {os.getcwd()!r})"
     return reason

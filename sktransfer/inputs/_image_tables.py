@@ -2,12 +2,13 @@
 
 import math
 import numbers
-import sys
 import warnings
 from collections.abc import Callable
 from functools import partial
 
 import numpy as np
+
+from sktransfer.inputs._callers import level_of_the_caller
 
 # The values that are black and white in tables of these dtypes.
 _RANGES = {
@@ -160,7 +161,7 @@ def _warn_of_odd_rows(X: np.ndarray, shape: tuple[int, ...]) -> None:
         "the rows are images, set image_shape=(height, width) or (height, width, "
         "channels).",
         UserWarning,
-        stacklevel=_level_of_the_caller(),
+        stacklevel=level_of_the_caller(),
     )
 
 
@@ -176,16 +177,3 @@ def _seems_one_image(X: np.ndarray) -> bool:
     # This ratio is below 0.45 for 99 in 100 photos, and about 0.1 for most. For tables
     # of flattened images it is 1, or 0.5 if the images are sorted by class.
     return bool(np.abs(np.diff(rows, axis=0)).mean() < 0.45 * far)
-
-
-def _level_of_the_caller() -> int:
-    """Return the `stacklevel` at which a warning points at the user's own code."""
-    # The depth varies: scikit-learn wraps methods, and joblib may be in between.
-    frame, level = sys._getframe(1), 1
-    while frame.f_back is not None and _is_within(frame.f_globals.get("__name__")):
-        frame, level = frame.f_back, level + 1
-    return level
-
-
-def _is_within(module: str | None) -> bool:
-    return str(module).partition(".")[0] in ("sktransfer", "sklearn", "joblib")

@@ -27,6 +27,13 @@ from sktransfer.inputs._file_kinds import shortened
 PADDING = float("nan")
 
 
+class WeightsMismatchError(ValueError):
+    """The weights do not belong to the network, or are not those that were demanded.
+
+    Raised for a tokenizer, too, which the weights were trained with.
+    """
+
+
 @dataclass(frozen=True)
 class Reader(ABC):
     """Base class for readers, which convert samples of one kind to network inputs.
@@ -71,6 +78,10 @@ class Reader(ABC):
         """Return the size of the input; only inputs of equal size share a batch."""
         return ()
 
+    def is_cut(self, content) -> bool:
+        """Whether the input is only a part of a sample that is longer than `size`."""
+        return False
+
     def stack(self, inputs: Sequence[torch.Tensor]) -> torch.Tensor:
         """Stack inputs to a batch, padding them if they differ in size."""
         if self.padding is None:
@@ -94,7 +105,7 @@ class Reader(ABC):
         """Return the rows of a table of numbers as samples."""
         raise ValueError(
             f"Invalid X: expected a list of {self.kind}s, but it is a table of numbers "
-            f"of shape {X.shape}. {self.accepted} Nothing was read."
+            f"of shape {tuple(X.shape)}. {self.accepted} Nothing was read."
         )
 
     @property

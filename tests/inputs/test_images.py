@@ -388,6 +388,9 @@ def test_images_are_one_column():
         step = ("image", PretrainedFeatureExtractor(small_backbone()), ["a", "b"])
         with pytest.raises(ValueError, match=r"in a ColumnTransformer, select only"):
             ColumnTransformer([step]).fit(frame)
+    labelled = pd.DataFrame({"label": ["cat", "dog"], "path": ["cats/1.png", "2.png"]})
+    with pytest.raises(ValueError, match="seems to be 'path'"):
+        image_samples(labelled)
     assert image_samples(pd.DataFrame({"a": ["1", "2"], "b": ["3", "4"]})) is None
     assert image_samples(pd.DataFrame({"a": paths, "b": paths})[:0]) is None
 
