@@ -48,11 +48,21 @@ def seconds_per_clip(seconds, clips):
     return (time.perf_counter() - start) / len(clips)
 
 
+splitters = {
+    "5-fold": StratifiedKFold(5, shuffle=True, random_state=0),
+    "100 labels": StratifiedShuffleSplit(5, train_size=100, random_state=0),
+    "new speaker": LeaveOneGroupOut(),
+}
+
 parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("folder")
 parser.add_argument("backbone")
 parser.add_argument("--max-length", type=float, default=1.0)
 parser.add_argument("--depths", nargs="*", default=["layer3"])
+parser.add_argument(
+    "--tasks", nargs="*", default=["5-fold", "100 labels", "new speaker"]
+)
+parser.add_argument("--tasks", nargs="*", default=list(splitters))
 parser.add_argument("--epochs", type=int, default=5)
 parser.add_argument("--threads", type=int, default=None)
 arguments = parser.parse_args()
@@ -63,33 +73,31 @@ names = [Path(path).stem.split("_") for path in paths]
 digits, speakers = (np.array([name[i] for name in names]) for i in (0, 1))
 source = load_backbone(arguments.backbone)
 shared = {"max_length": arguments.max_length}
+name = Path(arguments.backbone).name
 baseline, reader = source.at_size(arguments.max_length).reader.plain()
 bands = Backbone(nn.Sequential(nn.Flatten()), reader, name=baseline)
 models = {
     baseline: probe(bands),
-    f"{arguments.backbone}, linear probe": probe(source, **shared),
+    f"{name}, linear probe": probe(source, **shared),
     **{
-        f"{arguments.backbone}, freeze={depth!r}": FineTuneClassifier(
+        f"{name}, freeze={depth!r}": FineTuneClassifier(
             source, freeze=depth, max_epochs=arguments.epochs, random_state=0, **shared
         )
         for depth in arguments.depths
     },
 }
-tasks = {
-    "digits, 5-fold": StratifiedKFold(5, shuffle=True, random_state=0),
-    "digits, 100 labels": StratifiedShuffleSplit(5, train_size=100, random_state=0),
-    "digits of a new speaker": LeaveOneGroupOut(),
-}
 print(f"{len(paths)} clips of {', '.join(sorted({*speakers}))}\n")
 print("| model | task | accuracy, mean (of each fold) | seconds |")
 print("|---|---|---|---|")
 for name, model in models.items():
-    for task, splitter in tasks.items():
+    for task in arguments.tasks:
+        groups = speakers if task == "new speaker" else None
+        folds = list(splitters[task].split(paths, digits, groups))
         start = time.perf_counter()
-        found = cross_val_score(model, paths, digits, groups=speakers, cv=splitter)
+        found = cross_val_score(model, paths, digits, cv=folds)
         seconds = time.perf_counter() - start
-        folds = ", ".join(f"{score:.3f}" for score in found)
-        row = f"| {name} | {task} | {found.mean():.3f} ({folds}) | {seconds:.0f} |"
+        each = ", ".join(f"{score:.3f}" for score in found)
+        row = f"| {name} | {task} | {found.mean():.3f} ({each}) | {seconds:.0f} |"
         print(row, flush=True)
 print("\n| window | milliseconds per clip |")
 print("|---|---|")
