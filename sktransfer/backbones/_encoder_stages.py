@@ -21,6 +21,7 @@ from sktransfer.backbones._encoder_trace import (
     tail_of,
     trace,
 )
+from sktransfer.backbones._sound_stems import SOUND_STEMS
 from sktransfer.inputs._reader import PADDING
 
 # The largest difference between stages and whole that is rounding, in units of the
@@ -157,7 +158,8 @@ def _split(model: nn.Module, form: str, x: Tensor, pooling: str) -> nn.Sequentia
         stages[f"layer{number}"] = Layer(layer, extras, padded=there is not None)
     stages["pool"] = Pool(pooling, tail, norm, padded=there is not None)
     _remove_layers(model, run, [*tail, norm])
-    stages["stem"] = Stem(model, form)
+    of_sounds = SOUND_STEMS.get(type(model).__name__)
+    stages["stem"] = Stem(model, form) if of_sounds is None else of_sounds(model)
     stages.move_to_end("stem", last=False)
     return nn.Sequential(stages)
 
