@@ -140,7 +140,9 @@ def list_backbones(pattern="*"):
     Returns
     -------
     list of str
-        The sorted names. Those of timm, ``"timm/<name>"``, are not listed.
+        The sorted names. Those of timm, ``"timm/<name>"``, are not listed. A pattern
+        that begins with ``"hf/"`` asks for the models of transformers in the local
+        cache of Hugging Face's hub.
 
     Examples
     --------
@@ -148,7 +150,7 @@ def list_backbones(pattern="*"):
     >>> list_backbones("resnet1*")
     ['resnet101', 'resnet152', 'resnet18']
     """
-    names = {"tiny", *_registered, *_torchvision.names()}
+    names = {"tiny", *_registered, *_torchvision.names(), *_transformers.names(pattern)}
     return sorted(fnmatch.filter(names, pattern))
 
 
