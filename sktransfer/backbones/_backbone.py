@@ -11,9 +11,8 @@ from difflib import get_close_matches
 import torch
 from torch import nn
 
-from sktransfer.backbones._fingerprint import behaviour_digest
-from sktransfer.backbones._fusion import fuse
-from sktransfer.backbones._weights import WeightsMismatchError, module_digest
+from sktransfer.backbones._blocks import Stage
+from sktransfer.backbones._weights import WeightsMismatchError
 from sktransfer.inputs._images import ImageReader
 from sktransfer.inputs._reader import Reader, input_shape
 
@@ -86,7 +85,7 @@ class Backbone:
         # By reader, since copies with other readers share it.
         self._shapes = {}
 
-    def _assemble(self, stages: dict[str, "_Stage"], origin) -> None:
+    def _assemble(self, stages: dict[str, "Stage"], origin) -> None:
         modules = OrderedDict((name, stage.module) for name, stage in stages.items())
         self.stages = nn.Sequential(modules).eval()
         self.stage_names = tuple(stages)
@@ -336,38 +335,15 @@ class Backbone:
         return tuned
 
 
-class _Stage:
-    """A stage, which never changes, with what needs to be computed only once."""
-
-    def __init__(self, module: nn.Module):
-        self.module = module
-        self._fused = {}
-
-    @functools.cached_property
-    def digest(self) -> str:
-        return module_digest(self.module)
-
-    @functools.cached_property
-    def cause(self) -> str:
-        return self.digest + behaviour_digest(self.module)
-
-    def fused(self, device) -> nn.Module:
-        if device not in self._fused:
-            self._fused[device] = fuse(self.module).to(
-                device, memory_format=torch.channels_last
-            )
-        return self._fused[device]
-
-
 def _joined(digests) -> str:
     return hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
-def _frozen(stages: nn.Sequential) -> dict[str, _Stage]:
+def _frozen(stages: nn.Sequential) -> dict[str, Stage]:
     """Return copies of stages in float32, which nobody else holds."""
     stages = copy.deepcopy(stages).cpu().float().eval().requires_grad_(False)
     # `named_children` would list only one use of a module that is used twice.
-    return {name: _Stage(module) for name, module in stages._modules.items()}
+    return {name: Stage(module) for name, module in stages._modules.items()}
 
 
 @dataclass(frozen=True)
