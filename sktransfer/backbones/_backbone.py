@@ -16,6 +16,9 @@ from sktransfer.backbones._weights import WeightsMismatchError
 from sktransfer.inputs._images import ImageReader
 from sktransfer.inputs._reader import Reader, input_shape
 
+# In place of the dot of "layer4.1", which torch allows in no name of a module.
+_DOT = "\u2024"
+
 
 class Backbone:
     """A pretrained network without its classifier: named stages in a row.
@@ -43,6 +46,9 @@ class Backbone:
     ----------
     stage_names : tuple of str
         The names of all stages, from first to last.
+    block_names : tuple of str
+        The names of the blocks of all stages that can be divided: "layer4.1" is the
+        second block of stage "layer4". They are accepted in place of those of stages.
     shapes : list of tuple of int
         The shape of the output of each stage for one sample.
     n_features : int
@@ -86,12 +92,15 @@ class Backbone:
         self._shapes = {}
 
     def _assemble(self, stages: dict[str, "Stage"], origin) -> None:
-        modules = OrderedDict((name, stage.module) for name, stage in stages.items())
-        self.stages = nn.Sequential(modules).eval()
+        modules = {
+            name.replace(".", _DOT): stage.module for name, stage in stages.items()
+        }
+        self.stages = nn.Sequential(OrderedDict(modules)).eval()
         self.stage_names = tuple(stages)
         self.origin = origin
         self._stages = stages
         self._fastest = {}
+        self._divided = {}
 
     def __repr__(self):
         return (
@@ -154,20 +163,101 @@ class Backbone:
     def digest(self):
         return _joined(stage.digest for stage in self._stages.values())
 
-    def cause(self, depth):
+    def cause(self, depth, precision="float32"):
         """Return a digest of everything that the output of leading stages depends on.
 
         Parameters
         ----------
         depth : int
             The number of leading stages.
+        precision : str, default="float32"
+            The precision of the computation.
 
         Returns
         -------
         str
             The SHA-256 in hexadecimal digits.
         """
-        return _joined(stage.cause for stage in list(self._stages.values())[:depth])
+        causes = [stage.causes for stage in list(self._stages.values())[:depth]]
+        if precision == "float32":
+            # A stage that is divided computes what the whole one does, to the bit.
+            return _joined(cause for stage in causes for cause in stage)
+        # Where stages meet, outputs become float32, so that the cuts change rounding.
+        return _joined(map(_joined, causes))
+
+    @property
+    def block_names(self):
+        return tuple(name for stage in self._stages for name in self._blocks_of(stage))
+
+    def _blocks_of(self, stage) -> list[str]:
+        """Return the names of the blocks of a stage, none if it cannot be divided."""
+        if "." in stage:
+            return [stage]
+        blocks = self._stages[stage].blocks
+        # What a division has left of a stage keeps its name.
+        first = sum(name.startswith(f"{stage}.") for name in self._stages)
+        names = [f"{stage}.{first + number}" for number in range(len(blocks))]
+        return names if len(blocks) > 1 or first else []
+
+    def cut(self, stage):
+        """Return the backbone in which a stage is divided after one of its blocks.
+
+        Its stages are those of this backbone, but for the stage "layer4", if it is cut
+        at "layer4.1": its blocks up to there are the stages "layer4.0" and "layer4.1",
+        and "layer4" is what remains, since the name of a stage stands for its end.
+
+        Parameters
+        ----------
+        stage : int, str or None
+            The name of a block, among `block_names`.
+
+        Returns
+        -------
+        Backbone
+            The divided backbone, which shares its modules with this one, or this one
+            if `stage` is anything else than the name of a block inside a stage.
+
+        Raises
+        ------
+        ValueError
+            If the output of the block is no tensor, or the next block changes it in
+            place.
+
+        Examples
+        --------
+        >>> from sktransfer import load_backbone
+        >>> backbone = load_backbone("resnet18", weights=None, random_state=0)
+        >>> backbone.cut("layer4.0").stage_names
+        ('stem', 'layer1', 'layer2', 'layer3', 'layer4.0', 'layer4', 'pool')
+        """
+        whole = _stage_of(stage)
+        blocks = self._blocks_of(whole) if whole in self._stages else []
+        # The end of the last block is that of the stage.
+        if stage in self._stages or stage not in blocks[:-1]:
+            return self
+        if stage not in self._divided:
+            self._divided[stage] = self._divide(whole, blocks, blocks.index(stage) + 1)
+        return self._divided[stage].with_reader(self.reader)
+
+    def _divide(self, whole, blocks, count) -> "Backbone":
+        """Return the backbone in which the first blocks of a stage are stages."""
+        stages = {}
+        for name, stage in self._stages.items():
+            if name == whole:
+                stages.update(zip(blocks[:count], stage.blocks, strict=False))
+                stage = stage.after(count)
+            stages[name] = stage
+        divided = self._with(_shapes={})
+        divided._assemble(stages, Divided(self, blocks[count - 1]))
+        divided._shapes_or_error()
+        tuned = self.origin
+        # A network that is tuned after this refers to the source alone, too.
+        if isinstance(tuned, Tuned) and tuned.source.block_names == self.block_names:
+            first = list(self._stages).index(whole)
+            start = tuned.depth + (count if first < tuned.depth else 0)
+            source = tuned.source.cut(blocks[count - 1])
+            divided.origin = Tuned(source, start, divided.stages[start:])
+        return divided
 
     def depth(self, stage, *, parameter="stage"):
         """Return the number of leading stages that a specification stands for.
@@ -176,7 +266,9 @@ class Backbone:
         ----------
         stage : int, str or None
             A number of leading stages (negative numbers count from the end), the name
-            of the last of these stages, or "all". None is equivalent to "all".
+            of the last of these stages, or "all". None is equivalent to "all". A number
+            counts whole stages, also where `cut` has divided some. A block has a depth
+            once the backbone is cut there.
         parameter : str, default="stage"
             The name of the parameter in error messages.
 
@@ -190,26 +282,39 @@ class Backbone:
         ValueError
             If the backbone has no such stage.
         """
-        count = len(self.stages)
+        names = self.stage_names
+        depths = [0, *(i for i, name in enumerate(names, start=1) if "." not in name)]
+        count = len(depths) - 1
         if stage is None or isinstance(stage, str):
             if stage in (None, "all"):
-                return count
-            if stage in self.stage_names:
-                return self.stage_names.index(stage) + 1
+                return len(names)
+            if stage in names:
+                return names.index(stage) + 1
+            whole = _stage_of(stage)
+            if whole in names and stage in self._blocks_of(whole)[-1:]:
+                return names.index(whole) + 1
         elif isinstance(stage, numbers.Integral) and not isinstance(stage, bool):
-            depth = int(stage) + (count if stage < 0 else 0)
-            if 0 <= depth <= count:
-                return depth
-        hint = ""
-        if isinstance(stage, str):
-            names = {name.lower(): name for name in (*self.stage_names, "all")}
-            close = get_close_matches(stage.lower(), names, n=1)
-            hint = f" Did you mean {names[close[0]]!r}?" if close else ""
+            number = int(stage) + (count if stage < 0 else 0)
+            if 0 <= number <= count:
+                return depths[number]
         raise ValueError(
             f"Invalid {parameter}={stage!r} of backbone {self.name!r}: expected one of "
-            f"the stages {list(self.stage_names)}, a number of leading stages from "
-            f"{-count} to {count}, or 'all'.{hint}{_why_one(self.stage_names)}"
+            f"the stages {list(names)}, a number of leading stages from {-count} to "
+            f"{count}, or 'all'.{self._hint(stage)}{_why_one(names)}"
         )
+
+    def _hint(self, stage) -> str:
+        """Say what an unknown name may mean; empty for anything but a name."""
+        whole = _stage_of(stage)
+        if whole in self._stages:
+            blocks = self._blocks_of(whole)
+            found = f"the blocks {blocks}" if blocks else "no blocks to be cut after"
+            return f" Stage {whole!r} has {found}."
+        if not isinstance(stage, str):
+            return ""
+        names = {name.lower(): name for name in (*self.stage_names, "all")}
+        close = get_close_matches(stage.lower(), names, n=1)
+        return f" Did you mean {names[close[0]]!r}?" if close else ""
 
     def freeze_depth(self, freeze):
         """Return the number of leading stages that ``freeze`` keeps unchanged.
@@ -343,7 +448,28 @@ def _frozen(stages: nn.Sequential) -> dict[str, Stage]:
     """Return copies of stages in float32, which nobody else holds."""
     stages = copy.deepcopy(stages).cpu().float().eval().requires_grad_(False)
     # `named_children` would list only one use of a module that is used twice.
-    return {name: Stage(module) for name, module in stages._modules.items()}
+    return {_name(key): Stage(module) for key, module in stages._modules.items()}
+
+
+def _name(key: str) -> str:
+    """Return the name of the stage that a module is, from its name in its parent."""
+    return key.replace(_DOT, ".")
+
+
+def _stage_of(block) -> str | None:
+    """Return the name of the stage that a block belongs to by its name."""
+    return block.rpartition(".")[0] if isinstance(block, str) else None
+
+
+@dataclass(frozen=True)
+class Divided:
+    """How a divided backbone is rebuilt: its source, and the block it is cut after."""
+
+    source: Backbone
+    block: str
+
+    def __call__(self) -> Backbone:
+        return self.source.cut(self.block)
 
 
 @dataclass(frozen=True)
@@ -412,10 +538,18 @@ def _without_data(stages: nn.Sequential) -> nn.Sequential:
 
 def _shapes(stages, x) -> list[tuple[int, ...]]:
     """Return the shapes of the outputs of all stages."""
-    shapes = []
-    with torch.inference_mode():
-        for name, stage in stages._modules.items():
-            x = stage(x)
+    shapes, before = [], ""
+    # In inference mode, tensors would not know that they were changed.
+    with torch.no_grad():
+        for name in map(_name, stages._modules):
+            given, version = x, x._version
+            x = stages._modules[name.replace(".", _DOT)](x)
+            if "." in before and given._version != version:
+                raise ValueError(
+                    f"The network cannot be cut after {before!r}, as what follows "
+                    "changes its output in place. Choose another block, or a stage."
+                )
+            before = name
             if not isinstance(x, torch.Tensor) or x.ndim < 2:
                 kind = f"shape {tuple(x.shape)}" if hasattr(x, "shape") else type(x)
                 raise ValueError(

@@ -42,6 +42,10 @@ class Candidate:
                 self.prefixes = [prefix]
                 return
             asked = names if stages == "all" else stages
+            backbone = prefix.backbone
+            for stage in asked:
+                backbone = backbone.cut(stage)
+            prefix = replace(prefix, backbone=backbone)
             depths = {self._depth(prefix, stage) for stage in asked}
             self.prefixes = [
                 replace(prefix, depth=depth) for depth in sorted(depths - {None})

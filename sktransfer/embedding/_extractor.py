@@ -258,7 +258,7 @@ class PretrainedFeatureExtractor(
         return self._load_backbone(self.random_state)
 
     def _prefix(self) -> Prefix:
-        backbone = self._load()
+        backbone = self._load().cut(self.stage)
         device = resolve_device(self.device)
         prefix = Prefix(
             backbone,

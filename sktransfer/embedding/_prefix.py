@@ -175,7 +175,7 @@ class Prefix:
             self.precision,
             self.size,
             self.backbone.reader.cause(),
-            self.backbone.cause(self.depth),
+            self.backbone.cause(self.depth, self.precision),
             pooling,
         )
         # The common part is hashed once, and a copy of it extended for each sample.
