@@ -90,6 +90,8 @@ class Backbone:
         self.name = name
         # By reader, since copies with other readers share it.
         self._shapes = {}
+        # The blocks that it was cut after, which divided and tuned copies share.
+        self._cuts = {}
 
     def _assemble(self, stages: dict[str, "Stage"], origin) -> None:
         modules = {
@@ -233,11 +235,27 @@ class Backbone:
         whole = _stage_of(stage)
         blocks = self._blocks_of(whole) if whole in self._stages else []
         # The end of the last block is that of the stage.
-        if stage in self._stages or stage not in blocks[:-1]:
+        if stage not in blocks[:-1]:
             return self
+        self._cuts[stage] = None
         if stage not in self._divided:
             self._divided[stage] = self._divide(whole, blocks, blocks.index(stage) + 1)
         return self._divided[stage].with_reader(self.reader)
+
+    def finest(self):
+        """Return the backbone divided at all blocks that it was cut after so far.
+
+        In float32 it computes the same, to the bit, and can go on from more outputs.
+
+        Returns
+        -------
+        Backbone
+            The divided backbone.
+        """
+        backbone = self
+        for block in list(self._cuts):
+            backbone = backbone.cut(block)
+        return backbone
 
     def _divide(self, whole, blocks, count) -> "Backbone":
         """Return the backbone in which the first blocks of a stage are stages."""

@@ -186,6 +186,15 @@ class Prefix:
         """Return the same prefix with another depth and without pooling."""
         return replace(self, depth=depth, pooling="none")
 
+    def within(self, backbone: Backbone) -> "Prefix":
+        """Return the same prefix in its backbone when that is divided further."""
+        # In bfloat16, outputs are rounded otherwise where the backbone is cut.
+        if backbone is self.backbone or self.precision != "float32":
+            return self
+        last = self.backbone.stage_names[: self.depth][-1:]
+        depth = backbone.depth(*last) if last else 0
+        return replace(self, backbone=backbone, depth=depth)
+
     def whole(self) -> "Prefix":
         """Return the same prefix with all stages, whose output is an embedding."""
         return replace(self, depth=len(self.backbone.stages), pooling="avg")
