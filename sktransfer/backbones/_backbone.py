@@ -8,16 +8,14 @@ from collections import OrderedDict
 from dataclasses import dataclass
 from difflib import get_close_matches
 
-import torch
 from torch import nn
 
 from sktransfer.backbones._blocks import Stage
+from sktransfer.backbones._names import key_of, name_of, stage_of
+from sktransfer.backbones._shapes import about_channels, shapes_of, without_data
 from sktransfer.backbones._weights import WeightsMismatchError
 from sktransfer.inputs._images import ImageReader
 from sktransfer.inputs._reader import Reader, input_shape
-
-# In place of the dot of "layer4.1", which torch allows in no name of a module.
-_DOT = "\u2024"
 
 
 class Backbone:
@@ -94,9 +92,7 @@ class Backbone:
         self._cuts = {}
 
     def _assemble(self, stages: dict[str, "Stage"], origin) -> None:
-        modules = {
-            name.replace(".", _DOT): stage.module for name, stage in stages.items()
-        }
+        modules = {key_of(name): stage.module for name, stage in stages.items()}
         self.stages = nn.Sequential(OrderedDict(modules)).eval()
         self.stage_names = tuple(stages)
         self.origin = origin
@@ -137,7 +133,7 @@ class Backbone:
             raise ValueError(
                 f"Backbone {self.name!r} cannot be run: {error}. Its inputs have shape "
                 f"(n, {sides}), and nothing was computed. "
-                f"{_about_channels(self.stages) or advice}"
+                f"{about_channels(self.stages) or advice}"
             ) from error
 
     def _shapes_or_error(self):
@@ -146,10 +142,10 @@ class Backbone:
             x = reader.normalise(reader.example(1))
             # Of copies: a forward pass may leave something in a module.
             try:
-                known[reader] = _shapes(_without_data(self.stages), x.to("meta"))
+                known[reader] = shapes_of(without_data(self.stages), x.to("meta"))
             except (RuntimeError, NotImplementedError):
                 # A stage that looks at its data, or is too small; that fails again.
-                known[reader] = _shapes(copy.deepcopy(self.stages), x)
+                known[reader] = shapes_of(copy.deepcopy(self.stages), x)
         return known[reader]
 
     @functools.cached_property
@@ -232,7 +228,7 @@ class Backbone:
         >>> backbone.cut("layer4.0").stage_names
         ('stem', 'layer1', 'layer2', 'layer3', 'layer4.0', 'layer4', 'pool')
         """
-        whole = _stage_of(stage)
+        whole = stage_of(stage)
         blocks = self._blocks_of(whole) if whole in self._stages else []
         # The end of the last block is that of the stage.
         if stage not in blocks[:-1]:
@@ -308,7 +304,7 @@ class Backbone:
                 return len(names)
             if stage in names:
                 return names.index(stage) + 1
-            whole = _stage_of(stage)
+            whole = stage_of(stage)
             if whole in names and stage in self._blocks_of(whole)[-1:]:
                 return names.index(whole) + 1
         elif isinstance(stage, numbers.Integral) and not isinstance(stage, bool):
@@ -323,7 +319,7 @@ class Backbone:
 
     def _hint(self, stage) -> str:
         """Say what an unknown name may mean; empty for anything but a name."""
-        whole = _stage_of(stage)
+        whole = stage_of(stage)
         if whole in self._stages:
             blocks = self._blocks_of(whole)
             found = f"the blocks {blocks}" if blocks else "no blocks to be cut after"
@@ -383,7 +379,7 @@ class Backbone:
         except Exception as error:
             raise ValueError(
                 f"Backbone {self.name!r} cannot take {parameter}={side}: {error}. "
-                f"{_about_channels(self.stages) or advice}"
+                f"{about_channels(self.stages) or advice}"
             ) from error
         return resized
 
@@ -466,17 +462,7 @@ def _frozen(stages: nn.Sequential) -> dict[str, Stage]:
     """Return copies of stages in float32, which nobody else holds."""
     stages = copy.deepcopy(stages).cpu().float().eval().requires_grad_(False)
     # `named_children` would list only one use of a module that is used twice.
-    return {_name(key): Stage(module) for key, module in stages._modules.items()}
-
-
-def _name(key: str) -> str:
-    """Return the name of the stage that a module is, from its name in its parent."""
-    return key.replace(_DOT, ".")
-
-
-def _stage_of(block) -> str | None:
-    """Return the name of the stage that a block belongs to by its name."""
-    return block.rpartition(".")[0] if isinstance(block, str) else None
+    return {name_of(key): Stage(module) for key, module in stages._modules.items()}
 
 
 @dataclass(frozen=True)
@@ -532,51 +518,3 @@ def _why_one(stage_names: tuple[str, ...]) -> str:
         "processes import if you use n_jobs, or pass "
         "backbone=Backbone(split_stages(model))."
     )
-
-
-def _about_channels(stages: nn.Sequential) -> str:
-    """Advise on a network that does not take colour images; empty for others."""
-    first = next((m for m in stages.modules() if hasattr(m, "in_channels")), None)
-    if first is None or first.in_channels == 3:
-        return ""
-    return (
-        f"Its first layer has in_channels={first.in_channels}, but all images, also "
-        "grey ones, are read with three channels. Convert them in a first stage: "
-        "nn.Sequential(convert, *split_stages(model)), where convert is for example "
-        "torchvision.transforms.v2.Grayscale() for a network of grey images."
-    )
-
-
-def _without_data(stages: nn.Sequential) -> nn.Sequential:
-    """Return copies of stages whose tensors have shapes but no data."""
-    memo = {id(p): nn.Parameter(p.to("meta"), False) for p in stages.parameters()}
-    memo |= {id(buffer): buffer.to("meta") for buffer in stages.buffers()}
-    return copy.deepcopy(stages, memo)
-
-
-def _shapes(stages, x) -> list[tuple[int, ...]]:
-    """Return the shapes of the outputs of all stages."""
-    shapes, before = [], ""
-    # In inference mode, tensors would not know that they were changed.
-    with torch.no_grad():
-        for name in map(_name, stages._modules):
-            given, version = x, x._version
-            x = stages._modules[name.replace(".", _DOT)](x)
-            if "." in before and given._version != version:
-                raise ValueError(
-                    f"The network cannot be cut after {before!r}, as what follows "
-                    "changes its output in place. Choose another block, or a stage."
-                )
-            before = name
-            if not isinstance(x, torch.Tensor) or x.ndim < 2:
-                kind = f"shape {tuple(x.shape)}" if hasattr(x, "shape") else type(x)
-                raise ValueError(
-                    f"Stage {name!r} returns {kind}, but a tensor of shape (n, ...) is "
-                    "needed. Split the network elsewhere (split_stages.register), or "
-                    "wrap it in a module that returns its embeddings."
-                )
-            shapes.append(tuple(x.shape[1:]))
-            # Older versions of torch accept empty outputs of tensors without data.
-            if min(shapes[-1]) < 1:
-                raise RuntimeError(f"a stage's output would have shape {shapes[-1]}")
-    return shapes

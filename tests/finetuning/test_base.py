@@ -129,6 +129,11 @@ def test_the_stages_of_a_block_learn_as_fast_as_those_of_the_whole(task):
         fitted = model(**settings, freeze=freeze, max_epochs=1).fit(*task)
         groups = fitted.net_.optimizer_.param_groups
         rates[freeze] = {group["initial_lr"] for group in groups}
+    # Blocks of a stage of which nothing is frozen learn alike.
+    fitted = model(**settings | {"backbone": fitted}, freeze=1, max_epochs=1).fit(*task)
+    assert "b.1" in fitted.backbone_.stage_names
+    groups = fitted.net_.optimizer_.param_groups
+    assert {group["initial_lr"] for group in groups} == rates["a"]
     # Of the head, of stage c, and of what remains of stage b.
     assert rates["a"] == rates["b.0"] == rates["b.1"] == {0.01, 0.001, 0.0005}
 
