@@ -95,6 +95,8 @@ def embed(
         pooling are padded with NaN.
     """
     refusals = Refusals(samples, strict=on_error == "raise")
+    if cache is not None and not isinstance(samples, StageOutputs):
+        prefixes, taps = _divided(prefixes, taps)
     runs = _runs(samples, prefixes, taps, cache)
     names = dict.fromkeys(run.base.backbone.name for run in runs)
     unit = prefixes[0].backbone.reader.kind if prefixes else "sample"
@@ -111,6 +113,13 @@ def embed(
                 out[number] = run.gathered(one)
     refusals.report(out)
     return out
+
+
+def _divided(prefixes, taps) -> list[list[Prefix]]:
+    """Return prefixes that can start from all that other cuts may have stored."""
+    groups = [list(prefixes), list(taps)]
+    finest = {one.backbone: one.backbone.finest() for one in sum(groups, [])}
+    return [[one.within(finest[one.backbone]) for one in group] for group in groups]
 
 
 class _Run:

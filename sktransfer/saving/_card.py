@@ -9,7 +9,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from sktransfer._tables import Table
 from sktransfer._version import __version__
-from sktransfer.backbones._backbone import Backbone, Tuned
+from sktransfer.backbones._backbone import Backbone, Divided, Tuned
 from sktransfer.backbones._load import Named, weights_licence
 from sktransfer.backbones._weights import weights_path
 from sktransfer.embedding._mixin import StagesReprMixin
@@ -147,7 +147,7 @@ def _origin(backbone: Backbone) -> str:
     origin, source = backbone.origin, backbone
     # A card is about the pretrained weights, which a tuned backbone refers to.
     tuned = isinstance(origin, Tuned)
-    if tuned:
+    while isinstance(origin, Tuned | Divided):
         source = origin.source
         origin = source.origin
     digest = (
