@@ -74,7 +74,7 @@ def split_stages(model: nn.Module) -> nn.Sequential:
     for package in LIBRARY_SPLITS.keys() & packages_of(model):
         return LIBRARY_SPLITS[package](model)
     name = type(model).__name__
-    body = _without_classifier(model)
+    body = without_classifier(model)
     warnings.warn(
         f"How to split a {name} is not known, so it is one stage, 'all': only freeze=0 "
         f"and freeze='all' make sense. {_about_classifier(model, body)} To cut it at "
@@ -100,7 +100,7 @@ def registered_split(kind: type) -> Callable | None:
     return None if getattr(split, "__module__", "") == __name__ else split
 
 
-def _without_classifier(model: nn.Module) -> nn.Module:
+def without_classifier(model: nn.Module) -> nn.Module:
     """Leave out the classifier of a model of timm; others are as they are."""
     ways = [getattr(model, f"{verb}_classifier", None) for verb in ("get", "reset")]
     if not all(map(callable, ways)) or not getattr(model, "num_classes", 0):
