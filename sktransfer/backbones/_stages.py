@@ -27,8 +27,8 @@ def split_stages(model: nn.Module) -> nn.Sequential:
     Parameters
     ----------
     model : torch.nn.Module
-        A network of one of torchvision's 17 families of classifiers, or a
-        `torch.nn.Sequential`, whose children are taken as the stages. None of them
+        A network of one of torchvision's 17 families of classifiers, a network of timm,
+        or a `torch.nn.Sequential`, whose children are taken as the stages. None of them
         should begin with an operation in place (``nn.ReLU(inplace=True)``), which would
         change the output of the stage before it.
 
@@ -37,14 +37,17 @@ def split_stages(model: nn.Module) -> nn.Sequential:
     torch.nn.Sequential
         The stages in the order in which they run. What passes from one to the next has
         shape (n, channels, height, width), (n, tokens, channels) or (n, n_features).
-        The last stage of torchvision's families, "pool", gives (n, n_features).
+        The last stage of networks of torchvision and timm, "pool", gives
+        (n, n_features).
 
     Warns
     -----
     UserWarning
         If the type of the model is unknown, or is a subclass with a ``forward`` of its
         own: the result is one stage called "all". It computes what the model does, its
-        classifier included; only a model of timm loses its classifier. Also if an
+        classifier included; only a model of timm loses its classifier. A model of timm
+        is one stage if the parts that hand on a tensor in a row, when an example runs
+        through it, are not all that it does; the warning says why. Also if an
         `nn.Sequential` ends in a linear layer that is a classifier by its name.
 
     Notes

@@ -159,17 +159,17 @@ def _opened(call, row, calls):
 def _grouped(steps):
     """Name the stages, each of which begins with a block, and give all steps to them.
 
-    The blocks are the steps with like names that have most parameters. Steps before
-    them are the stem, those between them belong to the block before.
+    The blocks are the steps with like names, several if there are, that have most
+    parameters. Steps before them are the stem, those between them belong to the block
+    before.
     """
     alike = {}
     for step in steps:
         alike.setdefault(_series(step), []).append(step)
-    blocks = max(alike.values(), key=n_parameters)
+    blocks = max(alike.values(), key=lambda like: (len(like) > 1, n_parameters(like)))
     end = steps.index(blocks[-1]) + 1
-    stages = {"stem": [], **_blocks(steps[:end], blocks)}
-    stages["stem"] = steps[: steps.index(blocks[0])]
-    rest = steps[end:]
+    stem, rest = steps[: steps.index(blocks[0])], steps[end:]
+    stages = {"stem": stem, **_blocks(steps[:end], blocks)}
     has_conv = any(
         isinstance(part, nn.Conv2d) for step in rest for part in step.module.modules()
     )
@@ -197,7 +197,7 @@ def _blocks(steps, blocks):
 
 def _series(step):
     owner, _, name = step.path.rpartition(".")
-    return owner, re.match(r"\D*", name)[0]
+    return owner, re.match(r"\D*", name)[0].rstrip("_")
 
 
 def _name(step, number, plain):
