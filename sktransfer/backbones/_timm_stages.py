@@ -174,7 +174,6 @@ def _grouped(steps):
         isinstance(part, nn.Conv2d) for step in rest for part in step.module.modules()
     )
     stages |= {"last_conv": rest, "pool": []} if has_conv else {"pool": rest}
-    _move_in_place(list(stages.values()))
     return {name: s for name, s in stages.items() if s or name in ("stem", "pool")}
 
 
@@ -209,13 +208,6 @@ def _name(step, number, plain):
     owner = next((o for o in reversed(owners) if not o.isdigit()), "block")
     between = "_" if owner[-1].isdigit() else ""
     return f"{owner.removesuffix('s')}{between}{number}"
-
-
-def _move_in_place(stages):
-    """Let no stage begin with an operation in place, which would change a cut."""
-    for before, stage in zip(stages, stages[1:], strict=False):
-        while stage and stage[0].changes_input:
-            before.append(stage.pop(0))
 
 
 def _arguments(step, model):

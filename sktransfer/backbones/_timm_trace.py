@@ -18,7 +18,6 @@ class Call:
     args: tuple
     options: dict
     start: int
-    version: int
     end: int = 0
     output: object = None
 
@@ -34,10 +33,6 @@ class Call:
     def is_state(self) -> bool:
         """Whether a tensor is what it takes, and the first that it gives."""
         return isinstance(self.takes, Tensor) and isinstance(self.gives, Tensor)
-
-    @property
-    def changes_input(self) -> bool:
-        return self.takes._version != self.version
 
 
 class Trace(NamedTuple):
@@ -77,9 +72,7 @@ def _hooks(path, module, calls):
     entered = []
 
     def before(module, args, options):
-        # An operation in place counts up the version of its tensor.
-        version = args[0]._version if args and isinstance(args[0], Tensor) else 0
-        entered.append(Call(path, module, args, options, len(calls), version))
+        entered.append(Call(path, module, args, options, len(calls)))
         calls.append(entered[-1])
 
     def after(module, args, options, output):

@@ -8,6 +8,7 @@ import urllib.error
 
 import pytest
 import torch
+from torch import nn
 
 from sktransfer import WeightsMismatchError, load_backbone, split_stages
 from sktransfer.backbones import _timm
@@ -172,6 +173,13 @@ def test_a_state_that_is_used_elsewhere_too_is_noticed():
     block = timm.models.resnet.BasicBlock
     model = Skipping(block, (1, 1, 1, 1), channels=(8, 8, 8, 8))
     with pytest.warns(UserWarning, match="in a row give something else"):
+        assert len(split_stages(model)) == 1
+
+
+def test_a_block_that_changes_its_input_in_place_is_noticed():
+    model = build("test_resnet")
+    model.layer3 = nn.Sequential(nn.Hardtanh(0, 0.1, inplace=True), model.layer3)
+    with pytest.warns(UserWarning, match="change in place what they are given"):
         assert len(split_stages(model)) == 1
 
 
