@@ -5,14 +5,14 @@ import functools
 import hashlib
 import numbers
 from collections import OrderedDict
-from dataclasses import dataclass
 from difflib import get_close_matches
 
 from torch import nn
 
 from sktransfer.backbones._blocks import Stage
 from sktransfer.backbones._fusion import fold_weight_norms
-from sktransfer.backbones._names import key_of, name_of, stage_of
+from sktransfer.backbones._names import key_of, name_of, stage_of, why_one
+from sktransfer.backbones._origins import Divided, Tuned
 from sktransfer.backbones._shapes import about_channels, shapes_of, without_data
 from sktransfer.backbones._weights import WeightsMismatchError
 from sktransfer.inputs._images import ImageReader
@@ -315,7 +315,7 @@ class Backbone:
         raise ValueError(
             f"Invalid {parameter}={stage!r} of backbone {self.name!r}: expected one of "
             f"the stages {list(names)}, a number of leading stages from {-count} to "
-            f"{count}, or 'all'.{self._hint(stage)}{_why_one(names)}"
+            f"{count}, or 'all'.{self._hint(stage)}{why_one(names)}"
         )
 
     def _hint(self, stage) -> str:
@@ -467,29 +467,6 @@ def _frozen(stages: nn.Sequential) -> dict[str, Stage]:
     return {name_of(key): Stage(module) for key, module in stages._modules.items()}
 
 
-@dataclass(frozen=True)
-class Divided:
-    """How a divided backbone is rebuilt: its source, and the block it is cut after."""
-
-    source: Backbone
-    block: str
-
-    def __call__(self) -> Backbone:
-        return self.source.cut(self.block)
-
-
-@dataclass(frozen=True)
-class Tuned:
-    """How a tuned backbone is rebuilt: its source, and the stages that differ."""
-
-    source: Backbone
-    depth: int
-    suffix: nn.Sequential
-
-    def __call__(self) -> Backbone:
-        return self.source.tuned(self.depth, self.suffix)
-
-
 def _restore(stages, reader, name):
     return Backbone(stages, reader, name=name)
 
@@ -508,15 +485,3 @@ def checked(backbone: Backbone, reader: Reader, digest: str) -> Backbone:
             "file, or the version of torchvision), or fit again."
         )
     return backbone.with_reader(reader)
-
-
-def _why_one(stage_names: tuple[str, ...]) -> str:
-    """Explain why a network has a single stage; empty if it was split."""
-    if stage_names != ("all",):
-        return ""
-    return (
-        " It has a single stage because this process does not know how to split it. "
-        "Register a function with split_stages.register, in a module that worker "
-        "processes import if you use n_jobs, or pass "
-        "backbone=Backbone(split_stages(model))."
-    )

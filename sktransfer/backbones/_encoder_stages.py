@@ -21,7 +21,6 @@ from sktransfer.backbones._encoder_trace import (
     tail_of,
     trace,
 )
-from sktransfer.backbones._sound_stems import SOUND_STEMS
 from sktransfer.inputs._reader import PADDING
 
 # The largest difference between stages and whole that is rounding, in units of the
@@ -157,9 +156,8 @@ def _split(model: nn.Module, form: str, x: Tensor, pooling: str) -> nn.Sequentia
         extras = {name: sources.of(call[name]) for name in extras}
         stages[f"layer{number}"] = Layer(layer, extras, padded=there is not None)
     stages["pool"] = Pool(pooling, tail, norm, padded=there is not None)
-    _remove_layers(model, run, [*tail, norm])
-    of_sounds = SOUND_STEMS.get(type(model).__name__)
-    stages["stem"] = Stem(model, form) if of_sounds is None else of_sounds(model)
+    _remove_layers(model, run, inputs, [*tail, norm])
+    stages["stem"] = Stem(model, form)
     stages.move_to_end("stem", last=False)
     return nn.Sequential(stages)
 
@@ -174,17 +172,40 @@ def _norm_after(run: Trace, pooling: str) -> nn.Module | None:
     return None
 
 
-def _remove_layers(model: nn.Module, run: Trace, kept: list) -> None:
+def _remove_layers(model: nn.Module, run: Trace, inputs: dict, kept: list) -> None:
     """Leave of a model what runs before its layers."""
-    after = {id(module) for _, module, _ in run.after} | set(map(id, kept))
-    after -= set(map(id, run.before))
-    for module in list(model.modules()):
-        for name, child in module._modules.items():
-            # Poolers and heads go, too, as nothing uses what they return.
-            if id(child) in after:
-                module._modules[name] = _Through()
     owner, _, name = run.path.rpartition(".")
     model.get_submodule(owner)._modules[name] = nn.ModuleList()
+    # Nothing uses what poolers and heads return. They are taken out as if the model
+    # had been made without them, so that it has one digest, if it runs then.
+    after = [module for _, module, _ in run.after]
+    unused = [m for m in after if not any(m is k for k in (*run.before, *kept))]
+    places = _places(model, unused)
+    for owner, name in (*_places(model, kept), *places):
+        owner._modules[name] = _Through()
+    _take_out(model, places, inputs)
+
+
+def _take_out(model: nn.Module, places: list, inputs: dict) -> None:
+    """Set modules to None, where a model runs without them."""
+    for owner, name in places:
+        through = owner._modules.pop(name)
+        setattr(owner, name, None)
+        try:
+            model(**inputs)
+        except Exception:
+            delattr(owner, name)
+            owner._modules[name] = through
+
+
+def _places(model: nn.Module, wanted: list) -> list[tuple[nn.Module, str]]:
+    """Return where modules are: their owners, and their names there."""
+    return [
+        (owner, name)
+        for owner in model.modules()
+        for name, child in owner._modules.items()
+        if any(child is one for one in wanted)
+    ]
 
 
 def _check(stages: nn.Sequential, examples: list, expected: list) -> None:

@@ -17,3 +17,15 @@ def name_of(key: str) -> str:
 def stage_of(block) -> str | None:
     """Return the stage that a block is of by its name, None for anything else."""
     return block.rpartition(".")[0] or None if isinstance(block, str) else None
+
+
+def why_one(stage_names: tuple[str, ...]) -> str:
+    """Explain why a network has a single stage; empty if it was split."""
+    if stage_names != ("all",):
+        return ""
+    return (
+        " It has a single stage because this process does not know how to split it. "
+        "Register a function with split_stages.register, in a module that worker "
+        "processes import if you use n_jobs, or pass "
+        "backbone=Backbone(split_stages(model))."
+    )

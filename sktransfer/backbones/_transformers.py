@@ -10,7 +10,13 @@ import torch
 from torch import nn
 
 from sktransfer.backbones._encoder_stages import split_encoder
-from sktransfer.backbones._hub import cached_folder, cached_names, folder_of, read_json
+from sktransfer.backbones._hub import (
+    cached_folder,
+    cached_names,
+    folder_of,
+    folder_stamp,
+    read_json,
+)
 from sktransfer.backbones._stages import LIBRARY_SPLITS
 from sktransfer.backbones._weights import (
     WeightsMismatchError,
@@ -38,6 +44,11 @@ _SAMPLING_RATE = 16_000
 def names(pattern: str) -> list[str]:
     """Return the names of the models in the hub's cache, if a pattern asks for them."""
     return [f"hf/{n}" for n in cached_names()] if pattern.startswith("hf/") else []
+
+
+def stamp_of(name: str) -> tuple:
+    """Return times and sizes by which a changed folder is noticed."""
+    return folder_stamp(cached_folder(name))
 
 
 def kind_of(model) -> str:
@@ -325,7 +336,7 @@ def _reader(model: nn.Module, folder: Path | None) -> Reader:
     if _is_of_images(encoder):
         return ProcessorReader.of_processor(recipe, _fixed_shape(encoder, None)[-1])
     if not recipe:
-        raise _no_file(model, folder, "preprocessor_config.json", "SoundReader")
+        raise _no_file(model, folder, "preprocessor_config.json")
     from sktransfer.inputs._sound import sound_reader
 
     return sound_reader(recipe, encoder.config.to_dict())

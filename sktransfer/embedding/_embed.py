@@ -296,7 +296,7 @@ class _Pass:
 
         def work(each, batch):
             read_one = functools.cache(
-                lambda reader, row: self.refusals.read(row, reader.read)
+                lambda reader, row: self.refusals.read_input(row, reader)
             )
 
             def read(reader, rows):
@@ -389,8 +389,8 @@ class _Pass:
             delayed(_chunk)(self.samples.take(chunk), asked, self.refusals.strict)
             for chunk in chunks
         )
-        for chunk, (computed, refused) in zip(chunks, results, strict=True):
-            self.refusals.rows.update({chunk[row]: why for row, why in refused.items()})
+        for chunk, (computed, found_out) in zip(chunks, results, strict=True):
+            self.refusals.include(found_out, chunk)
             for number, rows, found, exact in computed:
                 accept(self.runs[number], [chunk[row] for row in rows], found, exact)
             done(chunk)
@@ -441,7 +441,7 @@ def _chunk(samples, prefixes, strict):
             lambda batch: None,
             runs[0].base.device,
         )
-    return computed, refusals.rows
+    return computed, refusals.found()
 
 
 def spreads(n_jobs: int | None, device: str) -> bool:

@@ -26,8 +26,9 @@ from torch import nn
 from torchvision.models import WeightsEnum, get_weight
 
 from sktransfer._tables import Table
-from sktransfer.backbones._backbone import Backbone, Divided, Tuned, checked
+from sktransfer.backbones._backbone import Backbone, checked
 from sktransfer.backbones._load import Named
+from sktransfer.backbones._origins import Divided, Tuned
 from sktransfer.backbones._weights import weights_path
 from sktransfer.embedding._cache import EmbeddingCache
 from sktransfer.finetuning._network import Standardise

@@ -1,4 +1,5 @@
 import copy
+import os
 import pickle
 import subprocess
 import sys
@@ -263,21 +264,15 @@ print(*map(behaviour_digest, split_stages(model)))
 
 def test_digests_of_behaviour_are_equal_in_two_processes():
     code = CODE.format(TEXT)
-    run = [sys.executable, "-W", "ignore", "-c", code]
-    outputs = {
-        subprocess.run(
-            run,
-            capture_output=True,
-            text=True,
-            check=True,
-            env={"PYTHONPATH": ":".join(sys.path), "PYTHONHASHSEED": seed},
-        ).stdout
-        for seed in "12"
-    }
-    assert len(outputs) == 1
+    ran = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "PYTHONPATH": ":".join(sys.path), "PYTHONHASHSEED": "1"},
+    )
     model = transformers.BertModel(transformers.BertConfig(**TEXT))
-    here = " ".join(map(behaviour_digest, split_stages(model)))
-    assert outputs == {here + "\n"}
+    assert ran.stdout.split() == [*map(behaviour_digest, split_stages(model))]
 
 
 @pytest.mark.parametrize(
