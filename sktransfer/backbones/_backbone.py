@@ -3,15 +3,13 @@
 import copy
 import functools
 import hashlib
-import numbers
 from collections import OrderedDict
-from difflib import get_close_matches
 
 from torch import nn
 
 from sktransfer.backbones._blocks import Stage
 from sktransfer.backbones._fusion import fold_weight_norms
-from sktransfer.backbones._names import key_of, name_of, stage_of, why_one
+from sktransfer.backbones._names import StageNames, key_of, name_of, stage_of
 from sktransfer.backbones._origins import Divided, Tuned
 from sktransfer.backbones._shapes import about_channels, shapes_of, without_data
 from sktransfer.backbones._weights import WeightsMismatchError
@@ -98,6 +96,7 @@ class Backbone:
         self.stage_names = tuple(stages)
         self.origin = origin
         self._stages = stages
+        self._names = StageNames(stages)
         self._fastest = {}
         self._divided = {}
 
@@ -186,17 +185,7 @@ class Backbone:
 
     @property
     def block_names(self):
-        return tuple(name for stage in self._stages for name in self._blocks_of(stage))
-
-    def _blocks_of(self, stage) -> list[str]:
-        """Return the names of the blocks of a stage, none if it cannot be divided."""
-        if "." in stage:
-            return [stage]
-        blocks = self._stages[stage].blocks
-        # What a division has left of a stage keeps its name.
-        first = sum(name.startswith(f"{stage}.") for name in self._stages)
-        names = [f"{stage}.{first + number}" for number in range(len(blocks))]
-        return names if len(blocks) > 1 or first else []
+        return self._names.blocks()
 
     def cut(self, stage):
         """Return the backbone in which a stage is divided after one of its blocks.
@@ -230,7 +219,7 @@ class Backbone:
         ('stem', 'layer1', 'layer2', 'layer3', 'layer4.0', 'layer4', 'pool')
         """
         whole = stage_of(stage)
-        blocks = self._blocks_of(whole) if whole in self._stages else []
+        blocks = self._names.blocks_of(whole) if whole in self._stages else []
         # The end of the last block is that of the stage.
         if stage not in blocks[:-1]:
             return self
@@ -297,39 +286,13 @@ class Backbone:
         ValueError
             If the backbone has no such stage.
         """
-        names = self.stage_names
-        depths = [0, *(i for i, name in enumerate(names, start=1) if "." not in name)]
-        count = len(depths) - 1
-        if stage is None or isinstance(stage, str):
-            if stage in (None, "all"):
-                return len(names)
-            if stage in names:
-                return names.index(stage) + 1
-            whole = stage_of(stage)
-            if whole in names and stage in self._blocks_of(whole)[-1:]:
-                return names.index(whole) + 1
-        elif isinstance(stage, numbers.Integral) and not isinstance(stage, bool):
-            number = int(stage) + (count if stage < 0 else 0)
-            if 0 <= number <= count:
-                return depths[number]
-        raise ValueError(
-            f"Invalid {parameter}={stage!r} of backbone {self.name!r}: expected one of "
-            f"the stages {list(names)}, a number of leading stages from {-count} to "
-            f"{count}, or 'all'.{self._hint(stage)}{why_one(names)}"
-        )
-
-    def _hint(self, stage) -> str:
-        """Say what an unknown name may mean; empty for anything but a name."""
-        whole = stage_of(stage)
-        if whole in self._stages:
-            blocks = self._blocks_of(whole)
-            found = f"the blocks {blocks}" if blocks else "no blocks to be cut after"
-            return f" Stage {whole!r} has {found}."
-        if not isinstance(stage, str):
-            return ""
-        names = {name.lower(): name for name in (*self.stage_names, "all")}
-        close = get_close_matches(stage.lower(), names, n=1)
-        return f" Did you mean {names[close[0]]!r}?" if close else ""
+        depth = self._names.depth(stage)
+        if depth is None:
+            raise ValueError(
+                f"Invalid {parameter}={stage!r} of backbone {self.name!r}: expected "
+                f"{self._names.accepted()}.{self._names.hint(stage)}"
+            )
+        return depth
 
     def freeze_depth(self, freeze):
         """Return the number of leading stages that ``freeze`` keeps unchanged.
