@@ -23,6 +23,7 @@ from sktransfer.backbones._encoder_trace import (
     tail_of,
     trace,
 )
+from sktransfer.inputs._callers import level_of_the_caller
 from sktransfer.inputs._reader import PADDING
 
 # The largest difference that is rounding, in units of the precision: between stages and
@@ -77,7 +78,7 @@ def split_encoder(model: nn.Module, form: str, examples: list, pooling: str):
         f"{type(model).__name__} is one stage, 'all': only freeze=0 and freeze='all' "
         f"make sense. It cannot be split, as {reason}.",
         UserWarning,
-        stacklevel=5,
+        stacklevel=level_of_the_caller(),
     )
     return nn.Sequential(OrderedDict(all=whole))
 

@@ -45,13 +45,13 @@ def _fuse_pair(module: nn.Module, conv: str, norm: str) -> None:
         type(first) is nn.Conv2d
         and type(second) is nn.BatchNorm2d
         and second.track_running_stats
-        and not (_has_hooks(first) or _has_hooks(second))
+        and not (has_hooks(first) or has_hooks(second))
     ):
         module._modules[conv] = fuse_conv_bn_eval(first, second)
         module._modules[norm] = nn.Identity()
 
 
-def _has_hooks(module: nn.Module) -> bool:
+def has_hooks(module: nn.Module) -> bool:
     """Whether a call does more than `forward`, as with `nn.utils.spectral_norm`."""
     return bool(module._forward_pre_hooks or module._forward_hooks)
 

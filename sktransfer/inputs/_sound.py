@@ -12,6 +12,7 @@ import numpy as np
 import scipy
 import torch
 
+from sktransfer.inputs._augment import check_takes_one, name_of
 from sktransfer.inputs._reader import PADDING, Reader, Samples
 from sktransfer.inputs._sound_content import sound_content, sound_samples, table_sounds
 from sktransfer.inputs._sound_files import import_soundfile, is_longer, waveform
@@ -22,6 +23,8 @@ from sktransfer.inputs._spectrograms import (
     log_mel_spectrogram,
     whisper_spectrogram,
 )
+
+_WAVEFORM = "waveform, a float tensor of shape (n_values,)"
 
 
 @dataclass(frozen=True)
@@ -131,9 +134,10 @@ class SoundReader(Reader):
         if not callable(augment):
             raise ValueError(
                 f"Invalid augment={augment!r}: expected None or a callable that takes "
-                f"and returns a waveform, a float32 tensor of shape (n_values,) at "
-                f"{self.sampling_rate:,} Hz. Nothing was trained."
+                f"and returns a {_WAVEFORM}, at {self.sampling_rate:,} Hz. Only for "
+                "images are there augmentations that have a name. Nothing was trained."
             )
+        check_takes_one(augment, _WAVEFORM)
         return partial(_augmented, augment)
 
     def example(self, n: int) -> torch.Tensor:
@@ -378,10 +382,9 @@ def _augmented(augment: Callable, wave: torch.Tensor) -> torch.Tensor:
         return x.detach().float()
     shape = f" and shape {tuple(x.shape)}" if hasattr(x, "shape") else ""
     raise ValueError(
-        f"Invalid augment={getattr(augment, '__name__', augment)}: expected it to "
-        "return a waveform, a float tensor of shape (n_values,), but it returned a "
-        f"value of type {type(x).__name__}{shape}. Nothing was fitted. A function that "
-        "changes its waveform in place must return it, too."
+        f"Invalid augment={name_of(augment)}: expected it to return a {_WAVEFORM}, but "
+        f"it returned a value of type {type(x).__name__}{shape}. Nothing was fitted. A "
+        "function that changes its waveform in place must return it, too."
     )
 
 

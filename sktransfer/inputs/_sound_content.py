@@ -7,10 +7,10 @@ from functools import partial
 
 import numpy as np
 import torch
-from scipy.sparse import issparse
 
+from sktransfer.inputs._containers import refuse_folder, samples_of
 from sktransfer.inputs._content import to_numpy
-from sktransfer.inputs._files import is_folder, read_file
+from sktransfer.inputs._files import read_file
 from sktransfer.inputs._reader import is_missing
 from sktransfer.inputs._sound_files import import_soundfile, mono, pack
 
@@ -43,64 +43,17 @@ def sound_samples(X) -> Sequence | None:
     ImportError
         If it contains files, and soundfile is not installed.
     """
-    _refuse_single(X)
-    if issparse(X):
-        return None
-    names = getattr(X, "columns", None)
-    if isinstance(X, torch.Tensor):
-        X = to_numpy(X)
-    if not isinstance(X, Sequence | np.ndarray):
-        if not hasattr(X, "__array__"):
-            raise ValueError(
-                f"Invalid X of type {type(X).__name__}: expected a list, array, series "
-                "or one-column frame of sounds. Nothing was read."
-            )
-        X = np.asarray(X)
-    if isinstance(X, np.ndarray):
-        if X.dtype.kind not in "OUST" and X.ndim < 3:
-            return None
-        X = _column(X, names)
-    if len(X) == 0:
-        raise ValueError("Found 0 sounds in X; a minimum of 1 is required.")
-    if _are_numbers(X):
-        return None
-    if any(isinstance(sample, _ENCODED) for sample in X):
-        import_soundfile()
-    return X
-
-
-def _column(X: np.ndarray, names) -> list:
-    if X.dtype.kind in "OUST" and X.ndim == 2 and X.shape[1] != 1:
-        shown = "" if names is None else f", {list(names)}"
-        raise ValueError(
-            f"Invalid X with {X.shape[1]} columns{shown}: expected a single column of "
-            "sounds. Nothing was read. Pass only that column; in a ColumnTransformer, "
-            "select only that column in the step for sounds."
-        )
-    return list(X[:, 0] if X.dtype.kind in "OUST" and X.ndim == 2 else X)
-
-
-def _are_numbers(X: Sequence) -> bool:
-    """Whether samples are numbers or lists of them, judged by the first present."""
-    first = next((x for x in X if not is_missing(x)), X[0])
-    # The second of a rate and an array is no number.
-    some = first[:2] if isinstance(first, list | tuple) and first else [first]
-    return all(isinstance(value, numbers.Number) for value in some)
-
-
-def _refuse_single(X) -> None:
-    if isinstance(X, str | os.PathLike) and is_folder(X):
-        raise ValueError(
-            f"Invalid X={os.fspath(X)!r}: expected a list of sounds, but it is a "
-            "folder. Nothing was read. Pass sktransfer.datasets.list_sounds(X), or the "
-            "X and y of load_sound_folder if it has a folder for each class."
-        )
+    refuse_folder(X, "sound")
     pair = isinstance(X, tuple) and len(X) == 2 and any(map(_is_rate, X))
     if pair or isinstance(X, _ENCODED | Mapping):
         raise ValueError(
             "Invalid X: expected a list of sounds, but it seems to be a single sound "
             f"({type(X).__name__}). Nothing was read. Wrap it in a list: [sound]."
         )
+    samples = samples_of(X, "sound")
+    if any(isinstance(sample, _ENCODED) for sample in samples or ()):
+        import_soundfile()
+    return samples
 
 
 def _is_rate(value) -> bool:
