@@ -42,7 +42,7 @@ numpydoc_xref_param_type = False
 numpydoc_validation_checks = {"all", "ES01", "EX01", "SA01"}
 numpydoc_validation_exclude = {
     # The steps of reading, a sentence each; `Reader` tells what they take and give.
-    r"\.ImageReader\.",
+    r"\.(Image|Text|Wave|Spectrogram)Reader\.",
     # Inherited from scikit-learn, and from Exception.
     r"\.(fit_transform|get_feature_names_out|add_note|with_traceback)$",
 }
