@@ -59,9 +59,6 @@ parser.add_argument("folder")
 parser.add_argument("backbone")
 parser.add_argument("--max-length", type=float, default=1.0)
 parser.add_argument("--depths", nargs="*", default=["layer3"])
-parser.add_argument(
-    "--tasks", nargs="*", default=["5-fold", "100 labels", "new speaker"]
-)
 parser.add_argument("--tasks", nargs="*", default=list(splitters))
 parser.add_argument("--epochs", type=int, default=5)
 parser.add_argument("--threads", type=int, default=None)

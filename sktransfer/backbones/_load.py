@@ -216,7 +216,10 @@ class Named:
         weights = tuple(weights) if isinstance(weights, list) else weights
         if not isinstance(weights, Hashable):
             raise unknown_weights(f"a {type(weights).__name__}", name)
-        return cls(name, weights, seed, file_stamp(weights))
+        stamp = file_stamp(weights)
+        if name.startswith("hf/"):
+            stamp = (stamp, _transformers.stamp_of(name.removeprefix("hf/")))
+        return cls(name, weights, seed, stamp)
 
     def __call__(self) -> Backbone:
         return _load_named(self)

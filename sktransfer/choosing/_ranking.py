@@ -72,6 +72,7 @@ def rank_backbones(
         except for "h_score" when `y` is continuous.
     stages : "all", list of str or None, default=None
         The stages of each backbone to rank. If None, only the last stage is ranked.
+        "all" are whole stages; a list may name blocks, such as "layer4.1", as well.
         Stages with the same embeddings, such as a final average pooling and the stage
         before it, share one row, which has the name of the last of them.
     cv : int, cross-validation splitter, iterable or None, default=5

@@ -170,13 +170,16 @@ def _work_of(search, parameters) -> _Work:
     # that is itself a value of the grid.
     estimator = clone(search.estimator).set_params(**copy.deepcopy(parameters))
     _, part = find_source(estimator)
+    tunes = isinstance(part, BaseFineTune)
     backbone = part._load_backbone(part.random_state)
-    whole = backbone.cause(len(backbone.stages))
+    backbone = backbone.cut(part.freeze if tunes else part.stage)
+    whole = backbone.cause(len(backbone.stages), part.precision)
     key = whole, backbone.reader, part.precision, part.device
-    if isinstance(part, BaseFineTune):
+    if tunes:
         work, again = _tuning(part, backbone, key)
     else:
-        found = {(*key, backbone.depth(part.stage), part.pooling)}
+        used = backbone.cause(backbone.depth(part.stage), part.precision)
+        found = {(*key, used, part.pooling)}
         work, again = _Work(found, found), True
     if part.cache is None or (part.weights is None and part.random_state is None):
         # Without a cache, the training images are embedded once more for their scores.

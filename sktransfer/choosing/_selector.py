@@ -54,6 +54,7 @@ class BackboneSelector(
     stages : "all", list of str or None, default=None
         The stages of each backbone to choose from. If None, only the last stage is a
         candidate. Among stages with the same embeddings, only the last is a candidate.
+        "all" are whole stages; a list may name blocks, such as "layer4.1", as well.
     image_shape, image_size, device, precision, cache, random_state : optional
         The parameters of the same name of `PretrainedFeatureExtractor`.
     max_length, sampling_rate : optional

@@ -431,7 +431,11 @@ def _depth_of(search, values):
     *_, model = ends_of(search)
     # Without a refit there is no network that could tell which depths are the same.
     backbone = getattr(model, "backbone_", None)
-    return values.index if backbone is None else backbone.freeze_depth
+    if backbone is None:
+        return values.index
+    for value in values:
+        backbone = backbone.cut(value)
+    return backbone.freeze_depth
 
 
 def _draw_folds(axes, scores: np.ndarray, marks: str, upright=True) -> None:

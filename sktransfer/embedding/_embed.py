@@ -95,6 +95,8 @@ def embed(
         pooling are padded with NaN.
     """
     refusals = Refusals(samples, strict=on_error == "raise")
+    if cache is not None and not isinstance(samples, StageOutputs):
+        prefixes, taps = _divided(prefixes, taps)
     runs = _runs(samples, prefixes, taps, cache)
     names = dict.fromkeys(run.base.backbone.name for run in runs)
     unit = prefixes[0].backbone.reader.kind if prefixes else "sample"
@@ -111,6 +113,13 @@ def embed(
                 out[number] = run.gathered(one)
     refusals.report(out)
     return out
+
+
+def _divided(prefixes, taps) -> list[list[Prefix]]:
+    """Return prefixes that can start from all that other cuts may have stored."""
+    groups = [list(prefixes), list(taps)]
+    finest = {one.backbone: one.backbone.finest() for one in sum(groups, [])}
+    return [[one.within(finest[one.backbone]) for one in group] for group in groups]
 
 
 class _Run:
@@ -287,7 +296,7 @@ class _Pass:
 
         def work(each, batch):
             read_one = functools.cache(
-                lambda reader, row: self.refusals.read(row, reader.read)
+                lambda reader, row: self.refusals.read_input(row, reader)
             )
 
             def read(reader, rows):
@@ -380,8 +389,8 @@ class _Pass:
             delayed(_chunk)(self.samples.take(chunk), asked, self.refusals.strict)
             for chunk in chunks
         )
-        for chunk, (computed, refused) in zip(chunks, results, strict=True):
-            self.refusals.rows.update({chunk[row]: why for row, why in refused.items()})
+        for chunk, (computed, found_out) in zip(chunks, results, strict=True):
+            self.refusals.include(found_out, chunk)
             for number, rows, found, exact in computed:
                 accept(self.runs[number], [chunk[row] for row in rows], found, exact)
             done(chunk)
@@ -432,7 +441,7 @@ def _chunk(samples, prefixes, strict):
             lambda batch: None,
             runs[0].base.device,
         )
-    return computed, refusals.rows
+    return computed, refusals.found()
 
 
 def spreads(n_jobs: int | None, device: str) -> bool:

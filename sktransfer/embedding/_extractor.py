@@ -45,7 +45,8 @@ class PretrainedFeatureExtractor(
         None, the network is initialised randomly.
     stage : int, str or None, default=None
         The stage whose output is the embedding, given by its name or as the number
-        of leading stages to run. If None, the last stage is used.
+        of leading stages to run. If None, the last stage is used. "layer4.1" stands
+        for the second block of a stage that has blocks (`Backbone.block_names`).
     pooling : {"avg", "max", "avgmax", "none"}, default="avg"
         How the feature maps (or tokens) of a stage are reduced to one vector per
         image. "avgmax" concatenates the average and the maximum. "none" requires a
@@ -258,7 +259,7 @@ class PretrainedFeatureExtractor(
         return self._load_backbone(self.random_state)
 
     def _prefix(self) -> Prefix:
-        backbone = self._load()
+        backbone = self._load().cut(self.stage)
         device = resolve_device(self.device)
         prefix = Prefix(
             backbone,

@@ -209,7 +209,7 @@ class Prefix:
             self.precision,
             self.size,
             self.backbone.reader.cause(),
-            self.backbone.cause(self.depth),
+            self.backbone.cause(self.depth, self.precision),
             pooling,
         )
         # The common part is hashed once, and a copy of it extended for each sample.
@@ -219,6 +219,15 @@ class Prefix:
     def at(self, depth: int) -> "Prefix":
         """Return the same prefix with another depth and without pooling."""
         return replace(self, depth=depth, pooling="none")
+
+    def within(self, backbone: Backbone) -> "Prefix":
+        """Return the same prefix in its backbone when that is divided further."""
+        # In bfloat16, outputs are rounded otherwise where the backbone is cut.
+        if backbone is self.backbone or self.precision != "float32":
+            return self
+        last = self.backbone.stage_names[: self.depth][-1:]
+        depth = backbone.depth(*last) if last else 0
+        return replace(self, backbone=backbone, depth=depth)
 
     def whole(self) -> "Prefix":
         """Return the same prefix with all stages, whose output is an embedding."""

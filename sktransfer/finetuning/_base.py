@@ -156,7 +156,7 @@ class BaseFineTune(SharedParameters, StagesReprMixin, SourceMixin, BaseEstimator
         # L2-SP pulls further fits to the source of the first, not to what it tuned.
         source, done = prefix.backbone, 0
         if start is not None:
-            source, done = start.source_, start.n_iter_
+            source, done = start.source_.cut(self.freeze), start.n_iter_
         solves = self._solves_head(inputs.all_frozen) and not job.partial
         self._refuse_no_training(inputs, start, job.epochs or solves)
         parts = self._split(examples, targets, seed, solves)
@@ -192,6 +192,7 @@ class BaseFineTune(SharedParameters, StagesReprMixin, SourceMixin, BaseEstimator
         return self._load_backbone(seed)
 
     def _inputs(self, backbone, examples) -> Inputs:
+        backbone = backbone.cut(self.freeze)
         prefix = self._prefix(backbone, backbone.freeze_depth(self.freeze))
         augment = backbone.reader.augmentation(self.augment)
         return Inputs(prefix, resolve_cache(self.cache), examples, augment)

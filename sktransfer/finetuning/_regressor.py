@@ -31,7 +31,9 @@ class FineTuneRegressor(RegressorMixin, BaseFineTune):
         end), the name of the last frozen stage, or "all", which trains the head alone
         (a linear probe). Frozen stages stay bit-identical, batch-norm statistics
         included. If only stages without parameters, such as pooling, would be left to
-        train, all stages are frozen.
+        train, all stages are frozen. A stage is frozen in part by the name of one of
+        its blocks: "layer4.1" freezes its blocks up to the second one. Numbers count
+        whole stages.
     hidden_layer_sizes : tuple of int, default=()
         The widths of the fully connected ReLU layers between the embedding and the
         output layer.
@@ -47,7 +49,8 @@ class FineTuneRegressor(RegressorMixin, BaseFineTune):
         The ratio of the learning rate of the backbone to that of the head.
     layer_decay : float, default=1.0
         The factor by which the learning rate is multiplied once more for each stage
-        towards the input. Stages without parameters do not count.
+        towards the input. Stages without parameters do not count, and what is trained
+        of a stage that is frozen in part counts as one.
     weight_decay : float, default=1e-4
         The weight decay, as the optimizer defines it. It applies to all weights except
         biases and the parameters of normalisation layers.
