@@ -24,7 +24,11 @@ html_theme = "pydata_sphinx_theme"
 html_title = f"sktransfer {release}"
 html_show_sourcelink = False
 html_sidebars = dict.fromkeys(
-    ("changelog", "model_card", "performance", "scaling_out"), []
+    (
+        *("changelog", "images", "model_card", "performance", "scaling_out"),
+        *("sounds", "texts"),
+    ),
+    [],
 )
 html_theme_options = {
     "show_prev_next": False,

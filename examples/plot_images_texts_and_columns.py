@@ -112,8 +112,6 @@ parts = {
 sets = {name: [part] for name, part in parts.items()}
 sets["price, picture and note"] = [*parts.values()][:3]
 for name, transformers in sets.items():
-    model = make_pipeline(
-        make_column_transformer(*transformers), LogisticRegression()
-    )
+    model = make_pipeline(make_column_transformer(*transformers), LogisticRegression())
     scores = cross_val_score(model, offers, y, cv=4)
     print(f"{name:>24}: {scores.mean():.3f} +- {scores.std():.3f}")
