@@ -170,8 +170,12 @@ class WaveReader(SoundReader):
 
     Parameters
     ----------
-    sampling_rate, max_length, array_rate
-        See `SoundReader`.
+    sampling_rate : int, default=16000
+        The number of values per second that the network was made for.
+    max_length : float, default=30.0
+        The length in seconds at which longer sounds are cut.
+    array_rate : int or None, default=None
+        The number of values per second of arrays without a rate.
     standardised : bool, default=True
         Whether each sound is shifted and scaled to zero mean and unit variance.
     shortest : int, default=1
@@ -206,8 +210,12 @@ class SpectrogramReader(SoundReader):
 
     Parameters
     ----------
-    sampling_rate, max_length, array_rate
-        See `SoundReader`.
+    sampling_rate : int, default=16000
+        The number of values per second that the network was made for.
+    max_length : float, default=30.0
+        The length in seconds at which longer sounds are cut.
+    array_rate : int or None, default=None
+        The number of values per second of arrays without a rate.
     recipe : {"whisper", "ast"}, default="whisper"
         "whisper" gives inputs of shape (bands, n_frames), whose range in a sound is
         limited to 80 dB. "ast" gives the features of Kaldi, (n_frames, bands).
