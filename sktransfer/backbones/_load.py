@@ -38,11 +38,13 @@ def load_backbone(
     Parameters
     ----------
     backbone : str, callable, torch.nn.Module, Backbone or fitted estimator
-        A name from `list_backbones`, or ``"timm/<name>"`` with the ``timm`` extra. A
-        callable is called without arguments and returns a module or a backbone. A
-        module is deep-copied and split by `split_stages`; a module of timm gets timm's
-        own reader. A fitted `FineTuneClassifier` or `FineTuneRegressor` stands for its
-        tuned backbone.
+        A name from `list_backbones`; ``"timm/<name>"`` with the ``timm`` extra; or,
+        with the ``hf`` extra, an encoder of transformers, as ``"hf/<folder>"`` or as
+        ``"hf/<id>[@<revision>]"`` on Hugging Face's hub. A callable is called without
+        arguments and returns a module or a backbone. A module is deep-copied and split
+        by `split_stages`; a module of timm gets timm's own reader, and one of
+        transformers that of the folder it was loaded from. A fitted
+        `FineTuneClassifier` or `FineTuneRegressor` stands for its tuned backbone.
     weights : str, enum member, path, (path, "sha256:...") or None, default="default"
         "default" stands for the weights of "tiny" that come with the package, for the
         ``DEFAULT`` entry of a builder of torchvision, and for the weights that a given
