@@ -3,6 +3,7 @@
 import copy
 import functools
 import hashlib
+import itertools
 from collections import OrderedDict
 
 from torch import nn
@@ -177,11 +178,11 @@ class Backbone:
             The SHA-256 in hexadecimal digits.
         """
         causes = [stage.causes for stage in list(self._stages.values())[:depth]]
-        if precision == "float32":
-            # A stage that is divided computes what the whole one does, to the bit.
-            return _joined(cause for stage in causes for cause in stage)
-        # Where stages meet, outputs become float32, so that the cuts change rounding.
-        return _joined(map(_joined, causes))
+        # In float32 a divided stage computes what the whole one does, to the bit. Else
+        # its outputs become float32 where it is cut, so that cuts change the rounding.
+        if precision != "float32":
+            causes = [[_joined(own)] if len(own) > 1 else own for own in causes]
+        return _joined(itertools.chain(*causes))
 
     @property
     def block_names(self):

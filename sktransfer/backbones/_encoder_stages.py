@@ -5,9 +5,11 @@ padding is NaN. Which tokens are padding can thus be seen in the tensor itself, 
 it was cut, stored or stacked.
 """
 
+import contextlib
 import copy
 import warnings
 from collections import OrderedDict
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
@@ -21,11 +23,13 @@ from sktransfer.backbones._encoder_trace import (
     tail_of,
     trace,
 )
+from sktransfer.inputs._callers import level_of_the_caller
 from sktransfer.inputs._reader import PADDING
 
-# The largest difference between stages and whole that is rounding, in units of the
-# precision: kernels add up in another order where no mask is needed.
-_ROUNDING = 8
+# The largest difference that is rounding, in units of the precision: between stages and
+# whole, where another kernel is used without a mask, and between a text that is alone
+# and one that is padded, where sums run over another number of terms.
+_ROUNDING, _OF_PADDING = 8, 500
 
 
 def split_encoder(model: nn.Module, form: str, examples: list, pooling: str):
@@ -74,7 +78,7 @@ def split_encoder(model: nn.Module, form: str, examples: list, pooling: str):
         f"{type(model).__name__} is one stage, 'all': only freeze=0 and freeze='all' "
         f"make sense. It cannot be split, as {reason}.",
         UserWarning,
-        stacklevel=5,
+        stacklevel=level_of_the_caller(),
     )
     return nn.Sequential(OrderedDict(all=whole))
 
@@ -144,22 +148,50 @@ def _without_pretraining(model: nn.Module) -> None:
 
 def _split(model: nn.Module, form: str, x: Tensor, pooling: str) -> nn.Sequential:
     inputs, there = model_inputs(model, form, x)
-    run = trace(model, inputs)
-    tail, norm = tail_of(run), _norm_after(run, pooling)
-    if there is not None and form == "wave":
-        there = frames(model, there, run.last.shape[1])
-    sources = Sources(model.config, run, there, x if form == "fixed" else None)
-    stages = OrderedDict()
-    for number, (layer, call) in enumerate(zip(run.layers, run.calls, strict=True), 1):
-        state, *extras = call
-        sources.shape = call[state].shape[1:]
-        extras = {name: sources.of(call[name]) for name in extras}
-        stages[f"layer{number}"] = Layer(layer, extras, padded=there is not None)
+    with _narrow_windows(model.config):
+        run = trace(model, inputs)
+        tail, norm = tail_of(run), _norm_after(run, pooling)
+        if there is not None and form == "wave":
+            there = frames(model, there, run.last.shape[1])
+        sources = Sources(model.config, run, there, x if form == "fixed" else None)
+        layers = [
+            _layer(*of, sources) for of in zip(run.layers, run.calls, strict=True)
+        ]
+    names = [f"layer{number}" for number in range(1, len(layers) + 1)]
+    stages = OrderedDict(zip(names, layers, strict=True))
     stages["pool"] = Pool(pooling, tail, norm, padded=there is not None)
     _remove_layers(model, run, inputs, [*tail, norm])
     stages["stem"] = Stem(model, form)
     stages.move_to_end("stem", last=False)
     return nn.Sequential(stages)
+
+
+def _layer(layer: nn.Module, call: dict, sources: Sources) -> "Layer":
+    state, *extras = call
+    sources.shape = call[state].shape[1:]
+    extras = {name: sources.of(call[name]) for name in extras}
+    return Layer(layer, extras, padded=sources.there is not None)
+
+
+@contextlib.contextmanager
+def _narrow_windows(config) -> Iterator[None]:
+    """Make the windows of attention narrow enough to be seen in short texts.
+
+    The mask of a window of 4,096 tokens is else that of a layer without one.
+    """
+    windows = {}
+    for name in ("sliding_window", "local_attention", "attention_chunk_size"):
+        if type(getattr(config, name, None)) is int:
+            windows[name] = getattr(config, name)
+    try:
+        for name in windows:
+            with contextlib.suppress(AttributeError):
+                setattr(config, name, 4)
+        yield
+    finally:
+        for name, window in windows.items():
+            with contextlib.suppress(AttributeError):
+                setattr(config, name, window)
 
 
 def _norm_after(run: Trace, pooling: str) -> nn.Module | None:
@@ -225,7 +257,7 @@ def _check_padding(whole, x: Tensor, expected: tuple) -> None:
     state, there = expected
     for row, length in enumerate(there.sum(1).tolist()):
         alone, _ = whole.state(x[row : row + 1, :length])
-        _compare(alone, state[row : row + 1, :length], None)
+        _compare(alone, state[row : row + 1, :length], None, _OF_PADDING)
 
 
 def _unchanged(stage: nn.Module, x: Tensor) -> Tensor:
@@ -237,13 +269,15 @@ def _unchanged(stage: nn.Module, x: Tensor) -> Tensor:
     return output
 
 
-def _compare(ours: Tensor, state: Tensor, there: Tensor | None) -> None:
+def _compare(
+    ours: Tensor, state: Tensor, there: Tensor | None, rounding: int = _ROUNDING
+) -> None:
     if there is not None:
         ours, state = ours[there], state[there]
     if ours.shape != state.shape:
         raise CannotSplit(f"its layers give {tuple(ours.shape)}")
     gap, scale = (ours - state).abs().max().item(), state.abs().max().item()
-    if not gap <= _ROUNDING * torch.finfo(state.dtype).eps * scale:
+    if not gap <= rounding * torch.finfo(state.dtype).eps * scale:
         raise CannotSplit(f"its layers alone differ by {gap / scale:.0e}")
 
 

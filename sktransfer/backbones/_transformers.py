@@ -35,9 +35,8 @@ _OF_IMAGES = {"vision_config", "image_size", "num_channels"}
 # The longest texts that are read if nothing is said: attention to many more tokens is
 # slow, and few embeddings were trained on longer texts.
 _MAX_LENGTH = 512
-# The most tokens of a text on which stages are compared with the whole; beyond it, the
-# layers of no model compute in another way.
-_LONG = 1024
+# The lengths of the texts on which stages are compared with the whole.
+_LENGTHS = (40, 24, 7, 1)
 _SAMPLING_RATE = 16_000
 
 
@@ -277,21 +276,16 @@ def _examples(encoder: nn.Module, form: str, reader) -> list[torch.Tensor]:
 
 
 def _texts(encoder: nn.Module, own: torch.Generator) -> list[torch.Tensor]:
-    config, limit = encoder.config, _longest(encoder)
-    window = getattr(config, "sliding_window", None) or 8
-    # Longer than any window, so that layers with and without one differ.
-    long = min(3 * window, limit, _LONG)
-    lengths = [long, max(1, 2 * long // 3), min(7, long), 1]
-    ids = torch.randint(
-        0, getattr(config, "vocab_size", 256), (5, min(limit, _LONG)), generator=own
-    )
-    # Tokens at the ends may have a meaning of their own, and padding has.
+    config, longest = encoder.config, min(_longest(encoder), max(_LENGTHS))
+    shape = (len(_LENGTHS), longest)
+    ids = torch.randint(0, getattr(config, "vocab_size", 256), shape, generator=own)
+    # Padding has a meaning of its own.
     pad = getattr(config, "pad_token_id", None)
     ids[ids == pad] = 1 if pad == 0 else 0
-    texts = ids[:4, :long].clone()
-    for row, length in enumerate(lengths):
-        texts[row, length:] = -1
-    return [texts, ids[3:4, :3], ids[4:]]
+    padded = ids.clone()
+    for row, length in enumerate(_LENGTHS):
+        padded[row, length:] = -1
+    return [padded, ids[1:2, :3], ids[2:3]]
 
 
 def _fixed_shape(encoder: nn.Module, reader) -> tuple[int, ...]:

@@ -243,6 +243,25 @@ def test_stages_are_copied_and_pickled_and_run_in_bfloat16(family):
     assert 0 < (low - expected).abs().max() < 0.1 * expected.abs().max()
 
 
+@pytest.mark.parametrize(
+    ("family", "window"),
+    [("ModernBert", {"local_attention": 90}), ("Mistral", {"sliding_window": 60})],
+)
+def test_windows_wider_than_the_texts_that_are_compared(family, window):
+    own = {**MODERN, "num_key_value_heads": 2, "head_dim": 8, **window}
+    torch.manual_seed(0)
+    config = getattr(transformers, f"{family}Config")(**own)
+    model = transformers.AutoModel.from_config(config).eval()
+    x = torch.randint(3, 90, (1, 130))
+    with torch.no_grad():
+        theirs = model(x).last_hidden_state.mean(1)
+        assert (split_stages(model)(x) - theirs).abs().max() < 1e-6
+        for name in window:
+            setattr(config, name, 1000)
+        other = model(x).last_hidden_state.mean(1)
+    assert (other - theirs).abs().max() > 1e-5
+
+
 def test_splitting_leaves_the_model_as_it_was():
     model = make("Bert").train()
     names, config = [n for n, _ in model.named_modules()], model.config.to_dict()
