@@ -39,10 +39,10 @@ def load_backbone(
     ----------
     backbone : str, callable, torch.nn.Module, Backbone or fitted estimator
         A name from `list_backbones`; ``"timm/<name>"`` with the ``timm`` extra; or,
-        with the ``hf`` extra, an encoder of transformers, as ``"hf/<folder>"`` or as
-        ``"hf/<id>[@<revision>]"`` on Hugging Face's hub. A callable is called without
-        arguments and returns a module or a backbone. A module is deep-copied and split
-        by `split_stages`; a module of timm gets timm's own reader, and one of
+        with the ``hf`` extra, ``"hf/<owner>/<name>[@<revision>]"`` or ``"hf/<folder>"``
+        for an encoder of Hugging Face, of images, texts or sounds. A callable is called
+        without arguments and returns a module or a backbone. A module is deep-copied
+        and split by `split_stages`; a module of timm gets timm's own reader, and one of
         transformers that of the folder it was loaded from. A fitted
         `FineTuneClassifier` or `FineTuneRegressor` stands for its tuned backbone.
     weights : str, enum member, path, (path, "sha256:...") or None, default="default"
@@ -57,7 +57,8 @@ def load_backbone(
         class token, positions, layer scales) keeps only its mean and standard
         deviation; buffers that are no statistics stay as they are.
     image_size : int, optional
-        The side of the square input in pixels. None takes it from the weights.
+        For images: the side of the square input in pixels. None takes it from the
+        weights.
     max_length : int or float, optional
         The length at which samples are cut: of texts in tokens, of sounds in seconds.
         None takes it from the weights.

@@ -61,20 +61,20 @@ class BaseFineTune(SharedParameters, StagesReprMixin, SourceMixin, BaseEstimator
 
     @_fit_context(prefer_skip_nested_validation=True)
     def fit(self, X, y, sample_weight=None, groups=None):
-        """Fine-tune the network on images and their targets.
+        """Fine-tune the network on samples and their targets.
 
         Parameters
         ----------
-        X : sequence of images, or array-like of shape (n_samples, n_pixels)
-            The training images.
+        X : sequence of samples, or array-like of shape (n_samples, n_pixels)
+            The training samples.
         y : array-like of shape (n_samples,) or (n_samples, n_outputs)
-            The targets of the images.
+            The targets of the samples.
         sample_weight : array-like of shape (n_samples,), optional
-            The weights of the images. A weight of k is equivalent to k copies of the
-            image, and a weight of 0 to leaving the image out. If None, all images have
-            a weight of one.
+            The weights of the samples. A weight of k is equivalent to k copies of the
+            sample, and a weight of 0 to leaving it out. If None, all samples have a
+            weight of one.
         groups : array-like of shape (n_samples,), optional
-            The group of each image, such as its patient. Images of the same group are
+            The group of each sample, such as its patient. Samples of the same group are
             never split between the training data and the data that is held out for
             early stopping or for choosing the penalty.
 

@@ -52,7 +52,7 @@ def test_a_search_computes_what_was_told():
     cost = search_cost(search, X, y)
     assert (cost.n_candidates, cost.n_splits, cost.n_fits) == (3, 3, 10)
     assert str(cost).startswith("10 fits: 3 candidates in 3 folds, and the best once")
-    assert "1 pass over 24 images" in str(cost)
+    assert "1 pass over 24 samples" in str(cost)
     counts.clear()
     assert len(fits_of(search)) == cost.n_fits
     # What the first fold trains on in a batch of 32, filled up; the rest in another.
