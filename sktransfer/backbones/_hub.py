@@ -2,12 +2,13 @@
 
 import json
 import os
+import re
 from pathlib import Path
 
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 # What a model consists of. The folder of a model on the hub often holds the same
 # weights in several other formats.
-_PATTERNS = ("*.json", "*.txt", "*.model", "model*.safetensors")
+_PATTERNS = ("*.json", "*.txt", "*.model", "model*.safetensors", "README.md")
 _OTHERS = ("onnx/*", "openvino/*", "*/model*.safetensors")
 # Seconds until a hub that does not answer counts as out of reach.
 _PATIENCE = 5
@@ -75,6 +76,28 @@ def cached_names() -> list[str]:
     names = [repo.repo_id for repo in repositories if repo.repo_type == "model"]
     folders = {name: cached_folder(name) for name in names}
     return [name for name, folder in folders.items() if folder and _is_complete(folder)]
+
+
+def commit_of(name: str) -> str | None:
+    """Return the commit of a model in the hub's cache, None for a folder."""
+    folder = cached_folder(name)
+    # Each commit has a folder of its own.
+    if folder is None or _is_own(name) or folder.parent.name != "snapshots":
+        return None
+    return folder.name
+
+
+def licence_of(name: str) -> str | None:
+    """Return the licence that the page of a model gives, if it is on this machine."""
+    folder = cached_folder(name)
+    try:
+        page = (folder / "README.md").read_text(encoding="utf-8") if folder else ""
+    except (OSError, ValueError):
+        return None
+    # The page begins with its properties as YAML, between lines of three dashes.
+    head = page.split("\n---", 1)[0] if page.startswith("---") else ""
+    found = re.search(r"^license: *['\"]?([^'\"\s]+)", head, re.M)
+    return found and found[1]
 
 
 def folder_stamp(folder: Path | None) -> tuple:

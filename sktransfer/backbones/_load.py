@@ -309,10 +309,22 @@ def _library_of(model: nn.Module):
     return next(found, None)
 
 
+def pinned(name: str) -> str:
+    """Return a name that goes on meaning the same weights, to be saved in a file."""
+    library, _, rest = name.partition("/")
+    if library in _LIBRARIES and rest and name not in _registered:
+        return f"{library}/{_LIBRARIES[library].pinned(rest)}"
+    return name
+
+
 def weights_licence(backbone, weights) -> str | None:
     """Licence of the weights of a specification, or None where it is not known."""
-    if weights is None or not isinstance(backbone, str):
+    named = isinstance(backbone, str) and backbone not in _registered
+    if weights is None or not named:
         return None
+    library, _, rest = backbone.partition("/")
+    if library in _LIBRARIES and rest:
+        return _LIBRARIES[library].licence(rest, weights)
     if backbone == "tiny" and weights == "default":
         return "BSD-3-Clause"
     if backbone in _torchvision.names():

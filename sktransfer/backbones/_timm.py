@@ -26,6 +26,20 @@ def kind_of(model) -> str:
     return "image"
 
 
+def licence(name: str, weights) -> str | None:
+    """Return the licence of the weights of a name, or None where it is not known."""
+    if weights != "default":
+        return None
+    from timm.models import get_pretrained_cfg
+
+    return getattr(get_pretrained_cfg(name), "license", None)
+
+
+def pinned(name: str) -> str:
+    """Return a name that goes on meaning the same weights."""
+    return name
+
+
 def load(name, weights) -> tuple[nn.Sequential, ImageReader]:
     """Load the stages and the reader of a model of timm."""
     try:

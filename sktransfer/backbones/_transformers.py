@@ -13,8 +13,10 @@ from sktransfer.backbones._encoder_stages import split_encoder
 from sktransfer.backbones._hub import (
     cached_folder,
     cached_names,
+    commit_of,
     folder_of,
     folder_stamp,
+    licence_of,
     read_json,
 )
 from sktransfer.backbones._stages import LIBRARY_SPLITS
@@ -48,6 +50,17 @@ def names(pattern: str) -> list[str]:
 def stamp_of(name: str) -> tuple:
     """Return times and sizes by which a changed folder is noticed."""
     return folder_stamp(cached_folder(name))
+
+
+def licence(name: str, weights) -> str | None:
+    """Return the licence of the weights of a name, or None where it is not known."""
+    return licence_of(name) if weights == "default" else None
+
+
+def pinned(name: str) -> str:
+    """Return a name with the commit that is on this machine, if it is from the hub."""
+    commit = commit_of(name)
+    return f"{name.partition('@')[0]}@{commit}" if commit else name
 
 
 def kind_of(model) -> str:

@@ -145,6 +145,10 @@ class Reader(ABC):
         """
         return None
 
+    def origin(self) -> str:
+        """Return a sentence on the reader for a model card; empty for none."""
+        return ""
+
     def cause(self) -> str:
         """Return what the inputs depend on: the reader's part of a cache key."""
         return repr(self)

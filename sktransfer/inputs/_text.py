@@ -162,6 +162,12 @@ class TextReader(Reader):
         # A vectorizer would iterate over the columns of a frame.
         return "TF-IDF", make_pipeline(FunctionTransformer(self.samples), words)
 
+    def origin(self) -> str:
+        """Name the tokenizer by its digest."""
+        return (
+            f" The SHA-256 of its tokenizer begins with `{self.tokenizer_sha256[:16]}`."
+        )
+
     def cause(self) -> str:
         """Return what the inputs depend on, including the version of tokenizers."""
         version = _tokenizers().__version__

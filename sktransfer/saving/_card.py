@@ -10,7 +10,7 @@ from sklearn.utils.validation import check_is_fitted
 from sktransfer._tables import Table
 from sktransfer._version import __version__
 from sktransfer.backbones._backbone import Backbone
-from sktransfer.backbones._load import Named, weights_licence
+from sktransfer.backbones._load import Named, pinned, weights_licence
 from sktransfer.backbones._origins import Divided, Tuned
 from sktransfer.backbones._weights import weights_path
 from sktransfer.embedding._mixin import StagesReprMixin
@@ -163,7 +163,8 @@ def _origin(backbone: Backbone) -> str:
     path = weights_path(weights)
     licence = weights_licence(origin.name, weights)
     said = f"licence: {licence}" if licence else "licence not known"
-    return f"Source: {origin.name}, weights {path or weights}; {said}. {digest}"
+    name, read = pinned(origin.name), source.reader.origin()
+    return f"Source: {name}, weights {path or weights}; {said}. {digest}{read}"
 
 
 def _history(history) -> Table:

@@ -27,7 +27,7 @@ from torchvision.models import WeightsEnum, get_weight
 
 from sktransfer._tables import Table
 from sktransfer.backbones._backbone import Backbone, checked
-from sktransfer.backbones._load import Named
+from sktransfer.backbones._load import Named, pinned
 from sktransfer.backbones._origins import Divided, Tuned
 from sktransfer.backbones._weights import weights_path
 from sktransfer.embedding._cache import EmbeddingCache
@@ -161,7 +161,7 @@ class Encoder:
         origin, reader = value.origin, value.reader.to_record()
         if isinstance(origin, Named):
             weights = self.encode(_with_whole_path(origin.weights), where)
-            spec = [origin.name, weights, origin.seed]
+            spec = [pinned(origin.name), weights, origin.seed]
             return {"named": [*spec, reader, value.digest]}
         if isinstance(origin, Divided):
             source = self.encode(origin.source, where)

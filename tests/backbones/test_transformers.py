@@ -12,13 +12,17 @@ from safetensors.torch import load_file, save_file
 
 from sktransfer import (
     Backbone,
+    FineTuneClassifier,
     PretrainedFeatureExtractor,
     WeightsMismatchError,
     list_backbones,
+    load,
     load_backbone,
+    model_card,
+    save,
     split_stages,
 )
-from sktransfer.backbones._load import kind_of
+from sktransfer.backbones._load import kind_of, weights_licence
 
 transformers = pytest.importorskip("transformers")
 tokenizers = pytest.importorskip("tokenizers")
@@ -422,6 +426,27 @@ def test_models_in_the_cache_of_the_hub_need_no_network(hub):
     assert "hf/me/small" not in list_backbones("*")
     (snapshot / "model.safetensors").unlink()
     assert list_backbones("hf/*") == []
+
+
+def test_files_and_cards_name_the_commit_the_licence_and_the_tokenizer(hub, tmp_path):
+    snapshot, _ = hub
+    (snapshot / "README.md").write_text("---\nlicense: apache-2.0\n---\n# Small")
+    texts, y = ["a b", "b c", "c a", "a"], [0, 1, 0, 1]
+    model = FineTuneClassifier("hf/me/small", freeze="all", random_state=0)
+    card = model_card(model.fit(texts, y))
+    assert "Source: hf/me/small@0123abcd, weights default" in card
+    assert "licence: apache-2.0" in card
+    sha = model.backbone_.reader.tokenizer_sha256
+    assert f"its tokenizer begins with `{sha[:16]}`" in card
+    save(model, tmp_path / "model")
+    loaded = load(tmp_path / "model")
+    np.testing.assert_array_equal(loaded.predict(texts), model.predict(texts))
+    # Another commit may become the main one without any change to the file.
+    assert loaded.source_.origin.name == "hf/me/small@0123abcd"
+    assert weights_licence(f"hf/{snapshot}", "default") == "apache-2.0"
+    (snapshot / "README.md").write_text("# license: mine")
+    assert weights_licence("hf/me/small", "default") is None
+    assert weights_licence("hf/me/small", None) is None
 
 
 @pytest.mark.parametrize("name", ["me/other", "me/small@v2", "other"])

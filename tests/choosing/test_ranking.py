@@ -15,7 +15,9 @@ from sktransfer import (
     load_backbone,
     logme_score,
     rank_backbones,
+    register_backbone,
 )
+from sktransfer.backbones import _load
 from sktransfer.backbones._load import weights_licence
 from sktransfer.inputs._decoding import decode
 from sktransfer.inputs._images import ImageReader
@@ -79,6 +81,15 @@ def test_licence_of_the_weights():
     assert "BSD-3-Clause" in weights_licence("resnet18", "default")
     assert weights_licence("resnet18", "my.pth") is None
     assert weights_licence("resnet18", None) is None
+    pytest.importorskip("timm")
+    assert weights_licence("timm/resnet18.a1_in1k", "default") == "apache-2.0"
+    assert weights_licence("timm/resnet18.a1_in1k", "my.pth") is None
+
+
+def test_licence_of_a_name_of_the_users_own(monkeypatch):
+    monkeypatch.setattr(_load, "_registered", {})
+    register_backbone("resnet18", colour_backbone)
+    assert weights_licence("resnet18", "default") is None
 
 
 @pytest.mark.parametrize("cache", [None, "memory", "disk"])
