@@ -84,9 +84,31 @@ def searches(name, texts, y):
     return rows, scores
 
 
+def print_quality(name, train, test, settings):
+    rows = [row("TF-IDF of whole texts", words(), train, test)]
+    tuner = FineTuneClassifier(name, **settings)
+    depths = ["all", *reversed(DEPTHS)]
+    for freeze in depths:
+        tuner.set_params(freeze=freeze, max_length=TOKENS)
+        rows.append(row(f"freeze={freeze!r}, {TOKENS} tokens", tuner, train, test))
+    best = max(depths, key=lambda freeze: float(rows[1 + depths.index(freeze)][1]))
+    tuner.set_params(freeze=best, max_length=MORE_TOKENS)
+    rows.append(row(f"freeze={best!r}, {MORE_TOKENS} tokens", tuner, train, test))
+    print_table(["model", "accuracy", "log loss", "seconds"], rows)
+
+
+def print_searches(name, texts, y):
+    rows, (once, always) = searches(name, texts, y)
+    head = ["frozen stages run", "seconds", "CPU seconds", "rows of the stem"]
+    print_table(head, rows)
+    equal = np.array_equal(once, always)
+    print(f"\n{len({*texts})} distinct texts; equal scores: {equal}")
+
+
 parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("imdb")
 parser.add_argument("model")
+parser.add_argument("--parts", nargs="*", default=["quality", "searches"])
 parser.add_argument("--epochs", type=int, default=3)
 parser.add_argument("--grid-texts", type=int, default=160)
 parser.add_argument("--seed", type=int, default=0)
@@ -96,25 +118,9 @@ warnings.filterwarnings("ignore", message=".*were cut")
 train, test = (reviews(arguments.imdb, part) for part in ("train", "test"))
 name = f"hf/{Path(arguments.model).resolve()}"
 print_machine()
-
-rows = [row("TF-IDF of whole texts", words(), train, test)]
-tuner = FineTuneClassifier(
-    name,
-    max_length=TOKENS,
-    max_epochs=arguments.epochs,
-    random_state=arguments.seed,
-)
-for freeze in ["all", *reversed(DEPTHS)]:
-    label = f"freeze={freeze!r}, {TOKENS} tokens"
-    rows.append(row(label, tuner.set_params(freeze=freeze), train, test))
-    print(rows[-1], flush=True)
-best = max(range(2, len(rows)), key=lambda i: float(rows[i][1]))
-freeze = ["all", *reversed(DEPTHS)][best - 1]
-tuner.set_params(freeze=freeze, max_length=MORE_TOKENS)
-rows.append(row(f"freeze={freeze!r}, {MORE_TOKENS} tokens", tuner, train, test))
-print_table(["model", "accuracy", "log loss", "seconds"], rows)
-
-texts, y = train[0][: arguments.grid_texts], train[1][: arguments.grid_texts]
-rows, (once, always) = searches(name, texts, y)
-print_table(["frozen stages run", "seconds", "CPU seconds", "rows of the stem"], rows)
-print(f"\n{len({*texts})} distinct texts; equal scores: {np.array_equal(once, always)}")
+if "quality" in arguments.parts:
+    settings = {"max_epochs": arguments.epochs, "random_state": arguments.seed}
+    print_quality(name, train, test, settings)
+if "searches" in arguments.parts:
+    few = slice(arguments.grid_texts)
+    print_searches(name, train[0][few], train[1][few])

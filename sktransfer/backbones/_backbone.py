@@ -80,20 +80,19 @@ class Backbone:
             )
         if not isinstance(reader, Reader | None):
             raise TypeError(
-                f"Invalid reader={reader!r}: expected an instance of ImageReader, such "
-                "as ImageReader(), or None."
+                f"Invalid reader={reader!r}: expected a reader, such as ImageReader(), "
+                "or None."
             )
         self._assemble(_frozen(stages), rebuild)
         self.reader = ImageReader() if reader is None else reader
         self.name = name
-        # By reader, since copies with other readers share it.
-        self._shapes = {}
+        self._shapes = {}  # by reader, since copies with other readers share it
         # The blocks that it was cut after, which divided and tuned copies share.
         self._cuts = {}
 
     def _assemble(self, stages: dict[str, "Stage"], origin) -> None:
-        modules = {key_of(name): stage.module for name, stage in stages.items()}
-        self.stages = nn.Sequential(OrderedDict(modules)).eval()
+        modules = OrderedDict((key_of(name), stages[name].module) for name in stages)
+        self.stages = nn.Sequential(modules).eval()
         self.stage_names = tuple(stages)
         self.origin = origin
         self._stages = stages

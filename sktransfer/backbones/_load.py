@@ -42,7 +42,8 @@ def load_backbone(
         with the ``hf`` extra, ``"hf/<owner>/<name>[@<revision>]"`` or ``"hf/<folder>"``
         for an encoder of Hugging Face, of images, texts or sounds. A callable is called
         without arguments and returns a module or a backbone. A module is deep-copied
-        and split by `split_stages`; a module of timm gets timm's own reader. A fitted
+        and split by `split_stages`; a module of timm gets timm's own reader, and one of
+        transformers that of the folder it was loaded from. A fitted
         `FineTuneClassifier` or `FineTuneRegressor` stands for its tuned backbone.
     weights : str, enum member, path, (path, "sha256:...") or None, default="default"
         "default" stands for the weights of "tiny" that come with the package, for the

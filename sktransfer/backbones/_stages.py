@@ -27,10 +27,11 @@ def split_stages(model: nn.Module) -> nn.Sequential:
     Parameters
     ----------
     model : torch.nn.Module
-        A network of one of torchvision's 17 families of classifiers, a network of timm,
-        or a `torch.nn.Sequential`, whose children are taken as the stages. None of them
-        should begin with an operation in place (``nn.ReLU(inplace=True)``), which would
-        change the output of the stage before it.
+        A network of one of torchvision's 17 families of classifiers, a network of timm
+        or an encoder of transformers, or a `torch.nn.Sequential`, whose children are
+        taken as the stages. None of them should begin with an operation in place
+        (``nn.ReLU(inplace=True)``), which would change the output of the stage before
+        it.
 
     Returns
     -------

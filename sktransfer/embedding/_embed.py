@@ -11,15 +11,12 @@ from joblib.parallel import BACKENDS, get_active_backend
 from tqdm.auto import tqdm
 
 from sktransfer.embedding._cache import EmbeddingCache, Writer
-from sktransfer.embedding._prefix import Prefix
+from sktransfer.embedding._prefix import Prefix, stacked, values_of
 from sktransfer.embedding._reading import Refusals, UnreadableError, sample_digests
 from sktransfer.embedding._threads import readers, run_lanes
 from sktransfer.inputs._reader import (
-    PADDING,
     Samples,
-    lengthened,
     pad_outputs,
-    unpadded,
 )
 
 # The backends of joblib whose workers run on this machine.
@@ -327,7 +324,7 @@ class _Pass:
                 taps = [tap for tap in run.taps if start < tap[0] <= prefix.depth]
                 wanted = dict.fromkeys([*ones, *taps])
                 used, found = prefix.run_within_memory(inputs, start, wanted)
-                rows_of = {one: _values(x, prefix) for one, x in found.items()}
+                rows_of = {one: values_of(x, prefix) for one, x in found.items()}
                 yield run, group, rows_of, used is prefix
         except UnreadableError:
             # The sample is to blame for this error, not the backbone.
@@ -344,7 +341,7 @@ class _Pass:
         if isinstance(self.samples, StageOutputs):
             given = self.samples.rows
             depth = self.samples.depth
-            yield depth, rows, _stacked([given[row] for row in rows], run.base, depth)
+            yield depth, rows, stacked([given[row] for row in rows], run.base, depth)
             return
         # A single run gives all outputs of a group, and must start before the first.
         first = min(depth for depth, _ in ones)
@@ -355,13 +352,13 @@ class _Pass:
             if group:
                 # Copied, as what a cache returns cannot be written to.
                 known = [torch.from_numpy(np.array(found[keys[row]])) for row in group]
-                yield depth, group, _stacked(known, run.base, depth)
+                yield depth, group, stacked(known, run.base, depth)
                 rows = [row for row in rows if keys[row] not in found]
         reader = run.base.backbone.reader
         inputs = zip(rows, read(reader, rows), strict=True)
         inputs = {row: x for row, x in inputs if x is not None}
         if inputs:
-            yield 0, list(inputs), _stacked(list(inputs.values()), run.base, 0)
+            yield 0, list(inputs), stacked(list(inputs.values()), run.base, 0)
 
     def _keys(self, run, one, rows) -> list[bytes]:
         if one in run.keys:
@@ -394,24 +391,6 @@ class _Pass:
             for number, rows, found, exact in computed:
                 accept(self.runs[number], [chunk[row] for row in rows], found, exact)
             done(chunk)
-
-
-def _stacked(rows: list[torch.Tensor], base: Prefix, depth: int) -> torch.Tensor:
-    """Stack inputs or outputs of a stage, padded to the size of their batch."""
-    reader = base.backbone.reader
-    if not base.varies or (depth and rows[0].ndim == 1):
-        return torch.stack(rows) if depth else reader.stack(rows)
-    batch = pad_outputs(rows) if depth else reader.stack(rows)
-    length, *_ = base.place(tuple(batch.shape[1:]))
-    return lengthened(batch, length, PADDING if depth else reader.padding)
-
-
-def _values(outputs: torch.Tensor, prefix: Prefix) -> np.ndarray | list[np.ndarray]:
-    """Return rows as arrays, without the padding of their batch."""
-    if prefix.alone or not prefix.varies or outputs.ndim != 3:
-        return outputs.numpy()
-    # Copied, or a row would keep its whole batch in memory.
-    return [row.numpy().copy() for row in unpadded(outputs, PADDING)]
 
 
 def _parts(batch, lacking):

@@ -8,11 +8,18 @@ import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 
 from sktransfer.backbones._backbone import Backbone
 from sktransfer.embedding._cache import EmbeddingCache
-from sktransfer.inputs._reader import input_shape
+from sktransfer.inputs._reader import (
+    PADDING,
+    input_shape,
+    lengthened,
+    pad_outputs,
+    unpadded,
+)
 
 # A part of every key, to be changed when the meaning of stored values changes.
 _KEY_FORMAT = "sktransfer-1"
@@ -316,6 +323,24 @@ class Prefix:
                         rows = pool(x, pooling, self.varies)[:count]
                         found[one, pooling] = rows.clone()
         return {one: rows.contiguous().cpu() for one, rows in found.items()}
+
+
+def stacked(rows: list[torch.Tensor], base: Prefix, depth: int) -> torch.Tensor:
+    """Stack inputs or outputs of a stage, padded to the size of their batch."""
+    reader = base.backbone.reader
+    if not base.varies or (depth and rows[0].ndim == 1):
+        return torch.stack(rows) if depth else reader.stack(rows)
+    batch = pad_outputs(rows) if depth else reader.stack(rows)
+    length, *_ = base.place(tuple(batch.shape[1:]))
+    return lengthened(batch, length, PADDING if depth else reader.padding)
+
+
+def values_of(outputs: torch.Tensor, prefix: Prefix) -> np.ndarray | list[np.ndarray]:
+    """Return rows as arrays, without the padding of their batch."""
+    if prefix.alone or not prefix.varies or outputs.ndim != 3:
+        return outputs.numpy()
+    # Copied, or a row would keep its whole batch in memory.
+    return [row.numpy().copy() for row in unpadded(outputs, PADDING)]
 
 
 def _extended(head, digest: bytes) -> bytes:

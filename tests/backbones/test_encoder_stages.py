@@ -90,7 +90,8 @@ SOUNDS = {
     "Whisper": {**WHISPER, "decoder_start_token_id": 1},
     "AST": {**IMAGE, **SPECTRA},
 }
-# Layers that need what the state cannot carry, or share their parameters.
+# Layers that need what the state cannot carry, share their parameters, or are not all
+# that the encoder does; and a stem that looks at padding.
 WHOLE = {
     "T5": {**T5, "vocab_size": 90},
     "MPNet": TEXT,
@@ -98,6 +99,9 @@ WHOLE = {
     "Albert": {**TEXT, "embedding_size": 16},
     "FNet": TEXT,
     "WavLM": WAVE,
+    "Wav2Vec2Conformer": WAVE,
+    "MobileBert": TEXT,
+    "Yolos": {**IMAGE, "image_size": [32, 32]},
 }
 ALL = {**TEXTS, **IMAGES, **SOUNDS, **WHOLE}
 
@@ -128,7 +132,8 @@ def samples(family, n=3):
         return torch.randn(n, 8, 40, generator=own)
     if family == "AST":
         return torch.randn(n, 48, 32, generator=own)
-    shape = (n, 3, 32, 32) if family in IMAGES else (n, 6000)
+    is_image = family in IMAGES or family == "Yolos"
+    shape = (n, 3, 32, 32) if is_image else (n, 6000)
     return torch.randn(shape, generator=own)
 
 
@@ -141,7 +146,7 @@ def embedding(family, model, x):
         return output.pooler_output
     if family == "ConvNext":
         return output.pooler_output
-    if family in {"ViT", "DeiT", "Beit", "Dinov2", "DINOv3ViT"}:
+    if family in {"ViT", "DeiT", "Beit", "Dinov2", "DINOv3ViT", "Yolos"}:
         return state[:, 0]
     return state.mean(1)
 
@@ -195,7 +200,7 @@ def test_what_cannot_be_split_is_one_stage_with_a_warning(family):
         split_stages(make(family))
 
 
-@pytest.mark.parametrize("family", [*TEXTS, "T5", "FNet"])
+@pytest.mark.parametrize("family", [*TEXTS, "T5", "FNet", "MobileBert"])
 def test_padding_does_not_matter(family):
     stages = stages_of(make(family))
     x = samples(family)
@@ -209,6 +214,20 @@ def test_padding_does_not_matter(family):
         if len(stages) > 1:
             state = stages[:-1](x)
             assert torch.equal(state[..., 0].isnan(), x < 0)
+
+
+@pytest.mark.parametrize("family", ["Bert", "ModernBert", "Wav2Vec2"])
+def test_a_mask_is_there_where_nothing_is_padded(family):
+    # Without one, another kernel would run, and give other last bits.
+    stages, masks = split_stages(make(family)), []
+    for layer in stages[1:-1]:
+        layer.layer.register_forward_pre_hook(
+            lambda module, args, given: masks.append(given["attention_mask"]),
+            with_kwargs=True,
+        )
+    stages(samples(family))
+    assert len(masks) == 3
+    assert all(isinstance(mask, torch.Tensor) for mask in masks)
 
 
 @pytest.mark.parametrize("family", ["Bert", "ModernBert", "Qwen3", "Wav2Vec2"])
