@@ -18,6 +18,7 @@ from tqdm.auto import tqdm
 
 from sktransfer._tables import Table
 from sktransfer.backbones._backbone import Backbone
+from sktransfer.backbones._load import kind_of
 from sktransfer.choosing._ranking import linear_steps
 from sktransfer.embedding._extractor import PretrainedFeatureExtractor
 from sktransfer.embedding._mixin import LOADING
@@ -215,8 +216,8 @@ def transfer_report(
     scores = {name: result["test_score"] for name, result in found.items()}
     test_share = np.mean([len(test) / len(train) for train, test in folds])
     rows = [_row(name, found[name], scores[AS_GIVEN], test_share) for name in found]
-    sizes = sorted({len(test) for _, test in folds})
-    return TransferReport(rows, scores, *_judge(rows, scores, sizes))
+    tested = _tested(folds, kind_of(find_source(estimator)[1].backbone))
+    return TransferReport(rows, scores, *_judge(rows, scores, tested))
 
 
 def corrected_interval(differences, test_share: float, level: float = 0.95) -> tuple:
@@ -369,11 +370,8 @@ def _n_trained(fitted) -> int | None:
     return 0 if isinstance(fitted, DummyClassifier | DummyRegressor) else None
 
 
-def _judge(rows, scores, sizes) -> tuple[str, str]:
-    """Return the verdict and its explanation.
-
-    `sizes` are the different numbers of test samples of the folds, in ascending order.
-    """
+def _judge(rows, scores, tested: str) -> tuple[str, str]:
+    """Return the verdict and its explanation, which says how much the folds test."""
     by_name = {row["model"]: row for row in rows}
     scratch = by_name[SCRATCH]
     side, unknown = _side(scratch, scores)
@@ -390,7 +388,7 @@ def _judge(rows, scores, sizes) -> tuple[str, str]:
     if not unknown and side == 0:
         text += (
             f" Differences below {(high - low) / 2:.2g} could not be seen with "
-            f"{len(scores[AS_GIVEN])} folds of {_samples(sizes)}."
+            f"{len(scores[AS_GIVEN])} folds of {tested}."
         )
     for name in [name for name in by_name if name not in (AS_GIVEN, SCRATCH)]:
         what = _SIMPLER.get(name, f"A linear model of the {name}")
@@ -431,7 +429,8 @@ def _why_open(given, other) -> str | None:
     return None
 
 
-def _samples(sizes) -> str:
-    """Format the range of the numbers of samples of the folds."""
+def _tested(folds, kind: str) -> str:
+    """Format the range of the numbers of test samples of the folds."""
+    sizes = sorted({len(test) for _, test in folds})
     count = " to ".join(map(str, dict.fromkeys((sizes[0], sizes[-1]))))
-    return f"{count} sample{'s' * (sizes[-1] > 1)}"
+    return f"{count} {kind}{'s' * (sizes[-1] > 1)}"

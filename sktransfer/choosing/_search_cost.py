@@ -50,6 +50,8 @@ class SearchCost:
         bound, since samples are held out and the training may stop early.
     n_augmented : int
         The number of fits in which frozen stages run in each epoch.
+    kind : {"image", "text", "sound"}
+        What the samples are.
     """
 
     n_candidates: int
@@ -59,20 +61,21 @@ class SearchCost:
     n_passes: int
     n_steps: int
     n_augmented: int
+    kind: str
 
     def __str__(self):
         refit = self.n_fits > self.n_candidates * self.n_splits
         augmented = (
-            f"\n{self.n_augmented} fits augment their samples, so that frozen stages "
-            "run in each of their epochs."
+            f"\n{self.n_augmented} fits augment their {self.kind}s, so that frozen "
+            "stages run in each of their epochs."
         )
         return (
             f"{_count(self.n_fits, 'fit')}: {_count(self.n_candidates, 'candidate')} "
             f"in {self.n_splits} folds{_REFIT * refit}.\n"
             f"Source network: {_count(self.n_passes, 'pass', 'passes')} over "
-            f"{_count(self.n_images, 'sample')}.\n"
-            f"Trained stages: {_count(self.n_steps, 'sample')}, over all epochs of all "
-            f"fits.{augmented if self.n_augmented else ''}"
+            f"{_count(self.n_images, self.kind)}.\n"
+            f"Trained stages: {_count(self.n_steps, self.kind)}, over all epochs of "
+            f"all fits.{augmented if self.n_augmented else ''}"
         )
 
 
@@ -118,7 +121,7 @@ def search_cost(search, X, y=None, groups=None):
     >>> search = GridSearchCV(FineTuneClassifier(), {"freeze": [-2, "all"]}, cv=3)
     >>> print(search_cost(search, X[:90], y[:90]))
     7 fits: 2 candidates in 3 folds, and the best once more, counted as the costliest.
-    Source network: 1 pass over 90 samples. Trained stages: 2,700 samples, over all
+    Source network: 1 pass over 90 images. Trained stages: 2,700 images, over all
     epochs of all fits.
     """
     _check(search)
@@ -144,6 +147,7 @@ def search_cost(search, X, y=None, groups=None):
         n_passes=_n_shared(works) + sum(own) * n_splits + refit * any(own),
         n_steps=sum(epochs) * sum(sizes) + refit * max(epochs) * len(X),
         n_augmented=sum(augmented) * n_splits + refit * max(augmented),
+        kind=works[0].kind,
     )
 
 
@@ -153,7 +157,8 @@ class _Work:
 
     `needs` are the outputs of source networks that all fits share, and `gives` are
     those that are known once these have been computed. `own` is the number of passes
-    that each fit makes for itself, including those for its scores.
+    that each fit makes for itself, including those for its scores. `kind` is what the
+    samples are.
     """
 
     needs: set
@@ -161,6 +166,7 @@ class _Work:
     epochs: int = 0
     augmented: bool = False
     own: int = 0
+    kind: str = "image"
 
 
 def _work_of(search, parameters) -> _Work:
@@ -180,6 +186,7 @@ def _work_of(search, parameters) -> _Work:
         used = backbone.cause(backbone.depth(part.stage), part.precision)
         found = {(*key, used, part.pooling)}
         work, again = _Work(found, found), True
+    work.kind = backbone.reader.kind
     if part.cache is None or (part.weights is None and part.random_state is None):
         # Without a cache, the training images are embedded once more for their scores.
         again = again and part.cache is None and search.return_train_score

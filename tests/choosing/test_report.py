@@ -25,7 +25,7 @@ from sktransfer import (
     PretrainedFeatureExtractor,
     transfer_report,
 )
-from sktransfer.choosing._report import SCRATCH, _models, corrected_interval
+from sktransfer.choosing._report import SCRATCH, _models, _tested, corrected_interval
 from tests.small_network import small_backbone
 
 MODELS = ["as given", "from scratch", "linear probe", "pixels", "guessing"]
@@ -330,10 +330,10 @@ def test_no_evidence_tells_what_could_not_have_been_seen(monkeypatch):
         "No evidence: 0.760 cannot be distinguished from the 0.740 from scratch (95 % "
         f"interval of the difference {row['low']:+.3f} to {row['high']:+.3f}). "
         f"Differences below {row['difference'] - row['low']:.2g} could not be seen "
-        "with 5 folds of 12 samples."
+        "with 5 folds of 12 images."
     )
     report = report_of(monkeypatch, given, scratch, n_images=62)
-    assert "5 folds of 12 to 13 samples." in report.explanation
+    assert "5 folds of 12 to 13 images." in report.explanation
     # A verdict needs none of that.
     better = report_of(monkeypatch, given, np.subtract(scratch, 0.5))
     assert better.verdict == "transfer helps"
@@ -463,3 +463,11 @@ def test_bad_arguments(model, cv, message):
         transfer_report(model, X, y, cv=cv)
     with pytest.raises(ValueError, match="inconsistent numbers of samples"):
         transfer_report(fine_tuned(), X, y[:-1])
+
+
+@pytest.mark.parametrize(
+    ("sizes", "kind", "told"),
+    [([4, 4], "text", "4 texts"), ([3, 2], "sound", "2 to 3 sounds")],
+)
+def test_folds_are_of_samples_of_the_kind_of_the_backbone(sizes, kind, told):
+    assert _tested([(None, range(n)) for n in sizes], kind) == told

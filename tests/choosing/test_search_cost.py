@@ -17,7 +17,12 @@ from sktransfer import (
     PretrainedFeatureExtractor,
     search_cost,
 )
-from tests.small_network import backbone_of_blocks, counts, small_backbone
+from tests.small_network import (
+    backbone_of_blocks,
+    counts,
+    small_backbone,
+    text_backbone,
+)
 from tests.small_tasks import make_task
 
 N = 24
@@ -47,12 +52,19 @@ def fits_of(search, **options):
     return fits
 
 
+def test_what_a_search_costs_is_told_in_the_kind_of_its_samples():
+    search = GridSearchCV(FineTuneClassifier(text_backbone()), {"freeze": [1]}, cv=2)
+    cost = str(search_cost(search, ["a good film", "a bad day"] * 4, [0, 1] * 4))
+    assert "1 pass over 8 texts" in cost
+    assert "image" not in cost
+
+
 def test_a_search_computes_what_was_told():
     search = GridSearchCV(model(), {"freeze": [1, 2, "all"]}, cv=3)
     cost = search_cost(search, X, y)
     assert (cost.n_candidates, cost.n_splits, cost.n_fits) == (3, 3, 10)
     assert str(cost).startswith("10 fits: 3 candidates in 3 folds, and the best once")
-    assert "1 pass over 24 samples" in str(cost)
+    assert "1 pass over 24 images" in str(cost)
     counts.clear()
     assert len(fits_of(search)) == cost.n_fits
     # What the first fold trains on in a batch of 32, filled up; the rest in another.
