@@ -108,7 +108,7 @@ def test_the_square_is_the_middle_of_the_resized_picture(picture, reader):
     assert torch.equal(reader.finish(reader.draft(content)), expected)
     if reader.interpolation == "bilinear":
         # Pillow rounds after each direction.
-        floats = reader._cut(reader._resized(picture / 255)) * 255
+        floats = reader.cut(reader._resized(picture / 255)) * 255
         torch.testing.assert_close(floats, expected.float(), atol=1.01, rtol=0)
 
 

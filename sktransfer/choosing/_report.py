@@ -392,10 +392,12 @@ def _judge(rows, scores, tested: str) -> tuple[str, str]:
         )
     for name in [name for name in by_name if name not in (AS_GIVEN, SCRATCH)]:
         what = _SIMPLER.get(name, f"A linear model of the {name}")
-        side, _ = _side(by_name[name], scores)
-        if side <= 0:
-            how = "is better than" if side < 0 else _ALIKE
-            text += f" {what} ({by_name[name]['score']:.3f}) {how} it."
+        side, unknown = _side(by_name[name], scores)
+        score = f"{what} ({by_name[name]['score']:.3f})"
+        if unknown:
+            text += f" {score} {_ALIKE} it, since {unknown}."
+        elif side <= 0:
+            text += f" {score} {'is better than' if side < 0 else _ALIKE} it."
     return verdict, text
 
 

@@ -162,12 +162,12 @@ class Prefix:
 
     @property
     def alone(self) -> bool:
-        """Whether each row is computed by itself, since rows differ in length.
+        """Whether each row is computed by itself.
 
-        On a CPU this takes less time than padding rows to the longest of a batch, and
-        a row has the same bits in any company.
+        On a CPU this takes less time than padding texts to the longest of a batch, or
+        few sounds to its size, and a row has the same bits in any company.
         """
-        return self.varies and _is_cpu(self.device)
+        return self.backbone.reader.one_by_one and _is_cpu(self.device)
 
     @property
     def varies(self) -> bool:

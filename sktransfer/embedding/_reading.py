@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from sktransfer.embedding._threads import run_lanes
+from sktransfer.inputs._callers import level_of_the_caller
 from sktransfer.inputs._reader import Reader, Samples, content_digest
 
 # The number of samples that a thread reads and hashes at a time.
@@ -26,7 +27,8 @@ class Refusals:
         self.strict = strict
         # The reason for each row.
         self.rows: dict[int, str] = {}
-        # The rows that were cut, by the size that they were cut to.
+        # The rows that were read and those that were cut, by the size of the inputs.
+        self.seen: dict[str, set[int]] = {}
         self.cut: dict[str, set[int]] = {}
 
     def read(self, row: int, step):
@@ -53,43 +55,47 @@ class Refusals:
         """Return the input made from a sample, and remember whether it was cut."""
 
         def step(content):
-            if reader.is_cut(content):
-                self.cut.setdefault(str(reader), set()).add(row)
+            for rows, holds in [(self.seen, True), (self.cut, reader.is_cut(content))]:
+                if holds:
+                    rows.setdefault(str(reader), set()).add(row)
             return reader.read(content)
 
         return self.read(row, step)
 
-    def found(self) -> tuple[dict, dict]:
+    def found(self) -> tuple[dict, dict, dict]:
         """Return what a worker found out about its chunk, for `include`."""
-        return self.rows, self.cut
+        return self.rows, self.seen, self.cut
 
-    def include(self, found: tuple[dict, dict], chunk: Sequence[int]) -> None:
+    def include(self, found: tuple[dict, dict, dict], chunk: Sequence[int]) -> None:
         """Take over what a worker found out about a chunk of rows."""
-        refused, cut = found
+        refused, *sets = found
         self.rows.update({chunk[row]: why for row, why in refused.items()})
-        for size, rows in cut.items():
-            self.cut.setdefault(size, set()).update(chunk[row] for row in rows)
+        for own, other in zip((self.seen, self.cut), sets, strict=True):
+            for size, rows in other.items():
+                own.setdefault(size, set()).update(chunk[row] for row in rows)
 
     def spread(self, equal: dict[int, list[int]]) -> None:
         """Treat rows with the same content as one of them was."""
         for row, others in equal.items():
             if row in self.rows:
                 self.rows.update(dict.fromkeys(others, self.rows[row]))
-            for rows in self.cut.values():
+            for rows in (*self.seen.values(), *self.cut.values()):
                 if row in rows:
                     rows.update(others)
 
     def report(self, outputs: list[np.ndarray]) -> None:
         """Fill the refused rows with NaN, and warn of them and of those cut."""
         for size, rows in self.cut.items():
-            reader = self.samples.reader
+            reader, seen = self.samples.reader, len(self.seen[size])
+            # What was read before, and is in the cache, was counted then.
+            known = len(self.samples) - seen
+            others = f" ({known:,} others were read before)" if known else ""
             warnings.warn(
-                f"{len(rows):,} of {len(self.samples):,} {reader.kind}s are longer "
-                f"than {size} and were cut. Set {reader.size_parameter} to cut them "
+                f"{len(rows):,} of {seen:,} {reader.kind}s{others} are longer than "
+                f"{size} and were cut. Set {reader.size_parameter} to cut them "
                 "elsewhere.",
                 UserWarning,
-                # The warning points at the caller of `embed`.
-                stacklevel=3,
+                stacklevel=level_of_the_caller(),
             )
         if not self.rows:
             return
@@ -105,7 +111,7 @@ class Refusals:
             f"and their rows are NaN: rows {rows[:20]}"
             f"{'...' if len(rows) > 20 else ''}. {listed}{more}.",
             UserWarning,
-            stacklevel=3,
+            stacklevel=level_of_the_caller(),
         )
 
 

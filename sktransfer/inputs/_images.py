@@ -58,6 +58,7 @@ class ImageReader(Reader):
     """
 
     kind: ClassVar[str] = "image"
+    one_by_one: ClassVar[bool] = False
     accepted: ClassVar[str] = (
         "An image is a path, a PIL image, encoded bytes, or an array or tensor of "
         "shape (H, W), (H, W, 1|3|4) or (3, H, W) of dtype uint8, uint16 or float in "

@@ -47,6 +47,9 @@ class Reader(ABC):
     accepted: ClassVar[str] = ""
     # The parameter of `load_backbone` whose value is passed to `resized_to`.
     size_parameter: ClassVar[str] = "image_size"
+    # Whether a CPU takes as long for a batch as for its samples one after another, so
+    # that a batch is not worth being filled up with copies of the last sample.
+    one_by_one: ClassVar[bool] = True
     # Whether padding changes the output of a network, so that only samples of exactly
     # the same length can be computed together.
     exact: ClassVar[bool] = False
