@@ -24,7 +24,11 @@ html_theme = "pydata_sphinx_theme"
 html_title = f"sktransfer {release}"
 html_show_sourcelink = False
 html_sidebars = dict.fromkeys(
-    ("changelog", "model_card", "performance", "scaling_out"), []
+    (
+        *("changelog", "images", "model_card", "performance", "scaling_out"),
+        *("sounds", "texts"),
+    ),
+    [],
 )
 html_theme_options = {
     "show_prev_next": False,
@@ -42,7 +46,7 @@ numpydoc_xref_param_type = False
 numpydoc_validation_checks = {"all", "ES01", "EX01", "SA01"}
 numpydoc_validation_exclude = {
     # The steps of reading, a sentence each; `Reader` tells what they take and give.
-    r"\.ImageReader\.",
+    r"\.(Image|Text|Wave|Spectrogram)Reader\.",
     # Inherited from scikit-learn, and from Exception.
     r"\.(fit_transform|get_feature_names_out|add_note|with_traceback)$",
 }

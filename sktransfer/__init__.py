@@ -1,4 +1,4 @@
-"""Transfer learning for images with scikit-learn estimators."""
+"""Transfer learning for images, texts and sounds with scikit-learn estimators."""
 
 from sktransfer import datasets
 from sktransfer._version import __version__ as __version__
@@ -24,6 +24,8 @@ from sktransfer.embedding._extractor import PretrainedFeatureExtractor
 from sktransfer.finetuning._classifier import FineTuneClassifier
 from sktransfer.finetuning._regressor import FineTuneRegressor
 from sktransfer.inputs._images import ImageReader
+from sktransfer.inputs._sound import SpectrogramReader, WaveReader
+from sktransfer.inputs._text import TextReader
 from sktransfer.saving._card import model_card
 from sktransfer.saving._file import load, save
 from sktransfer.saving._onnx import export_onnx
@@ -40,10 +42,13 @@ __all__ = [
     "ImageReader",
     "PretrainedFeatureExtractor",
     "SearchCost",
+    "SpectrogramReader",
+    "TextReader",
     "TopLossesDisplay",
     "TrainingHistoryDisplay",
     "TransferReport",
     "TransferReportDisplay",
+    "WaveReader",
     "WeightsMismatchError",
     "datasets",
     "export_onnx",

@@ -42,6 +42,20 @@ def small_backbone(norm=True):
     return Backbone(make_net(norm), ImageReader(resize=18, crop=16), name="small")
 
 
+def backbone_of_blocks(norm=True):
+    """A network whose second stage can be cut after its blocks."""
+    torch.manual_seed(0)
+    blocks = [Block(f"b{i}", n, 12, norm) for i, n in enumerate([8, 12, 12])]
+    stages = OrderedDict(
+        a=Block("a", 3, 8, norm),
+        b=nn.Sequential(*blocks),
+        c=Block("c", 12, 16, norm),
+        pool=nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten()),
+    )
+    reader = ImageReader(resize=36, crop=32)
+    return Backbone(nn.Sequential(stages), reader, name="blocks")
+
+
 def colour_backbone():
     stages = nn.Sequential(nn.AdaptiveAvgPool2d(2), nn.Flatten())
     return Backbone(stages, ImageReader(resize=18, crop=16), name="colour")

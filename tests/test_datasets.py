@@ -1,7 +1,13 @@
 import PIL.Image
 import pytest
 
-from sktransfer.datasets import list_images, load_image_folder
+from sktransfer.datasets import (
+    list_images,
+    list_sounds,
+    load_image_folder,
+    load_sound_folder,
+    load_text_folder,
+)
 
 
 def make_files(root, names):
@@ -107,3 +113,52 @@ def test_images_without_a_class_are_listed(tmp_path):
     make_files(tmp_path / "texts", ["a/b.txt"])
     with pytest.raises(ValueError, match=r"there is no image.*\.txt"):
         list_images(tmp_path / "texts")
+
+
+def test_a_folder_of_sounds(tmp_path):
+    make_files(tmp_path, ["cat/1.WAV", "cat/a/2.flac", "dog/1.mp3", "dog/1.png"])
+    sounds = load_sound_folder(tmp_path)
+    names = [path.removeprefix(str(tmp_path)) for path in sounds.data]
+    assert names == ["/cat/1.WAV", "/cat/a/2.flac", "/dog/1.mp3"]
+    assert sounds.target.tolist() == [0, 0, 1]
+    assert list_sounds(tmp_path).tolist() == sounds.data.tolist()
+    X, y = load_sound_folder(tmp_path, return_X_y=True, as_names=True)
+    assert X.tolist() == sounds.data.tolist()
+    assert y.tolist() == ["cat", "cat", "dog"]
+
+
+def test_messages_speak_of_sounds(tmp_path):
+    make_files(tmp_path, ["train/a/1.wav", "val/a/1.wav", "images/1.png"])
+    with pytest.raises(ValueError, match=r"<class>/<sound>.*load_sound_folder\("):
+        load_sound_folder(tmp_path)
+    with pytest.raises(ValueError, match=r"a sound format, such as .wav.*\.png"):
+        list_sounds(tmp_path / "images")
+    with pytest.raises(ValueError, match=r"with sounds.*list_sounds\(folder\)"):
+        load_sound_folder(tmp_path / "images")
+    make_files(tmp_path, ["one/a/1.wav", "one/b/1.png"])
+    with pytest.warns(UserWarning, match="1 of the folders.*no sound.*b: it has files"):
+        load_sound_folder(tmp_path / "one")
+
+
+def test_texts_are_returned_themselves(tmp_path):
+    make_files(tmp_path, ["bad/1.txt", "good/1.txt", "good/2.html"])
+    (tmp_path / "good/1.txt").write_text("très bien\n", encoding="utf-8")
+    films = load_text_folder(tmp_path)
+    assert films.data.tolist() == ["", "très bien\n"]
+    assert films.filenames.tolist() == [
+        str(tmp_path / "bad/1.txt"),
+        str(tmp_path / "good/1.txt"),
+    ]
+    X, y = load_text_folder(tmp_path, return_X_y=True, as_names=True)
+    assert X.tolist() == films.data.tolist()
+    assert y.tolist() == ["bad", "good"]
+
+
+def test_a_text_that_cannot_be_decoded_is_named(tmp_path):
+    make_files(tmp_path, ["a/1.txt", "b/1.txt"])
+    (tmp_path / "b/1.txt").write_bytes("très".encode("latin-1"))
+    with pytest.raises(ValueError, match=r"b/1\.txt' with encoding='utf-8'.*0xe8"):
+        load_text_folder(tmp_path)
+    assert load_text_folder(tmp_path, encoding="latin-1").data.tolist() == ["", "très"]
+    found = load_text_folder(tmp_path, errors="ignore").data.tolist()
+    assert found == ["", "trs"]

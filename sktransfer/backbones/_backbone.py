@@ -3,17 +3,17 @@
 import copy
 import functools
 import hashlib
-import numbers
+import itertools
 from collections import OrderedDict
-from dataclasses import dataclass
-from difflib import get_close_matches
 
-import torch
 from torch import nn
 
-from sktransfer.backbones._fingerprint import behaviour_digest
-from sktransfer.backbones._fusion import fuse
-from sktransfer.backbones._weights import WeightsMismatchError, module_digest
+from sktransfer.backbones._blocks import Stage
+from sktransfer.backbones._fusion import fold_weight_norms
+from sktransfer.backbones._names import StageNames, key_of, name_of, stage_of
+from sktransfer.backbones._origins import Divided, Tuned
+from sktransfer.backbones._shapes import about_channels, shapes_of, without_data
+from sktransfer.backbones._weights import WeightsMismatchError
 from sktransfer.inputs._images import ImageReader
 from sktransfer.inputs._reader import Reader, input_shape
 
@@ -44,6 +44,9 @@ class Backbone:
     ----------
     stage_names : tuple of str
         The names of all stages, from first to last.
+    block_names : tuple of str
+        The names of the blocks of all stages that can be divided: "layer4.1" is the
+        second block of stage "layer4". They are accepted in place of those of stages.
     shapes : list of tuple of int
         The shape of the output of each stage for one sample.
     n_features : int
@@ -77,22 +80,25 @@ class Backbone:
             )
         if not isinstance(reader, Reader | None):
             raise TypeError(
-                f"Invalid reader={reader!r}: expected an instance of ImageReader, such "
-                "as ImageReader(), or None."
+                f"Invalid reader={reader!r}: expected a reader, such as ImageReader(), "
+                "or None."
             )
         self._assemble(_frozen(stages), rebuild)
         self.reader = ImageReader() if reader is None else reader
         self.name = name
-        # By reader, since copies with other readers share it.
-        self._shapes = {}
+        self._shapes = {}  # by reader, since copies with other readers share it
+        # The blocks that it was cut after, which divided and tuned copies share.
+        self._cuts = {}
 
-    def _assemble(self, stages: dict[str, "_Stage"], origin) -> None:
-        modules = OrderedDict((name, stage.module) for name, stage in stages.items())
+    def _assemble(self, stages: dict[str, "Stage"], origin) -> None:
+        modules = OrderedDict((key_of(name), stages[name].module) for name in stages)
         self.stages = nn.Sequential(modules).eval()
         self.stage_names = tuple(stages)
         self.origin = origin
         self._stages = stages
+        self._names = StageNames(stages)
         self._fastest = {}
+        self._divided = {}
 
     def __repr__(self):
         return (
@@ -127,7 +133,7 @@ class Backbone:
             raise ValueError(
                 f"Backbone {self.name!r} cannot be run: {error}. Its inputs have shape "
                 f"(n, {sides}), and nothing was computed. "
-                f"{_about_channels(self.stages) or advice}"
+                f"{about_channels(self.stages) or advice}"
             ) from error
 
     def _shapes_or_error(self):
@@ -136,10 +142,10 @@ class Backbone:
             x = reader.normalise(reader.example(1))
             # Of copies: a forward pass may leave something in a module.
             try:
-                known[reader] = _shapes(_without_data(self.stages), x.to("meta"))
+                known[reader] = shapes_of(without_data(self.stages), x.to("meta"))
             except (RuntimeError, NotImplementedError):
                 # A stage that looks at its data, or is too small; that fails again.
-                known[reader] = _shapes(copy.deepcopy(self.stages), x)
+                known[reader] = shapes_of(copy.deepcopy(self.stages), x)
         return known[reader]
 
     @functools.cached_property
@@ -155,20 +161,107 @@ class Backbone:
     def digest(self):
         return _joined(stage.digest for stage in self._stages.values())
 
-    def cause(self, depth):
+    def cause(self, depth, precision="float32"):
         """Return a digest of everything that the output of leading stages depends on.
 
         Parameters
         ----------
         depth : int
             The number of leading stages.
+        precision : str, default="float32"
+            The precision of the computation.
 
         Returns
         -------
         str
             The SHA-256 in hexadecimal digits.
         """
-        return _joined(stage.cause for stage in list(self._stages.values())[:depth])
+        causes = [stage.causes for stage in list(self._stages.values())[:depth]]
+        # In float32 a divided stage computes what the whole one does, to the bit. Else
+        # its outputs become float32 where it is cut, so that cuts change the rounding.
+        if precision != "float32":
+            causes = [[_joined(own)] if len(own) > 1 else own for own in causes]
+        return _joined(itertools.chain(*causes))
+
+    @property
+    def block_names(self):
+        return self._names.blocks()
+
+    def cut(self, stage):
+        """Return the backbone in which a stage is divided after one of its blocks.
+
+        Its stages are those of this backbone, but for the stage "layer4", if it is cut
+        at "layer4.1": its blocks up to there are the stages "layer4.0" and "layer4.1",
+        and "layer4" is what remains, since the name of a stage stands for its end.
+
+        Parameters
+        ----------
+        stage : int, str or None
+            The name of a block, among `block_names`.
+
+        Returns
+        -------
+        Backbone
+            The divided backbone, which shares its modules with this one, or this one
+            if `stage` is anything else than the name of a block inside a stage.
+
+        Raises
+        ------
+        ValueError
+            If the output of the block is no tensor, or the next block changes it in
+            place.
+
+        Examples
+        --------
+        >>> from sktransfer import load_backbone
+        >>> backbone = load_backbone("resnet18", weights=None, random_state=0)
+        >>> backbone.cut("layer4.0").stage_names
+        ('stem', 'layer1', 'layer2', 'layer3', 'layer4.0', 'layer4', 'pool')
+        """
+        whole = stage_of(stage)
+        blocks = self._names.blocks_of(whole) if whole in self._stages else []
+        # The end of the last block is that of the stage.
+        if stage not in blocks[:-1]:
+            return self
+        self._cuts[stage] = None
+        if stage not in self._divided:
+            self._divided[stage] = self._divide(whole, blocks, blocks.index(stage) + 1)
+        return self._divided[stage].with_reader(self.reader)
+
+    def finest(self):
+        """Return the backbone divided at all blocks that it was cut after so far.
+
+        In float32 it computes the same, to the bit, and can go on from more outputs.
+
+        Returns
+        -------
+        Backbone
+            The divided backbone.
+        """
+        backbone = self
+        for block in list(self._cuts):
+            backbone = backbone.cut(block)
+        return backbone
+
+    def _divide(self, whole, blocks, count) -> "Backbone":
+        """Return the backbone in which the first blocks of a stage are stages."""
+        stages = {}
+        for name, stage in self._stages.items():
+            if name == whole:
+                stages.update(zip(blocks[:count], stage.blocks, strict=False))
+                stage = stage.after(count)
+            stages[name] = stage
+        divided = self._with(_shapes={})
+        divided._assemble(stages, Divided(self, blocks[count - 1]))
+        divided._shapes_or_error()
+        tuned = self.origin
+        # A network that is tuned after this refers to the source alone, too.
+        if isinstance(tuned, Tuned) and tuned.source.block_names == self.block_names:
+            first = list(self._stages).index(whole)
+            start = tuned.depth + (count if first < tuned.depth else 0)
+            source = tuned.source.cut(blocks[count - 1])
+            divided.origin = Tuned(source, start, divided.stages[start:])
+        return divided
 
     def depth(self, stage, *, parameter="stage"):
         """Return the number of leading stages that a specification stands for.
@@ -177,7 +270,9 @@ class Backbone:
         ----------
         stage : int, str or None
             A number of leading stages (negative numbers count from the end), the name
-            of the last of these stages, or "all". None is equivalent to "all".
+            of the last of these stages, or "all". None is equivalent to "all". A number
+            counts whole stages, also where `cut` has divided some. A block has a depth
+            once the backbone is cut there.
         parameter : str, default="stage"
             The name of the parameter in error messages.
 
@@ -191,26 +286,13 @@ class Backbone:
         ValueError
             If the backbone has no such stage.
         """
-        count = len(self.stages)
-        if stage is None or isinstance(stage, str):
-            if stage in (None, "all"):
-                return count
-            if stage in self.stage_names:
-                return self.stage_names.index(stage) + 1
-        elif isinstance(stage, numbers.Integral) and not isinstance(stage, bool):
-            depth = int(stage) + (count if stage < 0 else 0)
-            if 0 <= depth <= count:
-                return depth
-        hint = ""
-        if isinstance(stage, str):
-            names = {name.lower(): name for name in (*self.stage_names, "all")}
-            close = get_close_matches(stage.lower(), names, n=1)
-            hint = f" Did you mean {names[close[0]]!r}?" if close else ""
-        raise ValueError(
-            f"Invalid {parameter}={stage!r} of backbone {self.name!r}: expected one of "
-            f"the stages {list(self.stage_names)}, a number of leading stages from "
-            f"{-count} to {count}, or 'all'.{hint}{_why_one(self.stage_names)}"
-        )
+        depth = self._names.depth(stage)
+        if depth is None:
+            raise ValueError(
+                f"Invalid {parameter}={stage!r} of backbone {self.name!r}: expected "
+                f"{self._names.accepted()}.{self._names.hint(stage)}"
+            )
+        return depth
 
     def freeze_depth(self, freeze):
         """Return the number of leading stages that ``freeze`` keeps unchanged.
@@ -261,7 +343,7 @@ class Backbone:
         except Exception as error:
             raise ValueError(
                 f"Backbone {self.name!r} cannot take {parameter}={side}: {error}. "
-                f"{_about_channels(self.stages) or advice}"
+                f"{about_channels(self.stages) or advice}"
             ) from error
         return resized
 
@@ -336,50 +418,16 @@ class Backbone:
         return tuned
 
 
-class _Stage:
-    """A stage, which never changes, with what needs to be computed only once."""
-
-    def __init__(self, module: nn.Module):
-        self.module = module
-        self._fused = {}
-
-    @functools.cached_property
-    def digest(self) -> str:
-        return module_digest(self.module)
-
-    @functools.cached_property
-    def cause(self) -> str:
-        return self.digest + behaviour_digest(self.module)
-
-    def fused(self, device) -> nn.Module:
-        if device not in self._fused:
-            self._fused[device] = fuse(self.module).to(
-                device, memory_format=torch.channels_last
-            )
-        return self._fused[device]
-
-
 def _joined(digests) -> str:
     return hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
-def _frozen(stages: nn.Sequential) -> dict[str, _Stage]:
+def _frozen(stages: nn.Sequential) -> dict[str, Stage]:
     """Return copies of stages in float32, which nobody else holds."""
     stages = copy.deepcopy(stages).cpu().float().eval().requires_grad_(False)
+    fold_weight_norms(stages)
     # `named_children` would list only one use of a module that is used twice.
-    return {name: _Stage(module) for name, module in stages._modules.items()}
-
-
-@dataclass(frozen=True)
-class Tuned:
-    """How a tuned backbone is rebuilt: its source, and the stages that differ."""
-
-    source: Backbone
-    depth: int
-    suffix: nn.Sequential
-
-    def __call__(self) -> Backbone:
-        return self.source.tuned(self.depth, self.suffix)
+    return {name_of(key): Stage(module) for key, module in stages._modules.items()}
 
 
 def _restore(stages, reader, name):
@@ -400,55 +448,3 @@ def checked(backbone: Backbone, reader: Reader, digest: str) -> Backbone:
             "file, or the version of torchvision), or fit again."
         )
     return backbone.with_reader(reader)
-
-
-def _why_one(stage_names: tuple[str, ...]) -> str:
-    """Explain why a network has a single stage; empty if it was split."""
-    if stage_names != ("all",):
-        return ""
-    return (
-        " It has a single stage because this process does not know how to split it. "
-        "Register a function with split_stages.register, in a module that worker "
-        "processes import if you use n_jobs, or pass "
-        "backbone=Backbone(split_stages(model))."
-    )
-
-
-def _about_channels(stages: nn.Sequential) -> str:
-    """Advise on a network that does not take colour images; empty for others."""
-    first = next((m for m in stages.modules() if hasattr(m, "in_channels")), None)
-    if first is None or first.in_channels == 3:
-        return ""
-    return (
-        f"Its first layer has in_channels={first.in_channels}, but all images, also "
-        "grey ones, are read with three channels. Convert them in a first stage: "
-        "nn.Sequential(convert, *split_stages(model)), where convert is for example "
-        "torchvision.transforms.v2.Grayscale() for a network of grey images."
-    )
-
-
-def _without_data(stages: nn.Sequential) -> nn.Sequential:
-    """Return copies of stages whose tensors have shapes but no data."""
-    memo = {id(p): nn.Parameter(p.to("meta"), False) for p in stages.parameters()}
-    memo |= {id(buffer): buffer.to("meta") for buffer in stages.buffers()}
-    return copy.deepcopy(stages, memo)
-
-
-def _shapes(stages, x) -> list[tuple[int, ...]]:
-    """Return the shapes of the outputs of all stages."""
-    shapes = []
-    with torch.inference_mode():
-        for name, stage in stages._modules.items():
-            x = stage(x)
-            if not isinstance(x, torch.Tensor) or x.ndim < 2:
-                kind = f"shape {tuple(x.shape)}" if hasattr(x, "shape") else type(x)
-                raise ValueError(
-                    f"Stage {name!r} returns {kind}, but a tensor of shape (n, ...) is "
-                    "needed. Split the network elsewhere (split_stages.register), or "
-                    "wrap it in a module that returns its embeddings."
-                )
-            shapes.append(tuple(x.shape[1:]))
-            # Older versions of torch accept empty outputs of tensors without data.
-            if min(shapes[-1]) < 1:
-                raise RuntimeError(f"a stage's output would have shape {shapes[-1]}")
-    return shapes

@@ -5,14 +5,16 @@ padding is NaN. Which tokens are padding can thus be seen in the tensor itself, 
 it was cut, stored or stacked.
 """
 
+import contextlib
 import copy
-import inspect
 import warnings
 from collections import OrderedDict
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
 
+from sktransfer.backbones._encoder_inputs import for_frames, frames, model_inputs
 from sktransfer.backbones._encoder_trace import (
     CannotSplit,
     Sources,
@@ -21,11 +23,13 @@ from sktransfer.backbones._encoder_trace import (
     tail_of,
     trace,
 )
+from sktransfer.inputs._callers import level_of_the_caller
 from sktransfer.inputs._reader import PADDING
 
-# The largest difference between stages and whole that is rounding, in units of the
-# precision: kernels add up in another order where no mask is needed.
-_ROUNDING = 8
+# The largest difference that is rounding, in units of the precision: between stages and
+# whole, where another kernel is used without a mask, and between a text that is alone
+# and one that is padded, where sums run over another number of terms.
+_ROUNDING, _OF_PADDING = 8, 500
 
 
 def split_encoder(model: nn.Module, form: str, examples: list, pooling: str):
@@ -56,34 +60,61 @@ def split_encoder(model: nn.Module, form: str, examples: list, pooling: str):
     model = _with_same_tensors(model)
     _without_pretraining(model)
     whole = Whole(model, form, pooling)
-    with torch.no_grad():
-        expected = [whole.state(x) for x in examples]
-        if not torch.equal(whole.state(examples[0])[0], expected[0][0]):
-            raise ValueError(
-                f"{type(model).__name__} cannot be a backbone: it computes another "
-                "result each time that it is given the same input. Nothing was loaded."
-            )
-    # The model loses its layers, and is needed as it is if they turn out wrong.
-    parts = _with_same_tensors(model)
+    # Models of masks or of random parts may report and draw numbers of their own.
+    with warnings.catch_warnings(), torch.random.fork_rng([]), torch.no_grad():
+        warnings.simplefilter("ignore")
+        expected = _expected(whole, examples)
+        try:
+            if form == "tokens":
+                _check_padding(whole, examples[0], expected[0])
+            # The model loses its layers, and is needed as it is if they turn out wrong.
+            stages = _split(_with_same_tensors(model), form, examples[0], pooling)
+            _check(stages, examples, expected)
+            return stages
+        except Exception as error:
+            # Models do anything around their layers, and fail in any way without them.
+            reason = _reason(error)
+    warnings.warn(
+        f"{type(model).__name__} is one stage, 'all': only freeze=0 and freeze='all' "
+        f"make sense. It cannot be split, as {reason}.",
+        UserWarning,
+        stacklevel=level_of_the_caller(),
+    )
+    return nn.Sequential(OrderedDict(all=whole))
+
+
+def _expected(whole: "Whole", examples: list) -> list[tuple]:
+    """Return the states that a model computes, or refuse one that is no backbone."""
+    name = type(whole.model).__name__
     try:
-        if form == "tokens":
-            _check_padding(whole, examples[0], expected[0])
-        stages = _split(parts, form, examples[0], pooling)
-        _check(stages, examples, expected)
+        expected = [whole.state(x) for x in examples]
+        again, _ = whole.state(examples[0])
     except Exception as error:
-        # Models can do anything around their layers, and fail in any way without them.
-        warnings.warn(
-            f"{type(model).__name__} is one stage, 'all': only freeze=0 and "
-            f"freeze='all' make sense. It cannot be split, as {_reason(error)}.",
-            UserWarning,
-            stacklevel=5,
+        # Many models take more than one sample of one kind.
+        raise ValueError(
+            f"{name} cannot be a backbone: it cannot be run on {examples[0].dtype} "
+            f"inputs of shape {tuple(examples[0].shape)} alone "
+            f"({type(error).__name__}: {_first_line(error)}). Nothing was loaded."
+        ) from error
+    if again.dim() < 3:
+        raise ValueError(
+            f"{name} cannot be a backbone: expected the states of tokens, but it "
+            f"returns a tensor of shape {tuple(again.shape)}. Nothing was loaded."
         )
-        return nn.Sequential(OrderedDict(all=whole))
-    return stages
+    if not torch.equal(again, expected[0][0]):
+        raise ValueError(
+            f"{name} cannot be a backbone: it computes another result each time that "
+            "it is given the same input. Nothing was loaded."
+        )
+    return expected
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n")[0]
 
 
 def _reason(error: Exception) -> str:
-    text = str(error).strip().split("\n")[0]
+    text = _first_line(error)
     if isinstance(error, CannotSplit):
         return text
     return f"it does not run without its layers ({type(error).__name__}: {text})"
@@ -117,21 +148,50 @@ def _without_pretraining(model: nn.Module) -> None:
 
 def _split(model: nn.Module, form: str, x: Tensor, pooling: str) -> nn.Sequential:
     inputs, there = model_inputs(model, form, x)
-    run = trace(model, inputs)
-    tail, norm = tail_of(run), _norm_after(run, pooling)
-    if there is not None and form == "wave":
-        there = _frames(model, there, run.last.shape[1])
-    sources = Sources(model.config, run, there, x if form == "fixed" else None)
-    stages = OrderedDict()
-    for number, (layer, call) in enumerate(zip(run.layers, run.calls, strict=True), 1):
-        _, *extras = call
-        extras = {name: sources.of(call[name]) for name in extras}
-        stages[f"layer{number}"] = Layer(layer, extras, padded=there is not None)
+    with _narrow_windows(model.config):
+        run = trace(model, inputs)
+        tail, norm = tail_of(run), _norm_after(run, pooling)
+        if there is not None and form == "wave":
+            there = frames(model, there, run.last.shape[1])
+        sources = Sources(model.config, run, there, x if form == "fixed" else None)
+        layers = [
+            _layer(*of, sources) for of in zip(run.layers, run.calls, strict=True)
+        ]
+    names = [f"layer{number}" for number in range(1, len(layers) + 1)]
+    stages = OrderedDict(zip(names, layers, strict=True))
     stages["pool"] = Pool(pooling, tail, norm, padded=there is not None)
-    _remove_layers(model, run, [*tail, norm])
+    _remove_layers(model, run, inputs, [*tail, norm])
     stages["stem"] = Stem(model, form)
     stages.move_to_end("stem", last=False)
     return nn.Sequential(stages)
+
+
+def _layer(layer: nn.Module, call: dict, sources: Sources) -> "Layer":
+    state, *extras = call
+    sources.shape = call[state].shape[1:]
+    extras = {name: sources.of(call[name]) for name in extras}
+    return Layer(layer, extras, padded=sources.there is not None)
+
+
+@contextlib.contextmanager
+def _narrow_windows(config) -> Iterator[None]:
+    """Make the windows of attention narrow enough to be seen in short texts.
+
+    The mask of a window of 4,096 tokens is else that of a layer without one.
+    """
+    windows = {}
+    for name in ("sliding_window", "local_attention", "attention_chunk_size"):
+        if type(getattr(config, name, None)) is int:
+            windows[name] = getattr(config, name)
+    try:
+        for name in windows:
+            with contextlib.suppress(AttributeError):
+                setattr(config, name, 4)
+        yield
+    finally:
+        for name, window in windows.items():
+            with contextlib.suppress(AttributeError):
+                setattr(config, name, window)
 
 
 def _norm_after(run: Trace, pooling: str) -> nn.Module | None:
@@ -144,17 +204,40 @@ def _norm_after(run: Trace, pooling: str) -> nn.Module | None:
     return None
 
 
-def _remove_layers(model: nn.Module, run: Trace, kept: list) -> None:
+def _remove_layers(model: nn.Module, run: Trace, inputs: dict, kept: list) -> None:
     """Leave of a model what runs before its layers."""
-    after = {id(module) for _, module, _ in run.after} | set(map(id, kept))
-    after -= set(map(id, run.before))
-    for module in list(model.modules()):
-        for name, child in module._modules.items():
-            # Poolers and heads go, too, as nothing uses what they return.
-            if id(child) in after:
-                module._modules[name] = _Through()
     owner, _, name = run.path.rpartition(".")
     model.get_submodule(owner)._modules[name] = nn.ModuleList()
+    # Nothing uses what poolers and heads return. They are taken out as if the model
+    # had been made without them, so that it has one digest, if it runs then.
+    after = [module for _, module, _ in run.after]
+    unused = [m for m in after if not any(m is k for k in (*run.before, *kept))]
+    places = _places(model, unused)
+    for owner, name in (*_places(model, kept), *places):
+        owner._modules[name] = _Through()
+    _take_out(model, places, inputs)
+
+
+def _take_out(model: nn.Module, places: list, inputs: dict) -> None:
+    """Set modules to None, where a model runs without them."""
+    for owner, name in places:
+        through = owner._modules.pop(name)
+        setattr(owner, name, None)
+        try:
+            model(**inputs)
+        except Exception:
+            delattr(owner, name)
+            owner._modules[name] = through
+
+
+def _places(model: nn.Module, wanted: list) -> list[tuple[nn.Module, str]]:
+    """Return where modules are: their owners, and their names there."""
+    return [
+        (owner, name)
+        for owner in model.modules()
+        for name, child in owner._modules.items()
+        if any(child is one for one in wanted)
+    ]
 
 
 def _check(stages: nn.Sequential, examples: list, expected: list) -> None:
@@ -162,21 +245,19 @@ def _check(stages: nn.Sequential, examples: list, expected: list) -> None:
     parameters = [id(p) for stage in stages for p in {*stage.parameters()}]
     if len(parameters) != len({*parameters}):
         raise CannotSplit("its layers share parameters")
-    with torch.no_grad():
-        for x, (state, there) in zip(examples, expected, strict=True):
-            for stage in stages[:-1]:
-                x = _unchanged(stage, x)
-            h = x if there is None else _opened(x)[0]
-            _compare(stages[-1].tail(h), state, there)
+    for x, (state, there) in zip(examples, expected, strict=True):
+        for stage in stages[:-1]:
+            x = _unchanged(stage, x)
+        h = x if there is None else _opened(x)[0]
+        _compare(stages[-1].tail(h), state, there)
 
 
 def _check_padding(whole, x: Tensor, expected: tuple) -> None:
     """Raise CannotSplit if a text has another result where it is padded."""
     state, there = expected
-    with torch.no_grad():
-        for row, length in enumerate(there.sum(1).tolist()):
-            alone, _ = whole.state(x[row : row + 1, :length])
-            _compare(alone, state[row : row + 1, :length], None)
+    for row, length in enumerate(there.sum(1).tolist()):
+        alone, _ = whole.state(x[row : row + 1, :length])
+        _compare(alone, state[row : row + 1, :length], None, _OF_PADDING)
 
 
 def _unchanged(stage: nn.Module, x: Tensor) -> Tensor:
@@ -188,31 +269,16 @@ def _unchanged(stage: nn.Module, x: Tensor) -> Tensor:
     return output
 
 
-def _compare(ours: Tensor, state: Tensor, there: Tensor | None) -> None:
+def _compare(
+    ours: Tensor, state: Tensor, there: Tensor | None, rounding: int = _ROUNDING
+) -> None:
     if there is not None:
         ours, state = ours[there], state[there]
     if ours.shape != state.shape:
         raise CannotSplit(f"its layers give {tuple(ours.shape)}")
     gap, scale = (ours - state).abs().max().item(), state.abs().max().item()
-    if not gap <= _ROUNDING * torch.finfo(state.dtype).eps * scale:
+    if not gap <= rounding * torch.finfo(state.dtype).eps * scale:
         raise CannotSplit(f"its layers alone differ by {gap / scale:.0e}")
-
-
-def model_inputs(model: nn.Module, form: str, x: Tensor) -> tuple[dict, Tensor | None]:
-    """Return the arguments that an encoder is called with, and what is no padding."""
-    if form == "fixed":
-        return {model.main_input_name: x}, None
-    there = x >= 0 if form == "tokens" else ~x.isnan()
-    pad = getattr(model.config, "pad_token_id", None) if form == "tokens" else 0.0
-    inputs = {model.main_input_name: x.masked_fill(~there, pad or 0)}
-    if "attention_mask" in inspect.signature(model.forward).parameters:
-        inputs["attention_mask"] = there.long()
-    return inputs, there
-
-
-def _frames(model: nn.Module, there: Tensor, count: int) -> Tensor:
-    """Return which frames of a waveform are no padding."""
-    return model._get_feature_vector_attention_mask(count, there.long()).bool()
 
 
 def _opened(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -240,12 +306,13 @@ class Stem(nn.Module):
         self.model, self.form = model, form
 
     def forward(self, x: Tensor) -> Tensor:
-        inputs, there = model_inputs(self.model, self.form, x)
-        h = hidden(self.model(**inputs))
+        model = for_frames(self.model, x) if self.form == "fixed" else self.model
+        inputs, there = model_inputs(model, self.form, x)
+        h = hidden(model(**inputs))
         if there is None:
             return h
         if self.form == "wave":
-            there = _frames(self.model, there, h.shape[1])
+            there = frames(self.model, there, h.shape[1])
         return _closed(h, there)
 
 
@@ -288,7 +355,7 @@ class Whole(nn.Module):
         inputs, there = model_inputs(self.model, self.form, x)
         h = hidden(self.model(**inputs))
         if self.form == "wave":
-            there = _frames(self.model, there, h.shape[1])
+            there = frames(self.model, there, h.shape[1])
         return h, there
 
     def forward(self, x: Tensor) -> Tensor:
@@ -299,7 +366,10 @@ class Whole(nn.Module):
         rows = torch.empty(0)
         for length in lengths.unique().tolist():
             chosen = lengths == length
-            h, _ = self.state(x[chosen, :length])
+            inputs, _ = model_inputs(self.model, self.form, x[chosen, :length])
+            # All are there, and some models warn of masks that say so.
+            inputs.pop("attention_mask", None)
+            h = hidden(self.model(**inputs))
             pooled = pool_tokens(h, None, self.pooling)
             if not len(rows):
                 rows = pooled.new_empty(len(x), pooled.shape[1])

@@ -214,6 +214,8 @@ class Sources:
     def __init__(self, config, run: Trace, there, images):
         self.config, self.run, self.there, self.images = config, run, there, images
         self.first = next(iter(run.calls[0].values()))
+        # Of the state that the layer is given.
+        self.shape = self.first.shape[1:]
 
     def of(self, value) -> nn.Module:
         """Return the module that makes a value again from the state."""
@@ -230,7 +232,7 @@ class Sources:
             return self._of_tensor(value)
         if _is_plain(value):
             sized = isinstance(value, list | tuple)
-            return Value(value, self.first.shape[1:] if sized else None)
+            return Value(value, self.shape if sized else None)
         raise CannotSplit(f"its layers are given a {type(value).__name__}")
 
     def _of_tensor(self, value: Tensor) -> nn.Module:

@@ -45,12 +45,31 @@ def _fuse_pair(module: nn.Module, conv: str, norm: str) -> None:
         type(first) is nn.Conv2d
         and type(second) is nn.BatchNorm2d
         and second.track_running_stats
-        and not (_has_hooks(first) or _has_hooks(second))
+        and not (has_hooks(first) or has_hooks(second))
     ):
         module._modules[conv] = fuse_conv_bn_eval(first, second)
         module._modules[norm] = nn.Identity()
 
 
-def _has_hooks(module: nn.Module) -> bool:
+def has_hooks(module: nn.Module) -> bool:
     """Whether a call does more than `forward`, as with `nn.utils.spectral_norm`."""
     return bool(module._forward_pre_hooks or module._forward_hooks)
+
+
+def fold_weight_norms(module: nn.Module) -> None:
+    """Replace weights that are computed in each call by what is computed.
+
+    Such modules, as in wav2vec 2.0, cannot be pickled. Other parametrisations stay, as
+    they need not be constant.
+    """
+    for part in list(module.modules()):
+        computed = part._modules.get("parametrizations", {})
+        for name, steps in list(computed.items()):
+            if {type(step).__name__ for step in steps} == {"_WeightNorm"}:
+                weight = nn.Parameter(getattr(part, name).detach(), requires_grad=False)
+                # What torch has for it also changes the class, which copies share.
+                part.__class__ = type(part).__bases__[0]
+                del part._modules["parametrizations"]
+                part.register_parameter(name, weight)
+                # Only for files with weight norms, and part of it is a local function.
+                part._load_state_dict_pre_hooks.clear()

@@ -77,6 +77,15 @@ def cached_names() -> list[str]:
     return [name for name, folder in folders.items() if folder and _is_complete(folder)]
 
 
+def folder_stamp(folder: Path | None) -> tuple:
+    """Return the names, times and sizes of the files in a folder."""
+    if folder is None:
+        return ()
+    files = sorted(path for path in folder.iterdir() if path.is_file())
+    stats = [(path.name, path.stat()) for path in files]
+    return (str(folder), *((n, s.st_mtime_ns, s.st_size) for n, s in stats))
+
+
 def read_json(folder: Path | None, *names: str) -> dict:
     """Return the content of the first of some files that is in a folder, else {}."""
     for name in names if folder is not None else ():

@@ -38,11 +38,13 @@ def load_backbone(
     Parameters
     ----------
     backbone : str, callable, torch.nn.Module, Backbone or fitted estimator
-        A name from `list_backbones`, or ``"timm/<name>"`` with the ``timm`` extra. A
-        callable is called without arguments and returns a module or a backbone. A
-        module is deep-copied and split by `split_stages`; a module of timm gets timm's
-        own reader. A fitted `FineTuneClassifier` or `FineTuneRegressor` stands for its
-        tuned backbone.
+        A name from `list_backbones`; ``"timm/<name>"`` with the ``timm`` extra; or,
+        with the ``hf`` extra, ``"hf/<owner>/<name>[@<revision>]"`` or ``"hf/<folder>"``
+        for an encoder of Hugging Face, of images, texts or sounds. A callable is called
+        without arguments and returns a module or a backbone. A module is deep-copied
+        and split by `split_stages`; a module of timm gets timm's own reader, and one of
+        transformers that of the folder it was loaded from. A fitted
+        `FineTuneClassifier` or `FineTuneRegressor` stands for its tuned backbone.
     weights : str, enum member, path, (path, "sha256:...") or None, default="default"
         "default" stands for the weights of "tiny" that come with the package, for the
         ``DEFAULT`` entry of a builder of torchvision, and for the weights that a given
@@ -55,7 +57,8 @@ def load_backbone(
         class token, positions, layer scales) keeps only its mean and standard
         deviation; buffers that are no statistics stay as they are.
     image_size : int, optional
-        The side of the square input in pixels. None takes it from the weights.
+        For images: the side of the square input in pixels. None takes it from the
+        weights.
     max_length : int or float, optional
         The length at which samples are cut: of texts in tokens, of sounds in seconds.
         None takes it from the weights.
@@ -216,7 +219,10 @@ class Named:
         weights = tuple(weights) if isinstance(weights, list) else weights
         if not isinstance(weights, Hashable):
             raise unknown_weights(f"a {type(weights).__name__}", name)
-        return cls(name, weights, seed, file_stamp(weights))
+        stamp = file_stamp(weights)
+        if name.startswith("hf/"):
+            stamp = (stamp, _transformers.stamp_of(name.removeprefix("hf/")))
+        return cls(name, weights, seed, stamp)
 
     def __call__(self) -> Backbone:
         return _load_named(self)

@@ -27,24 +27,28 @@ def split_stages(model: nn.Module) -> nn.Sequential:
     Parameters
     ----------
     model : torch.nn.Module
-        A network of one of torchvision's 17 families of classifiers, or a
-        `torch.nn.Sequential`, whose children are taken as the stages. None of them
-        should begin with an operation in place (``nn.ReLU(inplace=True)``), which would
-        change the output of the stage before it.
+        A network of one of torchvision's 17 families of classifiers, a network of timm
+        or an encoder of transformers, or a `torch.nn.Sequential`, whose children are
+        taken as the stages. None of them should begin with an operation in place
+        (``nn.ReLU(inplace=True)``), which would change the output of the stage before
+        it.
 
     Returns
     -------
     torch.nn.Sequential
         The stages in the order in which they run. What passes from one to the next has
         shape (n, channels, height, width), (n, tokens, channels) or (n, n_features).
-        The last stage of torchvision's families, "pool", gives (n, n_features).
+        The last stage of networks of torchvision and timm, "pool", gives
+        (n, n_features).
 
     Warns
     -----
     UserWarning
         If the type of the model is unknown, or is a subclass with a ``forward`` of its
         own: the result is one stage called "all". It computes what the model does, its
-        classifier included; only a model of timm loses its classifier. Also if an
+        classifier included; only a model of timm loses its classifier. A model of timm
+        is one stage if the parts that hand on a tensor in a row, when an example runs
+        through it, are not all that it does; the warning says why. Also if an
         `nn.Sequential` ends in a linear layer that is a classifier by its name.
 
     Notes
@@ -74,7 +78,7 @@ def split_stages(model: nn.Module) -> nn.Sequential:
     for package in LIBRARY_SPLITS.keys() & packages_of(model):
         return LIBRARY_SPLITS[package](model)
     name = type(model).__name__
-    body = _without_classifier(model)
+    body = without_classifier(model)
     warnings.warn(
         f"How to split a {name} is not known, so it is one stage, 'all': only freeze=0 "
         f"and freeze='all' make sense. {_about_classifier(model, body)} To cut it at "
@@ -100,7 +104,7 @@ def registered_split(kind: type) -> Callable | None:
     return None if getattr(split, "__module__", "") == __name__ else split
 
 
-def _without_classifier(model: nn.Module) -> nn.Module:
+def without_classifier(model: nn.Module) -> nn.Module:
     """Leave out the classifier of a model of timm; others are as they are."""
     ways = [getattr(model, f"{verb}_classifier", None) for verb in ("get", "reset")]
     if not all(map(callable, ways)) or not getattr(model, "num_classes", 0):

@@ -1,6 +1,7 @@
 """Backbones of transformers, which is imported only when one of them is asked for."""
 
 import contextlib
+import inspect
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,7 +10,13 @@ import torch
 from torch import nn
 
 from sktransfer.backbones._encoder_stages import split_encoder
-from sktransfer.backbones._hub import cached_folder, cached_names, folder_of, read_json
+from sktransfer.backbones._hub import (
+    cached_folder,
+    cached_names,
+    folder_of,
+    folder_stamp,
+    read_json,
+)
 from sktransfer.backbones._stages import LIBRARY_SPLITS
 from sktransfer.backbones._weights import (
     WeightsMismatchError,
@@ -17,7 +24,7 @@ from sktransfer.backbones._weights import (
     unknown_weights,
     weights_path,
 )
-from sktransfer.inputs._images import ImageReader
+from sktransfer.inputs._processor import ProcessorReader
 from sktransfer.inputs._reader import Reader
 
 PACKAGE = "transformers"
@@ -28,15 +35,19 @@ _OF_IMAGES = {"vision_config", "image_size", "num_channels"}
 # The longest texts that are read if nothing is said: attention to many more tokens is
 # slow, and few embeddings were trained on longer texts.
 _MAX_LENGTH = 512
-# The most tokens of a text on which stages are compared with the whole; beyond it, the
-# layers of no model compute in another way.
-_LONG = 1024
+# The lengths of the texts on which stages are compared with the whole.
+_LENGTHS = (40, 24, 7, 1)
 _SAMPLING_RATE = 16_000
 
 
 def names(pattern: str) -> list[str]:
     """Return the names of the models in the hub's cache, if a pattern asks for them."""
     return [f"hf/{n}" for n in cached_names()] if pattern.startswith("hf/") else []
+
+
+def stamp_of(name: str) -> tuple:
+    """Return times and sizes by which a changed folder is noticed."""
+    return folder_stamp(cached_folder(name))
 
 
 def kind_of(model) -> str:
@@ -48,7 +59,9 @@ def kind_of(model) -> str:
     keys = {key for key, value in config.items() if value is not None}
     if keys & _OF_SOUNDS:
         return "sound"
-    return "text" if "vocab_size" in keys and not keys & _OF_IMAGES else "image"
+    if "vocab_size" in keys and not keys & _OF_IMAGES:
+        return "text"
+    return "image"
 
 
 def load(name: str, weights) -> tuple[nn.Sequential, Reader]:
@@ -186,16 +199,20 @@ def _refuse_missing(name, model, stages, missing) -> None:
 
 def _encoder(model: nn.Module) -> nn.Module:
     """Return the part of a model that makes embeddings: no head, no decoder."""
-    body = model.base_model
+    body = model.base_model if _takes_samples(model.base_model) else model
     if body.config.is_encoder_decoder:
         body = body.get_encoder()
     for name in ("vision_model", "vision_tower", "encoder"):
-        part = getattr(body, name, None)
-        whole_input = hasattr(part, "main_input_name") and hasattr(part, "config")
-        if whole_input and (name != "encoder" or body is model.base_model):
-            # A head may also be on a model that is an attribute of another name.
-            return part
+        if _takes_samples(getattr(body, name, None)):
+            return getattr(body, name)
     return body
+
+
+def _takes_samples(part) -> bool:
+    """Whether a part of a model is one itself, not what follows the stem of one."""
+    own = getattr(part, "main_input_name", "hidden_states")
+    named = inspect.signature(part.forward).parameters if part is not None else ()
+    return own != "hidden_states" and own in named
 
 
 def _split(model: nn.Module, folder, reader: Reader | None) -> nn.Sequential:
@@ -259,30 +276,30 @@ def _examples(encoder: nn.Module, form: str, reader) -> list[torch.Tensor]:
 
 
 def _texts(encoder: nn.Module, own: torch.Generator) -> list[torch.Tensor]:
-    config, limit = encoder.config, _longest(encoder)
-    window = getattr(config, "sliding_window", None) or 8
-    # Longer than any window, so that layers with and without one differ.
-    long = min(3 * window, limit, _LONG)
-    lengths = [long, max(1, 2 * long // 3), min(7, long), 1]
-    ids = torch.randint(
-        0, getattr(config, "vocab_size", 256), (5, min(limit, _LONG)), generator=own
-    )
-    # Tokens at the ends may have a meaning of their own, and padding has.
+    config, longest = encoder.config, min(_longest(encoder), max(_LENGTHS))
+    shape = (len(_LENGTHS), longest)
+    ids = torch.randint(0, getattr(config, "vocab_size", 256), shape, generator=own)
+    # Padding has a meaning of its own.
     pad = getattr(config, "pad_token_id", None)
     ids[ids == pad] = 1 if pad == 0 else 0
-    texts = ids[:4, :long].clone()
-    for row, length in enumerate(lengths):
-        texts[row, length:] = -1
-    return [texts, ids[3:4, :3], ids[4:]]
+    padded = ids.clone()
+    for row, length in enumerate(_LENGTHS):
+        padded[row, length:] = -1
+    return [padded, ids[1:2, :3], ids[2:3]]
 
 
 def _fixed_shape(encoder: nn.Module, reader) -> tuple[int, ...]:
     config = encoder.config
     if not _is_of_images(encoder):
-        bins, frames = config.num_mel_bins, getattr(config, "max_length", None)
-        if hasattr(config, "max_source_positions"):
-            return bins, 2 * config.max_source_positions
-        return frames, bins
+        bins = getattr(config, "num_mel_bins", None)
+        positions = getattr(config, "max_source_positions", None)
+        frames = getattr(config, "max_length", None)
+        if bins is None or (positions or frames) is None:
+            raise ValueError(
+                f"{type(encoder).__name__} cannot be a backbone: the shape of its "
+                "inputs is not known. Nothing was loaded."
+            )
+        return (bins, 2 * positions) if positions else (frames, bins)
     side = getattr(config, "image_size", None)
     if reader is not None:
         side = reader.size
@@ -311,9 +328,9 @@ def _reader(model: nn.Module, folder: Path | None) -> Reader:
     for part in ("image_processor", "feature_extractor"):
         recipe = recipe.get(part, recipe)
     if _is_of_images(encoder):
-        return ImageReader.of_processor(recipe, _fixed_shape(encoder, None)[-1])
+        return ProcessorReader.of_processor(recipe, _fixed_shape(encoder, None)[-1])
     if not recipe:
-        raise _no_file(model, folder, "preprocessor_config.json", "SoundReader")
+        raise _no_file(model, folder, "preprocessor_config.json")
     from sktransfer.inputs._sound import sound_reader
 
     return sound_reader(recipe, encoder.config.to_dict())

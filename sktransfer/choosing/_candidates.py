@@ -42,6 +42,8 @@ class Candidate:
                 self.prefixes = [prefix]
                 return
             asked = names if stages == "all" else stages
+            for stage in asked:
+                prefix = self._cut(prefix, stage)
             depths = {self._depth(prefix, stage) for stage in asked}
             self.prefixes = [
                 replace(prefix, depth=depth) for depth in sorted(depths - {None})
@@ -49,11 +51,18 @@ class Candidate:
         except Exception as error:
             self.fail(error)
 
+    def _cut(self, prefix: Prefix, stage) -> Prefix:
+        try:
+            return replace(prefix, backbone=prefix.backbone.cut(stage))
+        except ValueError as error:
+            self.stage_errors[str(stage)] = said(error)
+            return prefix
+
     def _depth(self, prefix: Prefix, stage) -> int | None:
         try:
             return prefix.backbone.depth(stage)
         except ValueError as error:
-            self.stage_errors[str(stage)] = said(error)
+            self.stage_errors.setdefault(str(stage), said(error))
             return None
 
     def fail(self, error: Exception) -> None:

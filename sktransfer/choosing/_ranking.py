@@ -51,20 +51,19 @@ def rank_backbones(
     """Rank pretrained networks by how well their embeddings suit a task.
 
     Only the linear probe is trained. Candidates with the same preprocessing share the
-    decoded images, and each image passes each stage of a candidate once.
+    samples that are read, and each sample passes each stage of a candidate once.
 
     Parameters
     ----------
-    X : sequence of images, or array-like of shape (n_samples, n_pixels)
-        The images of the task.
+    X : sequence of samples, or array-like of shape (n_samples, n_pixels)
+        The samples of the task.
     y : array-like of shape (n_samples,)
         The class labels, or the real values to regress on.
     backbones : list, default=("tiny",)
-        The candidates. Each is a name, anything else that the ``backbone`` parameter
-        of `PretrainedFeatureExtractor` accepts, or such an extractor, which may have
-        its own weights, stage and image size. Since the images are read once for all
-        candidates, the ``image_shape`` of an extractor must be None or equal to
-        `image_shape`.
+        The candidates. Each is a name, anything else that the ``backbone`` parameter of
+        `PretrainedFeatureExtractor` accepts, or such an extractor, which may have its
+        own weights, stage and size. Since the samples are read once for all candidates,
+        the ``image_shape`` of an extractor must be None or equal to `image_shape`.
     scoring : str, callable, list of these or None, default=None
         The scores to compute: "logme", "h_score", "knn", or functions with the
         signature ``(features, y) -> float`` where higher is better. Each score becomes
@@ -72,14 +71,15 @@ def rank_backbones(
         except for "h_score" when `y` is continuous.
     stages : "all", list of str or None, default=None
         The stages of each backbone to rank. If None, only the last stage is ranked.
+        "all" are whole stages; a list may name blocks, such as "layer4.1", as well.
         Stages with the same embeddings, such as a final average pooling and the stage
         before it, share one row, which has the name of the last of them.
     cv : int, cross-validation splitter, iterable or None, default=5
         The folds on which the linear probe is scored, the same for all candidates. If
         None, no probe is fitted.
-    image_shape, image_size, device, precision, cache, random_state : optional
+    image_shape, image_size, max_length, sampling_rate : optional
         The parameters of the same name of `PretrainedFeatureExtractor`.
-    max_length, sampling_rate : optional
+    device, precision, cache, random_state : optional
         The parameters of the same name of `PretrainedFeatureExtractor`.
     verbose : int, default=0
         The verbosity level. If 1, a progress bar is shown.
@@ -95,7 +95,7 @@ def rank_backbones(
         - ``probe``: the mean cross-validated accuracy, or R2, of a linear model;
         - ``probe_se``: the standard error of ``probe`` over the folds;
         - ``chance``: the score of guessing the most frequent class, or the mean;
-        - ``seconds``: the computation time for 1,000 images;
+        - ``seconds``: the computation time for 1,000 samples;
         - ``parameters``: the number of parameters of the stages;
         - ``megabytes``: the size of the weights of the stages;
         - ``licence``: the licence of the weights, if it is known;
@@ -105,7 +105,7 @@ def rank_backbones(
     Raises
     ------
     ValueError
-        If an image cannot be read, a score is unknown, two scores have the same name,
+        If a sample cannot be read, a score is unknown, two scores have the same name,
         the `image_shape` of a candidate differs, or all candidates fail.
 
     Notes

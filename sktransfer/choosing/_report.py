@@ -112,22 +112,24 @@ def transfer_report(
       `PretrainedFeatureExtractor` stands a `FineTuneClassifier` or
       `FineTuneRegressor` with the same network;
     - "linear probe": a linear model on the embeddings of the pretrained network;
-    - "pixels": a linear model of the pixels, at 32 x 32;
+    - "pixels", "TF-IDF" or "log-mel statistics": a linear model without a network, of
+      the pixels of images at 32 x 32, of the words and pairs of words of texts, or of
+      how loud sounds are in each of 40 bands (mean and standard deviation);
     - "guessing": the most frequent class, or the mean.
 
     Parameters
     ----------
     estimator : FineTuneClassifier, FineTuneRegressor, Pipeline or search
         The model to judge. A pipeline or search must contain exactly one of these
-        estimators or one `PretrainedFeatureExtractor`, and must take images.
-    X : sequence of images, or array-like of shape (n_samples, n_pixels)
-        The images of the task.
+        estimators or one `PretrainedFeatureExtractor`, and must take `X` as it is.
+    X : sequence of samples, or array-like of shape (n_samples, n_pixels)
+        The samples of the task.
     y : array-like of shape (n_samples,) or (n_samples, n_outputs)
         The class labels, or the real values for a regressor.
     cv : int, cross-validation splitter or iterable, default=5
         The folds. At least two are required, and at least three for a verdict.
     groups : array-like of shape (n_samples,), optional
-        The group labels of the images, passed to the splitter.
+        The group labels of the samples, passed to the splitter.
     scoring : str or callable, optional
         A single score, as in scikit-learn, where greater is better. If None, the score
         is that of the search if `estimator` is or ends in one, otherwise the accuracy
@@ -156,7 +158,7 @@ def transfer_report(
     ValueError
         If the estimator does not contain exactly one pretrained network, `scoring`
         gives several scores, there are fewer than two folds, or the score is R2 and a
-        fold has a single test image.
+        fold has a single test sample.
 
     Notes
     -----
@@ -257,7 +259,7 @@ def _check_that_r2_is_defined(estimator, scoring, folds) -> None:
     for number, (_, test) in enumerate(folds, start=1):
         if len(test) < 2:
             raise ValueError(
-                f"Fold {number} of {len(folds)} has {len(test)} test image, and R2 is "
+                f"Fold {number} of {len(folds)} has {len(test)} test sample, and R2 is "
                 "defined for two or more. Nothing was fitted. Pass fewer folds, such "
                 "as cv=5, or scoring='neg_mean_absolute_error'."
             )
@@ -370,7 +372,7 @@ def _n_trained(fitted) -> int | None:
 def _judge(rows, scores, sizes) -> tuple[str, str]:
     """Return the verdict and its explanation.
 
-    `sizes` are the different numbers of test images of the folds, in ascending order.
+    `sizes` are the different numbers of test samples of the folds, in ascending order.
     """
     by_name = {row["model"]: row for row in rows}
     scratch = by_name[SCRATCH]
@@ -388,7 +390,7 @@ def _judge(rows, scores, sizes) -> tuple[str, str]:
     if not unknown and side == 0:
         text += (
             f" Differences below {(high - low) / 2:.2g} could not be seen with "
-            f"{len(scores[AS_GIVEN])} folds of {_images(sizes)}."
+            f"{len(scores[AS_GIVEN])} folds of {_samples(sizes)}."
         )
     for name in [name for name in by_name if name not in (AS_GIVEN, SCRATCH)]:
         what = _SIMPLER.get(name, f"A linear model of the {name}")
@@ -424,12 +426,12 @@ def _why_open(given, other) -> str | None:
         return (
             f"the difference is {differences.mean():+.3f} in each of the {n_folds} "
             "folds, and without spread nothing tells how much it would vary: pass "
-            "more images or, for classes, scoring='neg_log_loss'"
+            "more samples or, for classes, scoring='neg_log_loss'"
         )
     return None
 
 
-def _images(sizes) -> str:
-    """Format the range of the numbers of images of the folds."""
+def _samples(sizes) -> str:
+    """Format the range of the numbers of samples of the folds."""
     count = " to ".join(map(str, dict.fromkeys((sizes[0], sizes[-1]))))
-    return f"{count} image{'s' * (sizes[-1] > 1)}"
+    return f"{count} sample{'s' * (sizes[-1] > 1)}"

@@ -33,22 +33,21 @@ class SearchCost:
         The number of combinations of parameters, of folds, and of fits in total,
         including the refit.
     n_images : int
-        The number of images that the search is given.
+        The number of samples that the search is given.
     n_passes : int
-        The number of passes of the source network over all images, for the frozen
+        The number of passes of the source network over all samples, for the frozen
         stages and for the first head. It is an upper bound, since a part of a pass
         counts as a whole one. Freeze depths, folds, candidates and epochs share a pass
         as long as the cache holds its results, so that there is one for each network,
-        or two if images are augmented and only some stages are frozen. A cache in
-        memory is shared within a single process. With ``cache=None``, or random
-        weights without a seed (``weights=None, random_state=None``), each fit makes its
-        own passes. A second run of stages that only some candidates freeze is not
-        counted.
+        or two if samples are augmented and only some stages are frozen. A cache in
+        memory is shared within a single process. With ``cache=None``, or random weights
+        without a seed (``weights=None, random_state=None``), each fit makes its own
+        passes. A second run of stages that only some candidates freeze is not counted.
     n_steps : int
-        The number of images that pass the trained stages forwards and backwards, over
+        The number of samples that pass the trained stages forwards and backwards, over
         all epochs of all fits. Where frozen stages cannot be run beforehand
         (``augment``), they run in each epoch. With ``early_stopping`` it is an upper
-        bound, since images are held out and the training may stop early.
+        bound, since samples are held out and the training may stop early.
     n_augmented : int
         The number of fits in which frozen stages run in each epoch.
     """
@@ -64,15 +63,15 @@ class SearchCost:
     def __str__(self):
         refit = self.n_fits > self.n_candidates * self.n_splits
         augmented = (
-            f"\n{self.n_augmented} fits augment their images, so that frozen stages "
+            f"\n{self.n_augmented} fits augment their samples, so that frozen stages "
             "run in each of their epochs."
         )
         return (
             f"{_count(self.n_fits, 'fit')}: {_count(self.n_candidates, 'candidate')} "
             f"in {self.n_splits} folds{_REFIT * refit}.\n"
             f"Source network: {_count(self.n_passes, 'pass', 'passes')} over "
-            f"{_count(self.n_images, 'image')}.\n"
-            f"Trained stages: {_count(self.n_steps, 'image')}, over all epochs of all "
+            f"{_count(self.n_images, 'sample')}.\n"
+            f"Trained stages: {_count(self.n_steps, 'sample')}, over all epochs of all "
             f"fits.{augmented if self.n_augmented else ''}"
         )
 
@@ -92,12 +91,12 @@ def search_cost(search, X, y=None, groups=None):
     search : GridSearchCV or RandomizedSearchCV
         The search, over an estimator that contains one `FineTuneClassifier`,
         `FineTuneRegressor` or `PretrainedFeatureExtractor`.
-    X : sequence of images, or array-like of shape (n_samples, n_pixels)
-        The images to search with. None of them is read.
+    X : sequence of samples, or array-like of shape (n_samples, n_pixels)
+        The samples to search with. None of them is read.
     y : array-like, optional
         The targets, for splitters that need them.
     groups : array-like, optional
-        The group labels of the images, for splitters that need them.
+        The group labels of the samples, for splitters that need them.
 
     Returns
     -------
@@ -119,8 +118,8 @@ def search_cost(search, X, y=None, groups=None):
     >>> search = GridSearchCV(FineTuneClassifier(), {"freeze": [-2, "all"]}, cv=3)
     >>> print(search_cost(search, X[:90], y[:90]))
     7 fits: 2 candidates in 3 folds, and the best once more, counted as the costliest.
-    Source network: 1 pass over 90 images.
-    Trained stages: 2,700 images, over all epochs of all fits.
+    Source network: 1 pass over 90 samples. Trained stages: 2,700 samples, over all
+    epochs of all fits.
     """
     _check(search)
     generator = check_random_state(None)
@@ -170,13 +169,16 @@ def _work_of(search, parameters) -> _Work:
     # that is itself a value of the grid.
     estimator = clone(search.estimator).set_params(**copy.deepcopy(parameters))
     _, part = find_source(estimator)
+    tunes = isinstance(part, BaseFineTune)
     backbone = part._load_backbone(part.random_state)
-    whole = backbone.cause(len(backbone.stages))
+    backbone = backbone.cut(part.freeze if tunes else part.stage)
+    whole = backbone.cause(len(backbone.stages), part.precision)
     key = whole, backbone.reader, part.precision, part.device
-    if isinstance(part, BaseFineTune):
+    if tunes:
         work, again = _tuning(part, backbone, key)
     else:
-        found = {(*key, backbone.depth(part.stage), part.pooling)}
+        used = backbone.cause(backbone.depth(part.stage), part.precision)
+        found = {(*key, used, part.pooling)}
         work, again = _Work(found, found), True
     if part.cache is None or (part.weights is None and part.random_state is None):
         # Without a cache, the training images are embedded once more for their scores.

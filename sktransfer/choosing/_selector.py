@@ -34,7 +34,7 @@ _SHARED = (
 class BackboneSelector(
     ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator
 ):
-    """Embed images with the backbone whose embeddings suit the targets best.
+    """Embed samples with the backbone whose embeddings suit the targets best.
 
     The choice is made in `fit`, from the training data alone. The cross-validated score
     of a pipeline that contains a selector is therefore not biased by the choice.
@@ -42,10 +42,10 @@ class BackboneSelector(
     Parameters
     ----------
     candidates : list, default=("tiny",)
-        The candidates. Each is a name, anything else that the ``backbone`` parameter
-        of `PretrainedFeatureExtractor` accepts, or such an extractor, which may have
-        its own weights, stage and image size. To pass the network of a fitted
-        `FineTuneClassifier`, use its ``backbone_``. Since the images are read once for
+        The candidates. Each is a name, anything else that the ``backbone`` parameter of
+        `PretrainedFeatureExtractor` accepts, or such an extractor, which may have its
+        own weights, stage and size. To pass the network of a fitted
+        `FineTuneClassifier`, use its ``backbone_``. Since the samples are read once for
         all candidates, the ``image_shape`` of an extractor must be None or equal to
         `image_shape`.
     scoring : str, callable or list of these, default="logme"
@@ -54,9 +54,10 @@ class BackboneSelector(
     stages : "all", list of str or None, default=None
         The stages of each backbone to choose from. If None, only the last stage is a
         candidate. Among stages with the same embeddings, only the last is a candidate.
-    image_shape, image_size, device, precision, cache, random_state : optional
+        "all" are whole stages; a list may name blocks, such as "layer4.1", as well.
+    image_shape, image_size, max_length, sampling_rate : optional
         The parameters of the same name of `PretrainedFeatureExtractor`.
-    max_length, sampling_rate : optional
+    device, precision, cache, random_state : optional
         The parameters of the same name of `PretrainedFeatureExtractor`.
     verbose : int, default=0
         The verbosity level. If 1, a progress bar is shown.
@@ -146,8 +147,8 @@ class BackboneSelector(
 
         Parameters
         ----------
-        X : sequence of images, or array-like of shape (n_samples, n_pixels)
-            The images of the task.
+        X : sequence of samples, or array-like of shape (n_samples, n_pixels)
+            The samples of the task.
         y : array-like of shape (n_samples,)
             The class labels, or the real values to regress on.
 
@@ -189,17 +190,17 @@ class BackboneSelector(
         return type(candidate)(**candidate.get_params(deep=False) | chosen)
 
     def transform(self, X):
-        """Embed images with the chosen backbone.
+        """Embed samples with the chosen backbone.
 
         Parameters
         ----------
-        X : sequence of images, or array-like of shape (n_samples, n_pixels)
-            The images to embed.
+        X : sequence of samples, or array-like of shape (n_samples, n_pixels)
+            The samples to embed.
 
         Returns
         -------
         ndarray of shape (n_samples, n_features), float32
-            The embedding of each image.
+            The embedding of each sample.
         """
         check_is_fitted(self)
         return self.extractor_.transform(X)

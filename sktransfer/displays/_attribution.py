@@ -106,7 +106,7 @@ class AttributionDisplay:
         """
         check_is_fitted(estimator)
         estimator = _tuned(estimator)
-        backbone = estimator.backbone_
+        backbone = estimator.backbone_.cut(stage)
         images, outputs = find_images(estimator, X), _outputs_of(estimator, target)
         depth = _depth(backbone, stage)
         inputs = read_samples(images, range(len(images)), backbone.reader.read)

@@ -4,11 +4,18 @@ import re
 
 import numpy as np
 
-from sktransfer.displays._drawing import fold_names, legend, name_rows, panels, width_of
+from sktransfer.displays._drawing import (
+    BLUE,
+    GREY,
+    ORANGE,
+    draw_folds,
+    fold_names,
+    legend,
+    name_rows,
+    panels,
+    width_of,
+)
 from sktransfer.finetuning._parts import ends_of
-
-# Okabe and Ito's colours, which all common forms of colour blindness can distinguish.
-BLUE, ORANGE, GREY = "#0072B2", "#E69F00", "#8C8C8C"
 
 
 class FreezeDepthDisplay:
@@ -105,7 +112,7 @@ class FreezeDepthDisplay:
         """
         self.figure_, self.ax_ = panels(self, ax, 2, height_ratios=(2.4, 1))
         places = np.arange(len(self.depths))
-        _draw_folds(self.ax_[0], self.scores, "o-")
+        draw_folds(self.ax_[0], self.scores, "o-")
         self.ax_[0].set_ylabel(self.score_name)
         if len(self.ax_) > 1:
             self.ax_[1].bar(places, self.seconds, width=0.5, color=ORANGE)
@@ -371,7 +378,7 @@ class TransferReportDisplay:
         names, height = fold_names(self.scores)
         self.figure_, (self.ax_,) = panels(self, ax, 1, height=1.6 + height)
         scores = np.array(list(self.scores.values()))
-        _draw_folds(self.ax_, scores, "D", upright=False)
+        draw_folds(self.ax_, scores, "D", upright=False)
         name_rows(self.ax_, names)
         self.ax_.set_xlabel("score")
         # The title stands above the legend, which may be as wide as the axes.
@@ -431,20 +438,8 @@ def _depth_of(search, values):
     *_, model = ends_of(search)
     # Without a refit there is no network that could tell which depths are the same.
     backbone = getattr(model, "backbone_", None)
-    return values.index if backbone is None else backbone.freeze_depth
-
-
-def _draw_folds(axes, scores: np.ndarray, marks: str, upright=True) -> None:
-    """Draw the score of each fold, and the mean of each row with its standard error."""
-    places, folds = np.arange(len(scores)), {"color": GREY, "alpha": 0.5}
-    means, errors = scores.mean(axis=1), None
-    if scores.shape[1] > 1:
-        errors = scores.std(axis=1, ddof=1) / np.sqrt(scores.shape[1])
-    # Rows are placed side by side, or one above the other.
-    order, error = (1, "yerr") if upright else (-1, "xerr")
-    axes.plot(*(places, scores)[::order], "o", markersize=4, **folds)
-    options = {error: errors, "fmt": marks, "label": "mean and standard error"}
-    axes.errorbar(*(places, means)[::order], color=BLUE, capsize=4, **options)
-    # An empty plot gives the folds one entry in the legend, rather than one for each.
-    axes.plot([], [], "o", markersize=4, label="folds", **folds)
-    legend(axes)
+    if backbone is None:
+        return values.index
+    for value in values:
+        backbone = backbone.cut(value)
+    return backbone.freeze_depth

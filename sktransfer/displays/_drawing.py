@@ -11,6 +11,9 @@ _LINE, _GAP = 0.155, 0.18
 # The maximum width of the names of rows, in points: a third of the width of a figure.
 _NAME_POINTS = 150
 
+# Okabe and Ito's colours, which all common forms of colour blindness can distinguish.
+BLUE, ORANGE, GREY = "#0072B2", "#E69F00", "#8C8C8C"
+
 
 def panels(display, ax, count, height=None, **options):
     """Return a figure and its axes: the given one, or new ones above each other."""
@@ -141,3 +144,19 @@ def width_of(text, size=None) -> float:
     font = FontProperties(size=size)
     width, _, _ = text_to_path.get_text_width_height_descent(text.strip(), font, False)
     return width
+
+
+def draw_folds(axes, scores: np.ndarray, marks: str, upright=True) -> None:
+    """Draw the score of each fold, and the mean of each row with its standard error."""
+    places, folds = np.arange(len(scores)), {"color": GREY, "alpha": 0.5}
+    means, errors = scores.mean(axis=1), None
+    if scores.shape[1] > 1:
+        errors = scores.std(axis=1, ddof=1) / np.sqrt(scores.shape[1])
+    # Rows are placed side by side, or one above the other.
+    order, error = (1, "yerr") if upright else (-1, "xerr")
+    axes.plot(*(places, scores)[::order], "o", markersize=4, **folds)
+    options = {error: errors, "fmt": marks, "label": "mean and standard error"}
+    axes.errorbar(*(places, means)[::order], color=BLUE, capsize=4, **options)
+    # An empty plot gives the folds one entry in the legend, rather than one for each.
+    axes.plot([], [], "o", markersize=4, label="folds", **folds)
+    legend(axes)

@@ -50,7 +50,7 @@ class EmbeddingCache:
     """A size-limited store of embeddings, shared by estimators and processes.
 
     An embedding is stored under the digest of everything that it depends on (weights,
-    stage, preprocessing, image). A cache therefore never changes a result, whether it
+    stage, preprocessing, sample). A cache therefore never changes a result, whether it
     is shared, old, damaged or deleted.
 
     Parameters

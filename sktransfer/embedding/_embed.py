@@ -11,15 +11,12 @@ from joblib.parallel import BACKENDS, get_active_backend
 from tqdm.auto import tqdm
 
 from sktransfer.embedding._cache import EmbeddingCache, Writer
-from sktransfer.embedding._prefix import Prefix
+from sktransfer.embedding._prefix import Prefix, stacked, values_of
 from sktransfer.embedding._reading import Refusals, UnreadableError, sample_digests
 from sktransfer.embedding._threads import readers, run_lanes
 from sktransfer.inputs._reader import (
-    PADDING,
     Samples,
-    lengthened,
     pad_outputs,
-    unpadded,
 )
 
 # The backends of joblib whose workers run on this machine.
@@ -95,6 +92,8 @@ def embed(
         pooling are padded with NaN.
     """
     refusals = Refusals(samples, strict=on_error == "raise")
+    if cache is not None and not isinstance(samples, StageOutputs):
+        prefixes, taps = _divided(prefixes, taps)
     runs = _runs(samples, prefixes, taps, cache)
     names = dict.fromkeys(run.base.backbone.name for run in runs)
     unit = prefixes[0].backbone.reader.kind if prefixes else "sample"
@@ -111,6 +110,13 @@ def embed(
                 out[number] = run.gathered(one)
     refusals.report(out)
     return out
+
+
+def _divided(prefixes, taps) -> list[list[Prefix]]:
+    """Return prefixes that can start from all that other cuts may have stored."""
+    groups = [list(prefixes), list(taps)]
+    finest = {one.backbone: one.backbone.finest() for one in sum(groups, [])}
+    return [[one.within(finest[one.backbone]) for one in group] for group in groups]
 
 
 class _Run:
@@ -287,7 +293,7 @@ class _Pass:
 
         def work(each, batch):
             read_one = functools.cache(
-                lambda reader, row: self.refusals.read(row, reader.read)
+                lambda reader, row: self.refusals.read_input(row, reader)
             )
 
             def read(reader, rows):
@@ -318,7 +324,7 @@ class _Pass:
                 taps = [tap for tap in run.taps if start < tap[0] <= prefix.depth]
                 wanted = dict.fromkeys([*ones, *taps])
                 used, found = prefix.run_within_memory(inputs, start, wanted)
-                rows_of = {one: _values(x, prefix) for one, x in found.items()}
+                rows_of = {one: values_of(x, prefix) for one, x in found.items()}
                 yield run, group, rows_of, used is prefix
         except UnreadableError:
             # The sample is to blame for this error, not the backbone.
@@ -335,7 +341,7 @@ class _Pass:
         if isinstance(self.samples, StageOutputs):
             given = self.samples.rows
             depth = self.samples.depth
-            yield depth, rows, _stacked([given[row] for row in rows], run.base, depth)
+            yield depth, rows, stacked([given[row] for row in rows], run.base, depth)
             return
         # A single run gives all outputs of a group, and must start before the first.
         first = min(depth for depth, _ in ones)
@@ -346,13 +352,13 @@ class _Pass:
             if group:
                 # Copied, as what a cache returns cannot be written to.
                 known = [torch.from_numpy(np.array(found[keys[row]])) for row in group]
-                yield depth, group, _stacked(known, run.base, depth)
+                yield depth, group, stacked(known, run.base, depth)
                 rows = [row for row in rows if keys[row] not in found]
         reader = run.base.backbone.reader
         inputs = zip(rows, read(reader, rows), strict=True)
         inputs = {row: x for row, x in inputs if x is not None}
         if inputs:
-            yield 0, list(inputs), _stacked(list(inputs.values()), run.base, 0)
+            yield 0, list(inputs), stacked(list(inputs.values()), run.base, 0)
 
     def _keys(self, run, one, rows) -> list[bytes]:
         if one in run.keys:
@@ -380,29 +386,11 @@ class _Pass:
             delayed(_chunk)(self.samples.take(chunk), asked, self.refusals.strict)
             for chunk in chunks
         )
-        for chunk, (computed, refused) in zip(chunks, results, strict=True):
-            self.refusals.rows.update({chunk[row]: why for row, why in refused.items()})
+        for chunk, (computed, found_out) in zip(chunks, results, strict=True):
+            self.refusals.include(found_out, chunk)
             for number, rows, found, exact in computed:
                 accept(self.runs[number], [chunk[row] for row in rows], found, exact)
             done(chunk)
-
-
-def _stacked(rows: list[torch.Tensor], base: Prefix, depth: int) -> torch.Tensor:
-    """Stack inputs or outputs of a stage, padded to the size of their batch."""
-    reader = base.backbone.reader
-    if not base.varies or (depth and rows[0].ndim == 1):
-        return torch.stack(rows) if depth else reader.stack(rows)
-    batch = pad_outputs(rows) if depth else reader.stack(rows)
-    length, *_ = base.place(tuple(batch.shape[1:]))
-    return lengthened(batch, length, PADDING if depth else reader.padding)
-
-
-def _values(outputs: torch.Tensor, prefix: Prefix) -> np.ndarray | list[np.ndarray]:
-    """Return rows as arrays, without the padding of their batch."""
-    if prefix.alone or not prefix.varies or outputs.ndim != 3:
-        return outputs.numpy()
-    # Copied, or a row would keep its whole batch in memory.
-    return [row.numpy().copy() for row in unpadded(outputs, PADDING)]
 
 
 def _parts(batch, lacking):
@@ -432,7 +420,7 @@ def _chunk(samples, prefixes, strict):
             lambda batch: None,
             runs[0].base.device,
         )
-    return computed, refusals.rows
+    return computed, refusals.found()
 
 
 def spreads(n_jobs: int | None, device: str) -> bool:

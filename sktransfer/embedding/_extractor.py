@@ -1,4 +1,4 @@
-"""PretrainedFeatureExtractor: a transformer from images to embeddings."""
+"""PretrainedFeatureExtractor: a transformer from samples to embeddings."""
 
 from numbers import Integral, Real
 
@@ -29,10 +29,11 @@ class PretrainedFeatureExtractor(
     TransformerMixin,
     BaseEstimator,
 ):
-    """Embed images with a pretrained network.
+    """Embed images, texts or sounds with a pretrained network.
 
-    The network is frozen: it runs in evaluation mode and is never changed. The
-    transformer is stateless, so `transform` can be called without `fit`.
+    The kind of the samples is that of the network. It is frozen: it runs in evaluation
+    mode and is never changed. The transformer is stateless, so `transform` can be
+    called without `fit`.
 
     Parameters
     ----------
@@ -45,21 +46,22 @@ class PretrainedFeatureExtractor(
         None, the network is initialised randomly.
     stage : int, str or None, default=None
         The stage whose output is the embedding, given by its name or as the number
-        of leading stages to run. If None, the last stage is used.
+        of leading stages to run. If None, the last stage is used. "layer4.1" stands
+        for the second block of a stage that has blocks (`Backbone.block_names`).
     pooling : {"avg", "max", "avgmax", "none"}, default="avg"
         How the feature maps (or tokens) of a stage are reduced to one vector per
-        image. "avgmax" concatenates the average and the maximum. "none" requires a
+        sample. "avgmax" concatenates the average and the maximum. "none" requires a
         stage whose output is already flat.
     image_shape : tuple of int or None, default=None
-        The shape of the image in each row of a 2-D numeric `X`, as in
-        `numpy.reshape`: ``(8, 8)``, ``(32, 32, 3)``; one dimension may be -1. If
-        None, a square grey or RGB image is inferred. If the numbers are neither
-        uint8 nor uint16, a row within [0, 1] is used unchanged, and any other row is
-        scaled by its own minimum and maximum.
+        For images: the shape of the image in each row of a 2-D numeric `X`, as in
+        `numpy.reshape`: ``(8, 8)``, ``(32, 32, 3)``; one dimension may be -1. If None,
+        a square grey or RGB image is inferred. If the numbers are neither uint8 nor
+        uint16, a row within [0, 1] is used unchanged, and any other row is scaled by
+        its own minimum and maximum.
     image_size : int or None, default=None
-        The side length in pixels of the square input of the network. Smaller images
-        are cheaper to compute. If None, the size that the weights were trained for
-        is used.
+        For images: the side length in pixels of the square input of the network.
+        Smaller images are cheaper to compute. If None, the size that the weights were
+        trained for is used.
     max_length : int, float or None, default=None
         The length at which samples are cut: of texts in tokens, of sounds in seconds.
         Shorter samples are cheaper. If None, it is the length that the weights were
@@ -68,13 +70,13 @@ class PretrainedFeatureExtractor(
         The number of values per second of sounds that are arrays without a rate.
         Files, and pairs ``(rate, array)``, have their own.
     on_error : {"raise", "nan"}, default="raise"
-        What to do with an image that cannot be read. "raise" raises an error that
-        names the row and the file; "nan" returns a row of NaN and issues a single
-        warning that lists all such rows.
+        What to do with a sample that cannot be read. "raise" raises an error that names
+        the row and the file; "nan" returns a row of NaN and issues a single warning
+        that lists all such rows.
     batch_size : int or None, default=None
-        The batch size used in `transform`. Every batch is padded to this size, so
-        that the embedding of an image never depends on the other images. If None,
-        it is chosen according to the device.
+        The batch size used in `transform`. Every batch is padded to this size, so that
+        the embedding of a sample never depends on the other samples. If None, it is
+        chosen according to the device.
     device : str, default="auto"
         The device used for computation: "cpu", "cuda", "cuda:1" or "mps". "auto"
         uses a GPU if one is available.
@@ -83,15 +85,14 @@ class PretrainedFeatureExtractor(
         "bfloat16" needs hardware that supports it and is refused on any other, where
         it would be slower.
     n_jobs : int or None, default=None
-        The number of joblib workers that the images are distributed over. None
+        The number of joblib workers that the samples are distributed over. None
         computes in this process, which already uses all its cores. The parameter is
-        ignored if the images are computed on a GPU of this machine, which the
-        workers would have to share.
+        ignored if the samples are computed on a GPU of this machine, which the workers
+        would have to share.
     cache : str, path, EmbeddingCache or None, default="auto"
-        Where embeddings are stored under the content of their image, so that none is
-        computed twice. "auto" stores them in memory, shared by all estimators of
-        this process; a folder is shared between processes and runs; None disables
-        caching.
+        Where embeddings are stored under the content of their sample, so that none is
+        computed twice. "auto" stores them in memory, shared by all estimators of this
+        process; a folder is shared between processes and runs; None disables caching.
     random_state : int, RandomState instance or None, default=0
         Seeds the random initialisation if ``weights=None``.
     verbose : int, default=0
@@ -114,6 +115,10 @@ class PretrainedFeatureExtractor(
 
     Notes
     -----
+    A text is given as a `str`, and a sound as a path, encoded bytes, a pair ``(rate,
+    array)``, or an array with `sampling_rate`. `X` is a list, array, series or
+    one-column frame of them.
+
     An image is given as a path, a PIL image, an array or tensor (uint8, uint16 or
     float in [0, 1]) or encoded bytes. `X` is a list, array, series or one-column frame
     of images, a stack of shape (n, H, W) or (n, H, W, C), or a 2-D table of flattened
@@ -193,8 +198,8 @@ class PretrainedFeatureExtractor(
 
         Parameters
         ----------
-        X : sequence of images, or array-like of shape (n_samples, n_pixels)
-            The images to check. None of them is decoded.
+        X : sequence of samples, or array-like of shape (n_samples, n_pixels)
+            The samples to check. None of them is decoded.
         y : Ignored
             Not used, present here for API consistency by convention.
 
@@ -214,22 +219,22 @@ class PretrainedFeatureExtractor(
         return self
 
     def transform(self, X):
-        """Compute the embeddings of images.
+        """Compute the embeddings of samples.
 
         Parameters
         ----------
-        X : sequence of images, or array-like of shape (n_samples, n_pixels)
-            The images to embed.
+        X : sequence of samples, or array-like of shape (n_samples, n_pixels)
+            The samples to embed.
 
         Returns
         -------
         ndarray of shape (n_samples, n_features_out), float32
-            The embedding of each image.
+            The embedding of each sample.
 
         Raises
         ------
         ValueError
-            If an image cannot be read and ``on_error="raise"``. The message names the
+            If a sample cannot be read and ``on_error="raise"``. The message names the
             row and the file.
         """
         # `fit`, which validates the parameters otherwise, may not have been called.
@@ -258,7 +263,7 @@ class PretrainedFeatureExtractor(
         return self._load_backbone(self.random_state)
 
     def _prefix(self) -> Prefix:
-        backbone = self._load()
+        backbone = self._load().cut(self.stage)
         device = resolve_device(self.device)
         prefix = Prefix(
             backbone,

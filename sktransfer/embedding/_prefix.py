@@ -8,11 +8,18 @@ import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 
 from sktransfer.backbones._backbone import Backbone
 from sktransfer.embedding._cache import EmbeddingCache
-from sktransfer.inputs._reader import input_shape
+from sktransfer.inputs._reader import (
+    PADDING,
+    input_shape,
+    lengthened,
+    pad_outputs,
+    unpadded,
+)
 
 # A part of every key, to be changed when the meaning of stored values changes.
 _KEY_FORMAT = "sktransfer-1"
@@ -209,7 +216,7 @@ class Prefix:
             self.precision,
             self.size,
             self.backbone.reader.cause(),
-            self.backbone.cause(self.depth),
+            self.backbone.cause(self.depth, self.precision),
             pooling,
         )
         # The common part is hashed once, and a copy of it extended for each sample.
@@ -219,6 +226,15 @@ class Prefix:
     def at(self, depth: int) -> "Prefix":
         """Return the same prefix with another depth and without pooling."""
         return replace(self, depth=depth, pooling="none")
+
+    def within(self, backbone: Backbone) -> "Prefix":
+        """Return the same prefix in its backbone when that is divided further."""
+        # In bfloat16, outputs are rounded otherwise where the backbone is cut.
+        if backbone is self.backbone or self.precision != "float32":
+            return self
+        last = self.backbone.stage_names[: self.depth][-1:]
+        depth = backbone.depth(*last) if last else 0
+        return replace(self, backbone=backbone, depth=depth)
 
     def whole(self) -> "Prefix":
         """Return the same prefix with all stages, whose output is an embedding."""
@@ -307,6 +323,24 @@ class Prefix:
                         rows = pool(x, pooling, self.varies)[:count]
                         found[one, pooling] = rows.clone()
         return {one: rows.contiguous().cpu() for one, rows in found.items()}
+
+
+def stacked(rows: list[torch.Tensor], base: Prefix, depth: int) -> torch.Tensor:
+    """Stack inputs or outputs of a stage, padded to the size of their batch."""
+    reader = base.backbone.reader
+    if not base.varies or (depth and rows[0].ndim == 1):
+        return torch.stack(rows) if depth else reader.stack(rows)
+    batch = pad_outputs(rows) if depth else reader.stack(rows)
+    length, *_ = base.place(tuple(batch.shape[1:]))
+    return lengthened(batch, length, PADDING if depth else reader.padding)
+
+
+def values_of(outputs: torch.Tensor, prefix: Prefix) -> np.ndarray | list[np.ndarray]:
+    """Return rows as arrays, without the padding of their batch."""
+    if prefix.alone or not prefix.varies or outputs.ndim != 3:
+        return outputs.numpy()
+    # Copied, or a row would keep its whole batch in memory.
+    return [row.numpy().copy() for row in unpadded(outputs, PADDING)]
 
 
 def _extended(head, digest: bytes) -> bytes:

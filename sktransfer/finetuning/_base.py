@@ -61,20 +61,20 @@ class BaseFineTune(SharedParameters, StagesReprMixin, SourceMixin, BaseEstimator
 
     @_fit_context(prefer_skip_nested_validation=True)
     def fit(self, X, y, sample_weight=None, groups=None):
-        """Fine-tune the network on images and their targets.
+        """Fine-tune the network on samples and their targets.
 
         Parameters
         ----------
-        X : sequence of images, or array-like of shape (n_samples, n_pixels)
-            The training images.
+        X : sequence of samples, or array-like of shape (n_samples, n_pixels)
+            The training samples.
         y : array-like of shape (n_samples,) or (n_samples, n_outputs)
-            The targets of the images.
+            The targets of the samples.
         sample_weight : array-like of shape (n_samples,), optional
-            The weights of the images. A weight of k is equivalent to k copies of the
-            image, and a weight of 0 to leaving the image out. If None, all images have
-            a weight of one.
+            The weights of the samples. A weight of k is equivalent to k copies of the
+            sample, and a weight of 0 to leaving it out. If None, all samples have a
+            weight of one.
         groups : array-like of shape (n_samples,), optional
-            The group of each image, such as its patient. Images of the same group are
+            The group of each sample, such as its patient. Samples of the same group are
             never split between the training data and the data that is held out for
             early stopping or for choosing the penalty.
 
@@ -156,7 +156,7 @@ class BaseFineTune(SharedParameters, StagesReprMixin, SourceMixin, BaseEstimator
         # L2-SP pulls further fits to the source of the first, not to what it tuned.
         source, done = prefix.backbone, 0
         if start is not None:
-            source, done = start.source_, start.n_iter_
+            source, done = start.source_.cut(self.freeze), start.n_iter_
         solves = self._solves_head(inputs.all_frozen) and not job.partial
         self._refuse_no_training(inputs, start, job.epochs or solves)
         parts = self._split(examples, targets, seed, solves)
@@ -192,6 +192,7 @@ class BaseFineTune(SharedParameters, StagesReprMixin, SourceMixin, BaseEstimator
         return self._load_backbone(seed)
 
     def _inputs(self, backbone, examples) -> Inputs:
+        backbone = backbone.cut(self.freeze)
         prefix = self._prefix(backbone, backbone.freeze_depth(self.freeze))
         augment = backbone.reader.augmentation(self.augment)
         return Inputs(prefix, resolve_cache(self.cache), examples, augment)

@@ -1,4 +1,4 @@
-"""FineTuneClassifier: a pretrained network that is tuned to classify images."""
+"""FineTuneClassifier: a pretrained network that is tuned to classify samples."""
 
 from numbers import Real
 
@@ -11,7 +11,7 @@ from sktransfer.finetuning._targets import fitted_targets, label_targets
 
 
 class FineTuneClassifier(ClassifierMixin, BaseFineTune):
-    """Classify images with a pretrained network that is fine-tuned end to end.
+    """Classify images, texts or sounds with a pretrained network that is fine-tuned.
 
     The last layer of the network is replaced by a new head, which is trained on the
     target task together with the stages that `freeze` leaves.
@@ -33,7 +33,9 @@ class FineTuneClassifier(ClassifierMixin, BaseFineTune):
         end), the name of the last frozen stage, or "all", which trains the head alone
         (a linear probe). Frozen stages stay bit-identical, batch-norm statistics
         included. If only stages without parameters, such as pooling, would be left to
-        train, all stages are frozen.
+        train, all stages are frozen. A stage is frozen in part by the name of one of
+        its blocks: "layer4.1" freezes its blocks up to the second one. Numbers count
+        whole stages.
     hidden_layer_sizes : tuple of int, default=()
         The widths of the fully connected ReLU layers between the embedding and the
         output layer.
@@ -49,7 +51,8 @@ class FineTuneClassifier(ClassifierMixin, BaseFineTune):
         The ratio of the learning rate of the backbone to that of the head.
     layer_decay : float, default=1.0
         The factor by which the learning rate is multiplied once more for each stage
-        towards the input. Stages without parameters do not count.
+        towards the input. Stages without parameters do not count, and what is trained
+        of a stage that is frozen in part counts as one.
     weight_decay : float, default=1e-4
         The weight decay, as the optimizer defines it. It applies to all weights except
         biases and the parameters of normalisation layers.
@@ -71,9 +74,10 @@ class FineTuneClassifier(ClassifierMixin, BaseFineTune):
     lr_schedule : {"cosine", "one-cycle", "constant"}, default="cosine"
         How the learning rates change from batch to batch.
     batch_size : int, default=32
-        The number of images per training step.
+        The number of samples per training step.
     augment : None, "mild", "light", "strong" or callable, default=None
-        The random augmentation of the training images, applied in `fit` only:
+        The random augmentation of the training samples, applied in `fit` only. For
+        images:
 
         - "mild" crops slightly. It is also suitable for images in which left and right
           have different meanings, such as text, hands and digits;
@@ -81,7 +85,9 @@ class FineTuneClassifier(ClassifierMixin, BaseFineTune):
         - "strong" applies TrivialAugmentWide as well;
         - a callable takes and returns an image as a tensor of shape (3, H, W).
 
-        Without augmentation, the frozen stages are computed once for each image; with
+        For texts and sounds, only a callable: it takes and returns a text, a `str`, or
+        a waveform, a float32 tensor of shape (n_values,) at the rate of the network.
+        Without augmentation, the frozen stages are computed once for each sample; with
         it, they are computed in each epoch.
     early_stopping : bool, default=False
         Whether to set a part of the training data aside, to stop when the loss on it
@@ -92,14 +98,14 @@ class FineTuneClassifier(ClassifierMixin, BaseFineTune):
         The number of epochs without a better validation loss after which
         `early_stopping` ends the training.
     image_shape : tuple of int or None, default=None
-        The shape of the image in each row of a 2-D numeric `X`, as in
+        For images: the shape of the image in each row of a 2-D numeric `X`, as in
         `numpy.reshape`. If None, a square grey or RGB image is inferred. Values of
         dtypes other than uint8 and uint16 that lie outside [0, 1] are scaled by the
         minimum and maximum seen in `fit`.
     image_size : int or None, default=None
-        The side length, in pixels, of the square input of the network. If None, it is
-        given by the preprocessing that belongs to the weights. Smaller inputs are
-        cheaper.
+        For images: the side length, in pixels, of the square input of the network. If
+        None, it is given by the preprocessing that belongs to the weights. Smaller
+        inputs are cheaper.
     max_length : int, float or None, default=None
         The length at which samples are cut: of texts in tokens, of sounds in seconds.
         Shorter samples are cheaper. If None, it is the length that the weights were
@@ -113,10 +119,10 @@ class FineTuneClassifier(ClassifierMixin, BaseFineTune):
     precision : {"float32", "bfloat16"}, default="float32"
         The floating-point precision of the computation. The weights stay in float32.
     cache : str, path, EmbeddingCache or None, default="auto"
-        Where the outputs of frozen stages are stored by the content of the image, so
-        that the folds, candidates and epochs of a search share them. "auto" stores
-        them in memory, a folder shares them between processes and runs, and None
-        stores nothing.
+        Where the outputs of frozen stages are stored by the content of the sample, so
+        that the folds, candidates and epochs of a search share them. "auto" stores them
+        in memory, a folder shares them between processes and runs, and None stores
+        nothing.
     warm_start : bool, default=False
         Whether a further call of `fit` starts from the weights of the previous one.
         A solved head has a single optimum, whatever it starts from.
@@ -158,8 +164,8 @@ class FineTuneClassifier(ClassifierMixin, BaseFineTune):
     C : float or None, default=None
         The inverse of the regularisation strength of a solved head, as in
         `LogisticRegression`. If None, it is chosen by the cross-validated log loss of
-        the training images, in five folds. With fewer than 300 images these are drawn
-        up to five times; with more than 1,000 images, only as many folds are evaluated
+        the training samples, in five folds. With fewer than 300 samples these are drawn
+        up to five times; with more than 1,000 samples, only as many folds are evaluated
         as are needed to hold out 1,000 of them.
 
     Attributes
@@ -177,9 +183,9 @@ class FineTuneClassifier(ClassifierMixin, BaseFineTune):
         ``train_loss`` and ``seconds``; with early stopping also ``valid_loss`` and
         ``valid_score``. ``pandas.DataFrame(model.history_)`` makes a table of it.
     n_images_ : int
-        The number of training images with a positive weight.
+        The number of training samples with a positive weight.
     class_count_ : ndarray of shape (n_classes,)
-        The number of these images in each class.
+        The number of these samples in each class.
     C_ : float, or ndarray of shape (n_labels,)
         The value of `C` that was given or chosen; for multilabel targets, that of each
         label. Defined only when the head was solved.
@@ -201,8 +207,8 @@ class FineTuneClassifier(ClassifierMixin, BaseFineTune):
 
     See Also
     --------
-    FineTuneRegressor : Predicts numbers from images in the same way.
-    PretrainedFeatureExtractor : Embeds images for any scikit-learn estimator.
+    FineTuneRegressor : Predicts numbers in the same way.
+    PretrainedFeatureExtractor : Embeds samples for any scikit-learn estimator.
 
     References
     ----------
@@ -267,16 +273,16 @@ class FineTuneClassifier(ClassifierMixin, BaseFineTune):
 
         Parameters
         ----------
-        X : sequence of images, or array-like of shape (n_samples, n_pixels)
-            The training images of this call.
+        X : sequence of samples, or array-like of shape (n_samples, n_pixels)
+            The training samples of this call.
         y : array-like of shape (n_samples,) or (n_samples, n_labels)
             Their labels.
         classes : array-like of shape (n_classes,), optional
             All labels that any call may contain. They are required in the first call,
             and may be omitted or must be the same in later ones.
         sample_weight : array-like of shape (n_samples,), optional
-            The weights of the images. A weight of k is equivalent to k copies of the
-            image. If None, all images have a weight of one.
+            The weights of the samples. A weight of k is equivalent to k copies of the
+            sample. If None, all samples have a weight of one.
 
         Returns
         -------
@@ -293,17 +299,17 @@ class FineTuneClassifier(ClassifierMixin, BaseFineTune):
         return self._partial_fit(X, y, sample_weight, classes)
 
     def predict(self, X):
-        """Predict the labels of images.
+        """Predict the labels of samples.
 
         Parameters
         ----------
-        X : sequence of images, or array-like of shape (n_samples, n_pixels)
-            The images to classify.
+        X : sequence of samples, or array-like of shape (n_samples, n_pixels)
+            The samples to classify.
 
         Returns
         -------
         ndarray of shape (n_samples,) or, for multilabel targets, (n_samples, n_labels)
-            The most probable class of each image; for multilabel targets, an indicator
+            The most probable class of each sample; for multilabel targets, an indicator
             matrix with 1 for each label whose probability is above one half.
         """
         scores = self._outputs(X)
@@ -314,8 +320,8 @@ class FineTuneClassifier(ClassifierMixin, BaseFineTune):
 
         Parameters
         ----------
-        X : sequence of images, or array-like of shape (n_samples, n_pixels)
-            The images to classify.
+        X : sequence of samples, or array-like of shape (n_samples, n_pixels)
+            The samples to classify.
 
         Returns
         -------
@@ -331,8 +337,8 @@ class FineTuneClassifier(ClassifierMixin, BaseFineTune):
 
         Parameters
         ----------
-        X : sequence of images, or array-like of shape (n_samples, n_pixels)
-            The images to classify.
+        X : sequence of samples, or array-like of shape (n_samples, n_pixels)
+            The samples to classify.
 
         Returns
         -------

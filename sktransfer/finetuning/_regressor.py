@@ -8,7 +8,7 @@ from sktransfer.finetuning._targets import ValueTargets, fitted_targets
 
 
 class FineTuneRegressor(RegressorMixin, BaseFineTune):
-    """Predict numbers from images with a pretrained network, fine-tuned end to end.
+    """Predict numbers from images, texts or sounds with a fine-tuned network.
 
     The last layer of the network is replaced by a new head, which is trained on the
     target task together with the stages that `freeze` leaves. The targets
@@ -31,7 +31,9 @@ class FineTuneRegressor(RegressorMixin, BaseFineTune):
         end), the name of the last frozen stage, or "all", which trains the head alone
         (a linear probe). Frozen stages stay bit-identical, batch-norm statistics
         included. If only stages without parameters, such as pooling, would be left to
-        train, all stages are frozen.
+        train, all stages are frozen. A stage is frozen in part by the name of one of
+        its blocks: "layer4.1" freezes its blocks up to the second one. Numbers count
+        whole stages.
     hidden_layer_sizes : tuple of int, default=()
         The widths of the fully connected ReLU layers between the embedding and the
         output layer.
@@ -47,7 +49,8 @@ class FineTuneRegressor(RegressorMixin, BaseFineTune):
         The ratio of the learning rate of the backbone to that of the head.
     layer_decay : float, default=1.0
         The factor by which the learning rate is multiplied once more for each stage
-        towards the input. Stages without parameters do not count.
+        towards the input. Stages without parameters do not count, and what is trained
+        of a stage that is frozen in part counts as one.
     weight_decay : float, default=1e-4
         The weight decay, as the optimizer defines it. It applies to all weights except
         biases and the parameters of normalisation layers.
@@ -69,9 +72,10 @@ class FineTuneRegressor(RegressorMixin, BaseFineTune):
     lr_schedule : {"cosine", "one-cycle", "constant"}, default="cosine"
         How the learning rates change from batch to batch.
     batch_size : int, default=32
-        The number of images per training step.
+        The number of samples per training step.
     augment : None, "mild", "light", "strong" or callable, default=None
-        The random augmentation of the training images, applied in `fit` only:
+        The random augmentation of the training samples, applied in `fit` only. For
+        images:
 
         - "mild" crops slightly. It is also suitable for images in which left and right
           have different meanings, such as text, hands and digits;
@@ -79,7 +83,9 @@ class FineTuneRegressor(RegressorMixin, BaseFineTune):
         - "strong" applies TrivialAugmentWide as well;
         - a callable takes and returns an image as a tensor of shape (3, H, W).
 
-        Without augmentation, the frozen stages are computed once for each image; with
+        For texts and sounds, only a callable: it takes and returns a text, a `str`, or
+        a waveform, a float32 tensor of shape (n_values,) at the rate of the network.
+        Without augmentation, the frozen stages are computed once for each sample; with
         it, they are computed in each epoch.
     early_stopping : bool, default=False
         Whether to set a part of the training data aside, to stop when the loss on it
@@ -90,14 +96,14 @@ class FineTuneRegressor(RegressorMixin, BaseFineTune):
         The number of epochs without a better validation loss after which
         `early_stopping` ends the training.
     image_shape : tuple of int or None, default=None
-        The shape of the image in each row of a 2-D numeric `X`, as in
+        For images: the shape of the image in each row of a 2-D numeric `X`, as in
         `numpy.reshape`. If None, a square grey or RGB image is inferred. Values of
         dtypes other than uint8 and uint16 that lie outside [0, 1] are scaled by the
         minimum and maximum seen in `fit`.
     image_size : int or None, default=None
-        The side length, in pixels, of the square input of the network. If None, it is
-        given by the preprocessing that belongs to the weights. Smaller inputs are
-        cheaper.
+        For images: the side length, in pixels, of the square input of the network. If
+        None, it is given by the preprocessing that belongs to the weights. Smaller
+        inputs are cheaper.
     max_length : int, float or None, default=None
         The length at which samples are cut: of texts in tokens, of sounds in seconds.
         Shorter samples are cheaper. If None, it is the length that the weights were
@@ -111,10 +117,10 @@ class FineTuneRegressor(RegressorMixin, BaseFineTune):
     precision : {"float32", "bfloat16"}, default="float32"
         The floating-point precision of the computation. The weights stay in float32.
     cache : str, path, EmbeddingCache or None, default="auto"
-        Where the outputs of frozen stages are stored by the content of the image, so
-        that the folds, candidates and epochs of a search share them. "auto" stores
-        them in memory, a folder shares them between processes and runs, and None
-        stores nothing.
+        Where the outputs of frozen stages are stored by the content of the sample, so
+        that the folds, candidates and epochs of a search share them. "auto" stores them
+        in memory, a folder shares them between processes and runs, and None stores
+        nothing.
     warm_start : bool, default=False
         Whether a further call of `fit` starts from the weights of the previous one.
         A solved head has a single optimum, whatever it starts from.
@@ -141,9 +147,9 @@ class FineTuneRegressor(RegressorMixin, BaseFineTune):
         optimizer class is set.
     alpha : float or None, default=None
         The regularisation strength of a solved head, as in `Ridge`. If None, it is
-        chosen for each target by the squared error of leave-one-out cross-validation
-        on the training images or, with `groups`, of cross-validation over five parts
-        of the groups.
+        chosen for each target by the squared error of leave-one-out cross-validation on
+        the training samples or, with `groups`, of cross-validation over five parts of
+        the groups.
 
     Attributes
     ----------
@@ -158,7 +164,7 @@ class FineTuneRegressor(RegressorMixin, BaseFineTune):
         ``train_loss`` and ``seconds``; with early stopping also ``valid_loss`` and
         ``valid_score``. ``pandas.DataFrame(model.history_)`` makes a table of it.
     n_images_ : int
-        The number of training images with a positive weight.
+        The number of training samples with a positive weight.
     alpha_ : float, or ndarray of shape (n_outputs,)
         The value of `alpha` that was given or chosen; for several targets, that of
         each. Defined only when the head was solved.
@@ -180,8 +186,8 @@ class FineTuneRegressor(RegressorMixin, BaseFineTune):
 
     See Also
     --------
-    FineTuneClassifier : Classifies images in the same way.
-    PretrainedFeatureExtractor : Embeds images for any scikit-learn estimator.
+    FineTuneClassifier : Classifies samples in the same way.
+    PretrainedFeatureExtractor : Embeds samples for any scikit-learn estimator.
 
     References
     ----------
@@ -226,13 +232,13 @@ class FineTuneRegressor(RegressorMixin, BaseFineTune):
 
         Parameters
         ----------
-        X : sequence of images, or array-like of shape (n_samples, n_pixels)
-            The training images of this call.
+        X : sequence of samples, or array-like of shape (n_samples, n_pixels)
+            The training samples of this call.
         y : array-like of shape (n_samples,) or (n_samples, n_outputs)
             Their targets.
         sample_weight : array-like of shape (n_samples,), optional
-            The weights of the images. A weight of k is equivalent to k copies of the
-            image. If None, all images have a weight of one.
+            The weights of the samples. A weight of k is equivalent to k copies of the
+            sample. If None, all samples have a weight of one.
 
         Returns
         -------
@@ -243,17 +249,17 @@ class FineTuneRegressor(RegressorMixin, BaseFineTune):
         return self._partial_fit(X, y, sample_weight)
 
     def predict(self, X):
-        """Predict the targets of images.
+        """Predict the targets of samples.
 
         Parameters
         ----------
-        X : sequence of images, or array-like of shape (n_samples, n_pixels)
-            The images to predict the targets of.
+        X : sequence of samples, or array-like of shape (n_samples, n_pixels)
+            The samples to predict the targets of.
 
         Returns
         -------
         ndarray of shape (n_samples,) or (n_samples, n_outputs), float64
-            The predicted targets of each image, in their original units.
+            The predicted targets of each sample, in their original units.
         """
         scores = self._outputs(X)
         return fitted_targets(self).predictions(scores)

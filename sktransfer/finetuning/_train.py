@@ -14,6 +14,7 @@ from skorch.helper import predefined_split
 from skorch.hf import AccelerateMixin
 from torch import nn
 
+from sktransfer.backbones._names import name_of, stage_of
 from sktransfer.embedding._threads import keep_freed_memory
 from sktransfer.finetuning._callbacks import (
     callbacks_of,
@@ -282,10 +283,14 @@ def _optimizer_arguments(network, estimator, device: str) -> dict:
 
 def _stage_rates(suffix, estimator) -> list:
     """Return the learning rate of each stage, which decreases towards the input."""
-    # Stages without parameters, such as pooling, do not count as a step.
+    # Stages without parameters, such as pooling, do not count as a step, and the blocks
+    # of a stage that was cut are one step.
     trained = [name for name, stage in suffix._modules.items() if [*stage.parameters()]]
+    wholes = {name: stage_of(name_of(name)) or name for name in trained}
+    steps = list(dict.fromkeys(reversed(wholes.values())))
     rates = {}
-    for distance, name in enumerate(reversed(trained)):
+    for name, whole in wholes.items():
+        distance = steps.index(whole)
         factor = estimator.backbone_lr_mult * estimator.layer_decay**distance
         rates[name] = estimator.lr * factor
     # The asterisk stands for the prefix of a wrapper, such as that of torch.compile.

@@ -9,7 +9,8 @@ import PIL.Image
 import torch
 from scipy.sparse import issparse
 
-from sktransfer.inputs._content import is_folder, to_numpy
+from sktransfer.inputs._content import to_numpy
+from sktransfer.inputs._files import is_folder
 from sktransfer.inputs._reader import is_missing
 
 
@@ -50,16 +51,21 @@ def samples_of(X, kind: str) -> Sequence | None:
         return _array_samples(X, kind, names)
     if len(X) == 0:
         raise _none_found(kind)
-    return None if _are_numbers(X) else X
+    return None if _are_numbers(X, kind) else X
+
+
+def refuse_folder(X, kind: str) -> None:
+    """Raise an error if `X` is a folder rather than a list of its files."""
+    if isinstance(X, str | os.PathLike) and is_folder(X):
+        raise ValueError(
+            f"Invalid X={os.fspath(X)!r}: expected a list of {kind}s, but it is a "
+            f"folder. Nothing was read. Pass sktransfer.datasets.list_{kind}s(X), or "
+            f"the X and y of load_{kind}_folder if it has a folder for each class."
+        )
 
 
 def _refuse_single(X) -> None:
-    if isinstance(X, str | os.PathLike) and is_folder(X):
-        raise ValueError(
-            f"Invalid X={os.fspath(X)!r}: expected a list of images, but it is a "
-            "folder. Nothing was read. Pass sktransfer.datasets.list_images(X), or the "
-            "X and y of load_image_folder if it has a folder for each class."
-        )
+    refuse_folder(X, "image")
     single = isinstance(X, str | bytes | os.PathLike | PIL.Image.Image)
     # An array (H, W, 3) could also be a stack of grey images, three pixels wide, but a
     # single colour image is far more likely.
@@ -74,8 +80,8 @@ def _refuse_single(X) -> None:
 
 
 def _array_samples(X: np.ndarray, kind: str, names) -> Sequence | None:
-    # Only images are stacked.
-    if X.ndim in (3, 4) and kind == "image":
+    # Texts are not stacked.
+    if X.ndim in (3, 4) and kind != "text":
         return list(X)
     # Objects and strings of any kind, such as paths; all other dtypes are numbers.
     if X.dtype.kind not in "OUST":
@@ -88,7 +94,7 @@ def _array_samples(X: np.ndarray, kind: str, names) -> Sequence | None:
     if X.ndim == 2 and X.shape[1] == 1:
         X = X[:, 0]
     _refuse_columns(X, kind, names)
-    if X.ndim != 1 or (len(X) and _are_numbers(X)):
+    if X.ndim != 1 or (len(X) and _are_numbers(X, kind)):
         return None
     if len(X) == 0:
         raise _none_found(kind)
@@ -128,16 +134,18 @@ def _is_text(sample) -> bool:
     return False
 
 
-def _are_numbers(X) -> bool:
+def _are_numbers(X, kind: str) -> bool:
     """Whether samples are numbers or rows of numbers, judged by the first present."""
     # A missing image is None or NaN; only if all are missing is NaN taken for a number.
     there = (x for x in X if not is_missing(x))
-    return _is_numbers(next(there, X[0]))
+    return _is_numbers(next(there, X[0]), kind)
 
 
-def _is_numbers(sample) -> bool:
+def _is_numbers(sample, kind: str) -> bool:
     if isinstance(sample, list | tuple) and sample:
-        return isinstance(sample[0], numbers.Number)
+        # A sound may be a pair of its rate, a number, and an array.
+        values = sample[:2] if kind == "sound" else sample[:1]
+        return all(isinstance(value, numbers.Number) for value in values)
     if isinstance(sample, np.ndarray) and sample.ndim < 2:
-        return sample.dtype.kind not in "OUST"
+        return kind != "sound" and sample.dtype.kind not in "OUST"
     return isinstance(sample, numbers.Number)

@@ -1,26 +1,15 @@
 """Reading of an image in any form to its content: encoded bytes or an array."""
 
 import os
-import stat
 from functools import singledispatch
-from pathlib import Path
 
 import numpy as np
 import PIL.Image
 import torch
 
 from sktransfer.inputs._decoding import checked_array, pil_array
-from sktransfer.inputs._file_kinds import text_kind
+from sktransfer.inputs._files import read_file
 from sktransfer.inputs._reader import is_missing
-
-# Larger files are refused, as all of a file is read into memory.
-MAX_FILE_BYTES = 2**29
-# The words that a path hardly has, while most texts do.
-_WORDS = 8
-_IS_FOLDER = (
-    "it is a folder (list its images with sktransfer.datasets.list_images, or with "
-    "load_image_folder where it has a folder for each class)"
-)
 
 
 @singledispatch
@@ -39,53 +28,7 @@ def image_content(sample) -> bytes | np.ndarray:
 @image_content.register(str)
 @image_content.register(os.PathLike)
 def _read_path(path) -> bytes:
-    if not os.fspath(path):
-        raise ValueError("the path is empty")
-    # Opening a FIFO or a device could block for ever, so O_NONBLOCK opens it at once.
-    # The opened file is then checked, rather than its path, which may lead to another
-    # file a moment later. O_BINARY keeps Windows from converting line ends.
-    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
-    try:
-        descriptor = os.open(Path(path).expanduser(), flags)
-    except (OSError, ValueError) as error:
-        raise ValueError(_why_not_opened(path, error)) from error
-    try:
-        _check_file(os.fstat(descriptor))
-        with open(descriptor, "rb", closefd=False) as file:
-            return file.read()
-    finally:
-        os.close(descriptor)
-
-
-def _why_not_opened(path, error: Exception) -> str:
-    """Explain why a path cannot be opened, without repeating a long text."""
-    kind = text_kind(os.fspath(path))
-    if kind:
-        return kind
-    # On Windows, opening a folder is a matter of permissions.
-    if isinstance(error, PermissionError) and is_folder(path):
-        return _IS_FOLDER
-    reason = getattr(error, "strerror", None) or str(error)
-    if len(os.fspath(path).split()) >= _WORDS:
-        return f"{reason} (a text, as it seems, needs a backbone of texts: 'hf/<name>')"
-    if isinstance(error, FileNotFoundError) and not Path(path).is_absolute():
-        reason += f" (a relative path starts in the working folder, {os.getcwd()!r})"
-    return reason
-
-
-def is_folder(path) -> bool:
-    return os.path.isdir(os.path.expanduser(path))
-
-
-def _check_file(status: os.stat_result) -> None:
-    if stat.S_ISDIR(status.st_mode):
-        raise ValueError(_IS_FOLDER)
-    if not stat.S_ISREG(status.st_mode):
-        raise ValueError("it is not a regular file")
-    if status.st_size > MAX_FILE_BYTES:
-        raise ValueError(
-            f"the file has {status.st_size:,} bytes, more than {MAX_FILE_BYTES:,}"
-        )
+    return read_file(path, "image")
 
 
 @image_content.register(bytes)

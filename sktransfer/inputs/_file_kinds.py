@@ -1,4 +1,4 @@
-"""Guesses of what a file or text is that was passed as an image but is not one."""
+"""Guesses of what a file or text is that was passed as a sample but is not one."""
 
 import base64
 import re
@@ -25,6 +25,15 @@ _FILES = [
     (4, b"JXL ", "a JPEG XL image (install a Pillow plugin for it)"),
     (0, b"version https://git-lfs", "a Git LFS pointer (run 'git lfs pull')"),
 ]
+# Images, which are no sounds.
+_PICTURES = [
+    (0, b"\xff\xd8\xff", "a JPEG image"),
+    (0, b"\x89PNG", "a PNG image"),
+    (0, b"GIF8", "a GIF image"),
+    (8, b"WEBP", "a WebP image"),
+    (0, b"II*\0", "a TIFF image"),
+    (0, b"MM\0*", "a TIFF image"),
+]
 # The same for files in the ISO container format, by a regular expression for its brand.
 # The first that matches counts.
 _BRANDS = [
@@ -33,6 +42,7 @@ _BRANDS = [
         "an AVIF image, which this Pillow cannot read (install a newer one)",
     ),
     (b"hei|hev|mif|msf", "a HEIC photo (install and register pillow-heif, or convert)"),
+    (b"M4A", "a sound in an MP4 file"),
     (b"qt", "a QuickTime video (extract its frames)"),
     (b"", "an MP4 video (extract its frames)"),
 ]
@@ -44,11 +54,12 @@ _DECODE = "pass base64.b64decode(text)"
 _DECODE_URI = "pass base64.b64decode(text.partition(',')[2])"
 
 
-def file_kind(data: bytes) -> str:
-    """Describe what bytes seem to be that Pillow cannot identify."""
+def file_kind(data: bytes, wanted: str = "image") -> str:
+    """Describe what bytes seem to be that are not the image or sound wanted."""
     if not data:
         return "it is empty (0 bytes)"
-    kind = next((kind for at, magic, kind in _FILES if data[at:].startswith(magic)), "")
+    table = _FILES if wanted == "image" else [*_PICTURES, *_FILES]
+    kind = next((kind for at, magic, kind in table if data[at:].startswith(magic)), "")
     if data[4:8] == b"ftyp":
         kind = next(kind for brand, kind in _BRANDS if re.match(brand, data[8:12]))
     # Latin-1 decodes any bytes. A byte order mark and spaces may precede the text.
@@ -56,10 +67,12 @@ def file_kind(data: bytes) -> str:
     if text.startswith("<"):
         kind = _markup_kind(text)
     if kind:
-        return f"it seems to be {kind}"
+        # What the parentheses advise is a way to get images.
+        shown = kind if wanted == "image" else kind.partition(" (")[0]
+        return f"it seems to be {shown}"
     return (
         text_kind(text)
-        or f"its first bytes, {data[:12]!r}, are not those of any image format"
+        or f"its first bytes, {data[:12]!r}, are not those of any {wanted} format"
     )
 
 

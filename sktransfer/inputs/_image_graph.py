@@ -14,6 +14,11 @@ def image_graph(onnx, reader: ImageReader, like):
     `like` is the graph that will follow it, from which it takes the versions of the
     format and of the operators.
     """
+    if type(reader) is not ImageReader:
+        raise ValueError(
+            "export_onnx knows how torchvision and timm convert images, but not how "
+            f"this {type(reader).__name__} does. Nothing was written."
+        )
     make, types = onnx.helper, onnx.TensorProto
     # The settings with which ONNX resizes as Pillow does: antialiased, with weights
     # only for pixels within the image, and -0.5 as the coefficient of the cubic filter.

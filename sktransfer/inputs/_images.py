@@ -22,7 +22,6 @@ from sktransfer.inputs._reader import Reader, Samples
 # centre crop would remove them anyway. An image of 1 x 60,000 pixels would otherwise be
 # resized to 224 x 13.4 M.
 MAX_ASPECT = 16
-_INTERPOLATIONS = ("bilinear", "bicubic")
 # Side of the images of which the pixels are features of a linear model: as in CIFAR-10,
 # large enough to tell things apart, small enough for a linear model.
 _PLAIN_SIDE = 32
@@ -64,6 +63,7 @@ class ImageReader(Reader):
         "shape (H, W), (H, W, 1|3|4) or (3, H, W) of dtype uint8, uint16 or float in "
         "[0, 1]."
     )
+    interpolations: ClassVar[tuple[str, ...]] = ("bilinear", "bicubic")
 
     resize: int = 256
     crop: int = 224
@@ -81,8 +81,8 @@ class ImageReader(Reader):
                 self._refuse(name, "a tuple of three numbers, one for each channel")
         if min(self.std) <= 0:
             self._refuse("std", "positive numbers, since images are divided by them")
-        if self.interpolation not in _INTERPOLATIONS:
-            self._refuse("interpolation", " or ".join(map(repr, _INTERPOLATIONS)))
+        if self.interpolation not in self.interpolations:
+            self._refuse("interpolation", " or ".join(map(repr, self.interpolations)))
 
     def _refuse(self, name: str, expected: str) -> None:
         value = getattr(self, name)
@@ -149,15 +149,15 @@ class ImageReader(Reader):
         if height == width == self.crop:
             return draft
         # A draft has the right size already, but augmentation may return any other.
-        if min(height, width) != self.resize:
+        if not self.fits(height, width):
             draft = as_tensor(self._resized(draft))
-        return self._cut(draft)
+        return self.cut(draft)
 
     def read(self, content) -> torch.Tensor:
         """Decode, resize and crop an image; return it as (3, crop, crop)."""
         # The result is that of `finish` after `draft`, but the pixels outside the crop
         # are not copied to a tensor.
-        return as_tensor(self._cut(self._resized(decode(content))))
+        return as_tensor(self.cut(self._resized(decode(content))))
 
     def _resized(self, image):
         # Images of 8 bits are resized by Pillow, as in the preset. Tensors are resized
@@ -165,14 +165,23 @@ class ImageReader(Reader):
         # MobileNetV2 by 3e-5 (cosine distance).
         if isinstance(image, torch.Tensor) and image.dtype == torch.uint8:
             image = PIL.Image.fromarray(image.permute(1, 2, 0).numpy())
+        return self.to_size(image, self.interpolation)
+
+    def fits(self, height: int, width: int) -> bool:
+        """Whether an image has the size of a draft."""
+        return min(height, width) == self.resize
+
+    def to_size(self, image, interpolation: str):
+        """Resize an image by its shorter side."""
         height, width = F.get_size(image)
         most = MAX_ASPECT * min(height, width)
         if max(height, width) > most:
             image = F.center_crop(image, [min(height, most), min(width, most)])
-        mode = InterpolationMode(self.interpolation)
+        mode = InterpolationMode(interpolation)
         return F.resize(image, [self.resize], interpolation=mode, antialias=True)
 
-    def _cut(self, image):
+    def cut(self, image):
+        """Cut out the centre."""
         return F.center_crop(image, [self.crop, self.crop])
 
     def stack(self, inputs: Sequence[torch.Tensor]) -> torch.Tensor:

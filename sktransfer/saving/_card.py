@@ -9,8 +9,9 @@ from sklearn.utils.validation import check_is_fitted
 
 from sktransfer._tables import Table
 from sktransfer._version import __version__
-from sktransfer.backbones._backbone import Backbone, Tuned
+from sktransfer.backbones._backbone import Backbone
 from sktransfer.backbones._load import Named, weights_licence
+from sktransfer.backbones._origins import Divided, Tuned
 from sktransfer.backbones._weights import weights_path
 from sktransfer.embedding._mixin import StagesReprMixin
 from sktransfer.finetuning._base import BaseFineTune
@@ -147,7 +148,7 @@ def _origin(backbone: Backbone) -> str:
     origin, source = backbone.origin, backbone
     # A card is about the pretrained weights, which a tuned backbone refers to.
     tuned = isinstance(origin, Tuned)
-    if tuned:
+    while isinstance(origin, Tuned | Divided):
         source = origin.source
         origin = source.origin
     digest = (

@@ -26,8 +26,9 @@ from torch import nn
 from torchvision.models import WeightsEnum, get_weight
 
 from sktransfer._tables import Table
-from sktransfer.backbones._backbone import Backbone, Tuned, checked
+from sktransfer.backbones._backbone import Backbone, checked
 from sktransfer.backbones._load import Named
+from sktransfer.backbones._origins import Divided, Tuned
 from sktransfer.backbones._weights import weights_path
 from sktransfer.embedding._cache import EmbeddingCache
 from sktransfer.finetuning._network import Standardise
@@ -162,6 +163,9 @@ class Encoder:
             weights = self.encode(_with_whole_path(origin.weights), where)
             spec = [origin.name, weights, origin.seed]
             return {"named": [*spec, reader, value.digest]}
+        if isinstance(origin, Divided):
+            source = self.encode(origin.source, where)
+            return {"divided": [source, origin.block, reader, value.digest]}
         if isinstance(origin, Tuned):
             source = self.encode(origin.source, where)
             spec = [source, origin.depth, self.tensors(origin.suffix, where)]
@@ -290,11 +294,14 @@ class Decoder:
     def tuned(self, content):
         source, depth, tensors, reader, digest = content
         source = self.decode(source)
-        depth = source.depth(depth)
         # The source may be shared with other parts of the file.
         suffix = copy.deepcopy(source.stages[depth:])
         suffix.load_state_dict(self.tensors(tensors))
         return _as_then(source.tuned(depth, suffix), reader, digest)
+
+    def divided(self, content):
+        source, block, reader, digest = content
+        return _as_then(self.decode(source).cut(block), reader, digest)
 
     def estimator(self, content):
         kind, state, requests = content
@@ -343,6 +350,7 @@ _DECODERS = {
     "optimizer": Decoder.optimizer,
     "head": Decoder.head,
     "named": Decoder.named,
+    "divided": Decoder.divided,
     "tuned": Decoder.tuned,
     "estimator": Decoder.estimator,
     "skops": Decoder.skops,
@@ -350,7 +358,7 @@ _DECODERS = {
 
 # Values of these tags are numbered, so that an object that occurs twice is one object
 # again after loading: a generator or a network may be shared.
-_NUMBERED = {"path", "random_state", "cache", "named", "tuned", "estimator"}
+_NUMBERED = {"path", "random_state", "cache", "named", "divided", "tuned", "estimator"}
 
 
 def _refusal(where: str, what: str) -> ValueError:

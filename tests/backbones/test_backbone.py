@@ -13,6 +13,7 @@ from torchvision.transforms.v2 import Grayscale
 from sktransfer import Backbone, WeightsMismatchError, load_backbone, split_stages
 from sktransfer.backbones._load import _load_named
 from sktransfer.inputs._images import ImageReader
+from tests.small_network import Block, backbone_of_blocks
 from tests.small_tasks import make_picture
 
 
@@ -311,3 +312,115 @@ def test_a_backbone_is_in_float32(dtype):
 def test_what_is_no_backbone_is_refused_when_it_is_made(arguments, message):
     with pytest.raises(TypeError, match=message):
         Backbone(*arguments)
+
+
+def test_blocks_have_names():
+    backbone = backbone_of_blocks()
+    assert backbone.stage_names == ("a", "b", "c", "pool")
+    assert backbone.block_names == ("b.0", "b.1", "b.2")
+
+
+@pytest.mark.parametrize("stage", [None, "all", 2, -1, "b", "b.2", "b.7", "z.0", 1.5])
+def test_only_a_block_inside_a_stage_divides_it(stage):
+    backbone = backbone_of_blocks()
+    assert backbone.cut(stage) is backbone
+
+
+@pytest.mark.parametrize(
+    ("block", "names"),
+    [("b.0", "a b.0 b c pool"), ("b.1", "a b.0 b.1 b c pool")],
+)
+def test_a_name_means_the_same_place_in_a_divided_backbone(block, names):
+    backbone = backbone_of_blocks()
+    cut = backbone.cut(block)
+    assert cut.stage_names == tuple(names.split())
+    assert cut.block_names == backbone.block_names
+    assert cut.cut(block) is cut
+    x = cut.reader.normalise(cut.reader.example(2))
+    for stage in [*range(-4, 5), *backbone.stage_names, "all", None, "b.2"]:
+        before, after = backbone.depth(stage), cut.depth(stage)
+        assert torch.equal(cut.stages[:after](x), backbone.stages[:before](x))
+        whole = backbone.inference_stages()[:before](x)
+        assert torch.equal(cut.inference_stages()[:after](x), whole)
+
+
+def test_cuts_add_up_in_any_order():
+    backbone = backbone_of_blocks()
+    cuts = [backbone.cut("b.1"), backbone.cut("b.0").cut("b.1")]
+    cuts += [backbone.cut("b.1").cut("b.0")]
+    assert {cut.stage_names for cut in cuts} == {("a", "b.0", "b.1", "b", "c", "pool")}
+    assert len({cut.digest for cut in cuts}) == 1
+
+
+def test_a_cause_does_not_tell_where_it_was_cut_unless_that_rounds():
+    backbone = backbone_of_blocks()
+    cut = backbone.cut("b.1")
+    for name in [*backbone.stage_names, "b.2"]:
+        before, after = backbone.depth(name), cut.depth(name)
+        assert cut.cause(after) == backbone.cause(before)
+        low = [cut.cause(after, "bfloat16"), backbone.cause(before, "bfloat16")]
+        assert (low[0] == low[1]) == (name == "a")
+    causes = {cut.cause(depth) for depth in range(len(cut.stages) + 1)}
+    assert len(causes) == len(cut.stages) + 1
+
+
+def test_an_unknown_block_says_which_there_are():
+    backbone = backbone_of_blocks()
+    with pytest.raises(ValueError, match=r"b' has the blocks \['b.0', 'b.1', 'b.2'\]"):
+        backbone.depth("b.3")
+    with pytest.raises(ValueError, match="Stage 'a' has no blocks to be cut after"):
+        backbone.depth("a.0")
+
+
+class InPlace(Block):
+    def forward(self, x):
+        return super().forward(x.mul_(2))
+
+
+class Pair(Block):
+    def forward(self, x):
+        return super().forward(x), x
+
+
+@pytest.mark.parametrize(
+    ("blocks", "message"),
+    [
+        ([Block("x", 3, 3), InPlace("y", 3, 3)], "after 'body.0', as .* in place"),
+        ([Block("x", 3, 3), nn.ReLU(inplace=True), Block("y", 3, 3)], "in place"),
+        ([Pair("x", 3, 3), Block("y", 3, 3)], "Stage 'body.0' returns <class 'tuple'>"),
+    ],
+)
+def test_a_cut_that_could_not_start_anew_is_refused(blocks, message):
+    stages = nn.Sequential(OrderedDict(body=nn.Sequential(*blocks)))
+    backbone = Backbone(stages, ImageReader(resize=18, crop=16))
+    with pytest.raises(ValueError, match=message):
+        backbone.cut("body.0")
+
+
+@pytest.mark.parametrize("depth", [1, 3, 5])
+def test_a_divided_backbone_pickles_and_is_tuned(depth):
+    cut = backbone_of_blocks().cut("b.1")
+    suffix = copy.deepcopy(cut.stages[depth:])
+    for parameter in suffix.parameters():
+        parameter.data += 1
+    tuned = cut.tuned(depth, suffix)
+    assert tuned.stage_names == cut.stage_names
+    for backbone in (cut, tuned, tuned.cut("b.0"), Backbone(tuned.stages)):
+        again = pickle.loads(pickle.dumps(backbone))
+        assert again.stage_names == backbone.stage_names
+        assert again.digest == backbone.digest
+
+
+@pytest.mark.parametrize("depth", [0, 1, 2, 3])
+def test_a_tuned_backbone_that_is_cut_refers_to_the_source_alone(depth):
+    source = backbone_of_blocks()
+    suffix = copy.deepcopy(source.stages[depth:])
+    for parameter in suffix.parameters():
+        parameter.data += 1
+    tuned = source.tuned(depth, suffix)
+    cut = tuned.cut("b.0")
+    assert cut.origin.source is not tuned
+    assert cut.origin.source.digest == source.cut("b.0").digest
+    again = pickle.loads(pickle.dumps(cut))
+    assert again.cause(len(again.stages)) == tuned.cause(len(tuned.stages))
+    assert again.stage_names == ("a", "b.0", "b", "c", "pool")

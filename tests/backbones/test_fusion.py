@@ -1,13 +1,14 @@
 """Folding batch norm into convolutions."""
 
 import copy
+import pickle
 
 import pytest
 import torch
 from torch import nn
 from torchvision import models
 
-from sktransfer.backbones._fusion import fuse
+from sktransfer.backbones._fusion import fold_weight_norms, fuse
 
 
 def norms(network):
@@ -71,3 +72,19 @@ def test_a_convolution_with_a_hook_stays():
     stage = nn.Sequential(conv, nn.BatchNorm2d(4)).eval()
     x = torch.randn(2, 3, 8, 8)
     torch.testing.assert_close(fuse(stage)(x), stage(x))
+
+
+def test_weight_norms_are_folded_so_that_a_network_is_pickled():
+    normed = nn.utils.parametrizations.weight_norm(nn.Conv1d(4, 6, 3), dim=2)
+    spectral = nn.utils.parametrizations.spectral_norm(nn.Linear(6, 6))
+    network = nn.Sequential(normed, nn.Flatten(), spectral).eval()
+    x = torch.randn(2, 4, 3)
+    expected = network(x)
+    folded = copy.deepcopy(network)
+    fold_weight_norms(folded)
+    assert type(folded[0]) is nn.Conv1d
+    assert torch.equal(folded(x), expected)
+    assert torch.equal(pickle.loads(pickle.dumps(folded[0]))(x), normed(x))
+    # What it was copied from, and other ways to compute a weight, are as they were.
+    assert torch.equal(network(x), expected)
+    assert nn.utils.parametrize.is_parametrized(folded[2])

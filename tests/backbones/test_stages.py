@@ -14,6 +14,7 @@ from torch import nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 from torchvision import models
 
+from sktransfer.backbones._blocks import Stage
 from sktransfer.backbones._stages import split_stages
 
 # What, in place of the classifier, makes the original model itself give its features.
@@ -74,6 +75,22 @@ SMALL = {
     "swin_v2_t": ("stem stage1 stage2 stage3 stage4 pool", 768),
     "vit_b_32": (f"stem {' '.join(f'block{i}' for i in range(1, 13))} pool", 768),
     "maxvit_t": ("stem block1 block2 block3 block4 pool", 512),
+}
+
+# The blocks of its stages that can be cut after them, in order. Each block of a vision
+# transformer is a stage already.
+BLOCKS = {
+    "resnet18": [2, 2, 2, 2],
+    "regnet_y_400mf": [3, 6, 6],
+    "squeezenet1_1": [2, 2, 4],
+    "googlenet": [3, 2, 5, 2],
+    "inception_v3": [5, 3, 5, 3],
+    "mobilenet_v2": [2, 3, 4, 3, 3],
+    "mobilenet_v3_small": [2, 3, 2, 3],
+    "mnasnet0_5": [3, 3, 3, 2, 4],
+    "shufflenet_v2_x0_5": [4, 8, 4],
+    "efficientnet_b0": [2, 2, 3, 3, 4],
+    "convnext_tiny": [3, 3, 9, 3],
 }
 
 # Inputs are as small as leaves, at least in one network of each family, more than one
@@ -205,6 +222,47 @@ def test_stages_depend_on_values_alone_and_leave_their_inputs(case):
         assert torch.equal(output, made)
 
 
+def as_cached(x):
+    """A copy, in the layout in which the engine goes on from what was cached."""
+    last = x.dim() == 4
+    layout = torch.channels_last if last else torch.contiguous_format
+    return x.detach().clone(memory_format=layout)
+
+
+def divided(case):
+    """Stages that can be cut after their blocks, and their inputs."""
+    stages, inputs = map(Stage, case.stages), [case.x, *case.copies]
+    pairs = zip(stages, inputs, strict=False)
+    return [(stage, x) for stage, x in pairs if len(stage.blocks) > 1]
+
+
+def test_blocks_in_a_row_are_the_stage(case):
+    for stage, x in divided(case):
+        states = [block.module.state_dict() for block in stage.blocks]
+        assert sum(map(len, states)) == len(stage.module.state_dict())
+        with torch.no_grad():
+            outputs, copies = run([block.module for block in stage.blocks], x)
+            assert torch.equal(outputs[-1], stage.module(x))
+        for output, made in zip(outputs, copies, strict=True):
+            assert torch.equal(output, made)
+            assert output.shape[2] == output.shape[3]
+
+
+def test_blocks_go_on_from_what_was_cached(case):
+    # As for stages: a block that gives, from a copy, what it gave in the row can be
+    # started anew at its cut. All as the engine runs them, in whose layout convolutions
+    # have the same bits in any row.
+    for stage, x in divided(case):
+        x = as_cached(x)
+        with torch.inference_mode():
+            expected = stage.fused("cpu")(x)
+            for block in stage.blocks:
+                given = as_cached(x)
+                x = block.fused("cpu")(x)
+                assert torch.equal(block.fused("cpu")(given), x)
+            assert torch.equal(x, expected)
+
+
 def test_every_kept_tensor_is_in_one_stage(case):
     for tensors in (nn.Module.parameters, nn.Module.buffers):
         kept = [id(tensor) for stage in case.stages for tensor in tensors(stage)]
@@ -235,6 +293,11 @@ def test_names_and_features(small):
         features = small.stages(small.x)
     assert [name for name, _ in small.stages.named_children()] == names.split()
     assert features.shape == (2, n_features)
+
+
+def test_numbers_of_blocks(small):
+    counts = [len(Stage(module).blocks) for module in small.stages]
+    assert [count for count in counts if count > 1] == BLOCKS.get(small.name, [])
 
 
 def test_every_cut(small):

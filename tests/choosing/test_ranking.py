@@ -20,6 +20,7 @@ from sktransfer.backbones._load import weights_licence
 from sktransfer.inputs._decoding import decode
 from sktransfer.inputs._images import ImageReader
 from tests.small_network import (
+    backbone_of_blocks,
     blind_backbone,
     colour_backbone,
     counts,
@@ -113,6 +114,26 @@ def test_each_stage_computes_each_image_once():
         "abc", 32
     )
     assert [row["knn"] for row in again] == [row["knn"] for row in ranking]
+
+
+def test_blocks_are_ranked_beside_stages_in_one_pass():
+    X, y = make_task(n=32)
+    source, cache = backbone_of_blocks(), EmbeddingCache()
+    settings = {"scoring": "logme", "cv": None, "cache": cache}
+    given = ["b.1", "b", "b.0", "a", "b.9"]
+    ranking = rank_backbones(X, y, [source], stages=given, **settings)
+    counts.clear()
+    rank_backbones(X, y, [source], stages=given, **settings)
+    # What is left the second time is the measurement of the seconds.
+    assert counts["a"] == 4 * 3 * 32 * torch.get_num_threads()
+    scores = {row["stage"]: row.get("logme") for row in ranking}
+    assert scores.keys() == {*given}
+    assert scores.pop("b.9") is None
+    for stage, score in scores.items():
+        features = PretrainedFeatureExtractor(source, stage=stage).fit_transform(X)
+        assert score == logme_score(features, y)
+    whole = rank_backbones(X, y, [source], stages="all", **settings)
+    assert {row["stage"] for row in whole} <= {*source.stage_names}
 
 
 @pytest.mark.parametrize(

@@ -330,10 +330,10 @@ def test_no_evidence_tells_what_could_not_have_been_seen(monkeypatch):
         "No evidence: 0.760 cannot be distinguished from the 0.740 from scratch (95 % "
         f"interval of the difference {row['low']:+.3f} to {row['high']:+.3f}). "
         f"Differences below {row['difference'] - row['low']:.2g} could not be seen "
-        "with 5 folds of 12 images."
+        "with 5 folds of 12 samples."
     )
     report = report_of(monkeypatch, given, scratch, n_images=62)
-    assert "5 folds of 12 to 13 images." in report.explanation
+    assert "5 folds of 12 to 13 samples." in report.explanation
     # A verdict needs none of that.
     better = report_of(monkeypatch, given, np.subtract(scratch, 0.5))
     assert better.verdict == "transfer helps"
@@ -400,7 +400,7 @@ def test_a_function_that_gives_several_scores():
 def test_r2_of_one_image_is_refused_before_a_fit(scoring, no_fit):
     X, _ = make_task(9)
     model, numbers = FineTuneRegressor(small_backbone()), np.arange(9.0)
-    message = "Fold 1 of 9 has 1 test image.* two or more. Nothing was .* Pass fewer"
+    message = "Fold 1 of 9 has 1 test sample.* two or more. Nothing was .* Pass fewer"
     with pytest.raises(ValueError, match=message):
         transfer_report(model, X, numbers, cv=LeaveOneOut(), scoring=scoring)
     # Of folds of two and three images R2 is defined, and so are other scores of one.

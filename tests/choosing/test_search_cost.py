@@ -17,7 +17,7 @@ from sktransfer import (
     PretrainedFeatureExtractor,
     search_cost,
 )
-from tests.small_network import counts, small_backbone
+from tests.small_network import backbone_of_blocks, counts, small_backbone
 from tests.small_tasks import make_task
 
 N = 24
@@ -52,13 +52,29 @@ def test_a_search_computes_what_was_told():
     cost = search_cost(search, X, y)
     assert (cost.n_candidates, cost.n_splits, cost.n_fits) == (3, 3, 10)
     assert str(cost).startswith("10 fits: 3 candidates in 3 folds, and the best once")
-    assert "1 pass over 24 images" in str(cost)
+    assert "1 pass over 24 samples" in str(cost)
     counts.clear()
     assert len(fits_of(search)) == cost.n_fits
     # What the first fold trains on in a batch of 32, filled up; the rest in another.
     assert counts["a"] == cost.n_passes * 2 * 32
     # A head on stages that are all frozen is solved, and takes no steps.
     assert cost.n_steps == 2 * 2 * 3 * 16 + 2 * N
+
+
+@pytest.mark.parametrize("freeze", [["b.0", "b", "all"], ["a", "b.1", "b.0"]])
+def test_cuts_after_blocks_share_a_pass(freeze):
+    tuned = model().set_params(backbone=backbone_of_blocks())
+    assert (
+        search_cost(GridSearchCV(tuned, {"freeze": freeze}, cv=3), X, y).n_passes == 1
+    )
+    embedder = PretrainedFeatureExtractor(backbone_of_blocks())
+    for stages, passes in [(["b.0", "b.1", "b.0"], 2), (["b", "b.2"], 1)]:
+        search = GridSearchCV(
+            make_pipeline(embedder, SVC()),
+            {"pretrainedfeatureextractor__stage": stages},
+            cv=3,
+        )
+        assert search_cost(search, X, y).n_passes == passes
 
 
 def test_what_differs_in_the_network_is_a_pass_of_its_own():

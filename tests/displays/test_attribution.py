@@ -21,7 +21,7 @@ from sktransfer import (
 )
 from sktransfer.inputs._images import ImageReader
 from tests.figures import labels_of, texts_are_legible
-from tests.small_network import small_backbone
+from tests.small_network import backbone_of_blocks, small_backbone
 from tests.small_tasks import make_task, searched
 
 
@@ -118,6 +118,17 @@ def test_attribution_on_any_stage(fitted, stage, side):
     assert first_lines(display) == titles_of(fitted, X[:4])
     assert fitted.backbone_.digest == before
     assert not any(p.requires_grad for p in fitted.backbone_.stages.parameters())
+
+
+def test_attribution_after_a_block():
+    X, y = make_task()
+    model = FineTuneClassifier(backbone_of_blocks(), max_epochs=1, random_state=0)
+    model.fit(X, y)
+    sides = [
+        AttributionDisplay.from_estimator(model, X[:1], stage=stage).maps.shape[1:]
+        for stage in ("a", "b.0", "b.1", "b")
+    ]
+    assert sides == [(16, 16), (8, 8), (4, 4), (2, 2)]
 
 
 def test_attribution_on_tokens():

@@ -17,7 +17,12 @@ from sktransfer import (
     transfer_report,
 )
 from tests.figures import labels_of, texts_are_legible
-from tests.small_network import blind_backbone, colour_backbone, small_backbone
+from tests.small_network import (
+    backbone_of_blocks,
+    blind_backbone,
+    colour_backbone,
+    small_backbone,
+)
 from tests.small_tasks import make_task
 
 
@@ -56,6 +61,15 @@ def test_freeze_depth_of_a_search():
         FreezeDepthDisplay.from_search(
             GridSearchCV(LogisticRegression(), {"C": [1.0]}).fit(np.eye(10), y[:10])
         )
+
+
+def test_freeze_depths_after_blocks_have_their_place():
+    X, y = make_task()
+    model = FineTuneClassifier(backbone_of_blocks(), max_epochs=1, random_state=0)
+    grid = {"freeze": ["all", "b", "b.1", "c", 1, "b.2", "b.0"]}
+    search = GridSearchCV(model, grid, cv=2).fit(X, y)
+    depths = FreezeDepthDisplay.from_search(search).depths
+    assert depths == ["1", "b.0", "b.1", "b", "all"]
 
 
 def test_freeze_depth_of_one_of_several_scores():

@@ -23,7 +23,7 @@ from sktransfer import (
 )
 from sktransfer.backbones._weights import module_digest
 from sktransfer.finetuning import _base
-from tests.small_network import counts, make_net, small_backbone
+from tests.small_network import backbone_of_blocks, counts, make_net, small_backbone
 from tests.small_tasks import make_picture
 
 
@@ -79,6 +79,75 @@ def test_frozen_is_bit_identical(norm, augment, freeze, task):
             assert torch.equal(after[name], tensor)
     trained = [name for name in before if int(name.split(".")[0]) >= depth]
     assert not trained or any(not torch.equal(after[n], before[n]) for n in trained)
+
+
+@pytest.mark.parametrize("kind", [FineTuneClassifier, FineTuneRegressor])
+@pytest.mark.parametrize("norm", [True, False])
+@pytest.mark.parametrize("augment", [None, "light"])
+@pytest.mark.parametrize("freeze", ["b.0", "b.1", "b.2"])
+def test_what_is_frozen_of_a_stage_is_bit_identical(kind, norm, augment, freeze, task):
+    X, y = task
+    source, number = backbone_of_blocks(norm), int(freeze[2:])
+    before = tensors(source.stages)
+    settings = {"freeze": freeze, "augment": augment, "max_epochs": 2, "lr": 0.02}
+    y = y if kind is FineTuneClassifier else np.arange(len(y)) % 3.0
+    fitted = kind(source, **settings, random_state=0, weights="default").fit(X, y)
+    fitted.partial_fit(X, y)
+    frozen = [f"b.{i}" for i in range(number + 1)] if number < 2 else ["b"]
+    assert fitted.frozen_stages_ == ("a", *frozen)
+    stages = fitted.backbone_.stages
+    found = [stages[: len(frozen) + 1], stages[len(frozen) + 1 :]]
+    kept, trained = (list(tensors(part).values()) for part in found)
+    for new, old in zip(kept, before.values(), strict=False):
+        assert torch.equal(new, old)
+    old = list(before.values())[len(kept) :]
+    assert any(not torch.equal(*both) for both in zip(trained, old, strict=True))
+    assert_equal_tensors(tensors(source.stages), before)
+
+
+@pytest.mark.parametrize("order", [["b.0", "b.1", "b", "all"], ["b.1", "all", "b.0"]])
+def test_a_search_through_blocks_computes_what_all_freeze_once(order, task):
+    settings = {"backbone": backbone_of_blocks(), "max_epochs": 1}
+    grid, cache = {"freeze": order}, EmbeddingCache()
+    searches = [
+        GridSearchCV(model(**settings, cache=c), grid, cv=3, scoring="neg_log_loss")
+        for c in (cache, None)
+    ]
+    counts.clear()
+    searches[0].fit(*task)
+    assert counts["a"] == counts["b0"] == 2 * 32
+    counts.clear()
+    found, expected = (search.fit(*task).cv_results_ for search in searches)
+    for name in ("split0_test_score", "split1_test_score", "split2_test_score"):
+        np.testing.assert_array_equal(found[name], expected[name])
+
+
+def test_the_stages_of_a_block_learn_as_fast_as_those_of_the_whole(task):
+    settings = {"backbone": backbone_of_blocks(), "layer_decay": 0.5, "lr": 0.01}
+    rates = {}
+    for freeze in ("a", "b.0", "b.1"):
+        fitted = model(**settings, freeze=freeze, max_epochs=1).fit(*task)
+        groups = fitted.net_.optimizer_.param_groups
+        rates[freeze] = {group["initial_lr"] for group in groups}
+    # Blocks of a stage of which nothing is frozen learn alike.
+    fitted = model(**settings | {"backbone": fitted}, freeze=1, max_epochs=1).fit(*task)
+    assert "b.1" in fitted.backbone_.stage_names
+    groups = fitted.net_.optimizer_.param_groups
+    assert {group["initial_lr"] for group in groups} == rates["a"]
+    # Of the head, of stage c, and of what remains of stage b.
+    assert rates["a"] == rates["b.0"] == rates["b.1"] == {0.01, 0.001, 0.0005}
+
+
+def test_a_warm_start_pulls_what_remains_to_the_source_of_the_first_fit(task):
+    settings = {"backbone": backbone_of_blocks(), "warm_start": True, "l2_sp": 10.0}
+    fitted = model(**settings, freeze=0).fit(*task)
+    fitted.set_params(freeze="b.0").fit(*task)
+    assert fitted.source_.stage_names == fitted.backbone_.stage_names
+    fitted.set_params(freeze="b.1").fit(*task)
+    assert fitted.source_.stage_names == ("a", "b.0", "b.1", "b", "c", "pool")
+    assert fitted.frozen_stages_ == ("a", "b.0", "b.1")
+    fitted.set_params(freeze=1).fit(*task)
+    assert fitted.frozen_stages_ == ("a",)
 
 
 @pytest.mark.parametrize("freeze", [0, 1, 2, "all"])

@@ -24,7 +24,7 @@ import torch
 
 from sktransfer import PretrainedFeatureExtractor
 from sktransfer.embedding._reading import UnreadableError
-from sktransfer.inputs import _content, _decoding
+from sktransfer.inputs import _decoding, _files
 from sktransfer.inputs._images import ImageReader
 from tests.small_network import small_backbone
 
@@ -345,7 +345,7 @@ def loop(folder):
 def sparse(folder):
     path = folder / "sparse.png"
     with open(path, "wb") as file:
-        file.truncate(_content.MAX_FILE_BYTES + 1)
+        file.truncate(_files.MAX_FILE_BYTES + 1)
     return path
 
 

@@ -16,6 +16,7 @@ from sklearn.compose import ColumnTransformer
 from sklearn.preprocessing import StandardScaler
 
 from sktransfer import (
+    EmbeddingCache,
     FineTuneClassifier,
     PretrainedFeatureExtractor,
     WeightsMismatchError,
@@ -310,6 +311,21 @@ def test_texts_that_were_cut_are_counted_by_one_warning():
         others = Refusals(samples, strict=True)
         others.read_input(1, reader)
         others.report([])
+
+
+@pytest.mark.parametrize("n_jobs", [None, 2])
+def test_texts_that_were_cut_are_warned_of_once(n_jobs):
+    extractor = PretrainedFeatureExtractor(
+        text_backbone(), max_length=4, device="cpu", n_jobs=n_jobs
+    )
+    extractor.set_params(cache=EmbeddingCache())
+    texts = ["a bad day", "good", "a good day", "so", "a bad day"]
+    message = "3 of 5 texts are longer than 4 tokens and were cut"
+    with pytest.warns(UserWarning, match=message) as told:
+        extractor.transform(texts)
+    assert len(told) == 1
+    # They are known, and nothing is cut.
+    extractor.transform(texts)
 
 
 def test_what_a_report_compares_with_is_given_the_words(reader):

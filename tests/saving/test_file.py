@@ -41,16 +41,18 @@ from sktransfer import (
 from sktransfer.backbones import _load
 from sktransfer.saving import _file
 from sktransfer.saving._codec import _find_class
-from tests.small_network import make_net, small_backbone
+from tests.small_network import backbone_of_blocks, make_net, small_backbone
 
 NAME = "small-to-save"
+BLOCKS = "blocks-to-save"
 
 
 @pytest.fixture(autouse=True)
 def named():
     register_backbone(NAME, small_backbone)
+    register_backbone(BLOCKS, backbone_of_blocks)
     yield
-    del _load._registered[NAME]
+    del _load._registered[NAME], _load._registered[BLOCKS]
     _load._load_named.cache_clear()
 
 
@@ -96,6 +98,10 @@ def shown(estimator):
         lambda: classifier(freeze="all", hidden_layer_sizes=(5,), dropout=0.2),
         lambda: classifier(freeze=2, optimizer=torch.optim.RMSprop, cache=None),
         lambda: classifier(backbone=small_source()),
+        lambda: classifier(BLOCKS, freeze="b.1"),
+        lambda: classifier(BLOCKS, freeze="b.1", l2_sp=0.1, head_epochs=0),
+        lambda: embedder(BLOCKS, stage="b.0"),
+        lambda: BackboneSelector([BLOCKS], stages=["b.0", "b.1"], scoring="knn"),
         lambda: FineTuneRegressor(NAME, max_epochs=1, random_state=0),
         lambda: FineTuneRegressor("tiny", weights=None, random_state=0, freeze="all"),
         embedder,
@@ -491,3 +497,23 @@ def test_without_skops_it_says_what_to_install(tmp_path, monkeypatch):
 def test_a_file_names_estimators_of_two_packages_alone(name, what):
     with pytest.raises(ValueError, match=what):
         _find_class(name)
+
+
+def test_what_was_frozen_after_a_block_goes_on_from_a_file(task, tmp_path):
+    X, y = task
+    fitted = classifier(BLOCKS, freeze="b.1").fit(X, y)
+    loaded = there_and_back(fitted, tmp_path)
+    copied = pickle.loads(pickle.dumps(fitted))
+    for other in (loaded, copied):
+        assert other.frozen_stages_ == ("a", "b.0", "b.1")
+        assert other.backbone_.digest == fitted.backbone_.digest
+        assert other.source_ is other.backbone_.origin.source or other is copied
+    # Neither holds what was frozen.
+    assert "b.0" not in fitted.backbone_.origin.suffix._modules
+    expected = outputs(fitted.partial_fit(X, y), X)
+    np.testing.assert_array_equal(outputs(loaded.partial_fit(X, y), X), expected)
+    again = classifier(loaded, freeze="b.0").fit(X, y)
+    assert again.frozen_stages_ == ("a", "b.0")
+    np.testing.assert_array_equal(
+        outputs(there_and_back(again, tmp_path), X), outputs(again, X)
+    )

@@ -15,6 +15,7 @@ from sktransfer import (
 )
 from sktransfer.inputs._image_graph import image_graph
 from sktransfer.inputs._images import ImageReader
+from sktransfer.inputs._processor import ProcessorReader
 from sktransfer.saving import _onnx
 from sktransfer.saving._onnx import _import_onnx, _parts_of
 from tests.small_network import small_backbone
@@ -146,6 +147,9 @@ def test_what_cannot_be_exported(task, tmp_path, monkeypatch):
         export_onnx(LogisticRegression(), path)
     with pytest.raises(ValueError, match="not fitted"):
         export_onnx(FineTuneClassifier(), path)
+    backbone = small_backbone().with_reader(ProcessorReader(resize=18, crop=16))
+    with pytest.raises(ValueError, match="not how this ProcessorReader does"):
+        export_onnx(PretrainedFeatureExtractor(backbone), path)
     monkeypatch.setitem(__import__("sys").modules, "onnxscript", None)
     with pytest.raises(ImportError, match=r"pip install 'sktransfer\[onnx\]'"):
         export_onnx(PretrainedFeatureExtractor(small_backbone()), path)
