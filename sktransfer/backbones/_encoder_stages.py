@@ -101,6 +101,11 @@ def _expected(whole: "Whole", examples: list) -> list[tuple]:
             f"{name} cannot be a backbone: expected the states of tokens, but it "
             f"returns a tensor of shape {tuple(again.shape)}. Nothing was loaded."
         )
+    if not again.isfinite().all():
+        raise ValueError(
+            f"{name} cannot be a backbone: it computes NaN or infinity of ordinary "
+            "inputs, so that its weights must be damaged. Nothing was loaded."
+        )
     if not torch.equal(again, expected[0][0]):
         raise ValueError(
             f"{name} cannot be a backbone: it computes another result each time that "

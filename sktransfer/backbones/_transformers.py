@@ -2,6 +2,7 @@
 
 import contextlib
 import inspect
+import os
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -180,13 +181,19 @@ def _model(name: str, folder: Path, weights) -> tuple[nn.Module, set[str]]:
                 use_safetensors=True,
                 dtype=torch.float32,
                 output_loading_info=True,
+                # Refused below, where the tensors can be named.
+                ignore_mismatched_sizes=True,
             )
-        except (RuntimeError, ValueError, OSError) as error:
+        # That of safetensors for a file that is damaged is of a type of its own.
+        except Exception as error:
             raise WeightsMismatchError(
-                f"The weights of backbone 'hf/{name}' cannot be loaded: "
-                f"{str(error).splitlines()[0]} Nothing was loaded."
+                f"The weights of backbone 'hf/{name}' cannot be loaded from "
+                f"{os.fspath(folder)!r}: {str(error).splitlines()[0].rstrip('.')}. "
+                "Nothing was loaded. A file that was not downloaded completely, or is "
+                "only a pointer of Git LFS to it, has to be downloaded again."
             ) from error
-    return model.eval(), {*about["missing_keys"]}
+    shapes = {key for key, *_ in about["mismatched_keys"]}
+    return model.eval(), {*about["missing_keys"]} | shapes
 
 
 def _state(name: str, weights) -> dict:
@@ -197,14 +204,18 @@ def _state(name: str, weights) -> dict:
 
 
 def _refuse_missing(name, model, stages, missing) -> None:
-    """Refuse random numbers in the place of what a file lacks, if stages have them."""
+    """Refuse random numbers in the place of what a file lacks, if stages have them.
+
+    Tensors of another shape count as missing.
+    """
     kept = {id(tensor) for tensor in stages.state_dict(keep_vars=True).values()}
     own = model.state_dict(keep_vars=True)
     lacking = sorted(key for key in missing if key in own and id(own[key]) in kept)
     if lacking:
         more = f" and {len(lacking) - 3} more" if len(lacking) > 3 else ""
         raise WeightsMismatchError(
-            f"The weights of backbone 'hf/{name}' lack {', '.join(lacking[:3])}{more}. "
+            f"The weights of backbone 'hf/{name}' lack {', '.join(lacking[:3])}{more}, "
+            "or have another shape of it than config.json says. "
             "transformers would take random numbers instead. Nothing was loaded. The "
             "file is incomplete, or config.json is that of another network."
         )
@@ -359,9 +370,16 @@ def _text_reader(encoder: nn.Module, folder: Path | None) -> Reader:
         raise _no_file(encoder, folder, "tokenizer.json")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        tokenizer = AutoTokenizer.from_pretrained(
-            folder, local_files_only=True, trust_remote_code=False
-        )
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(
+                folder, local_files_only=True, trust_remote_code=False
+            )
+        except Exception as error:
+            raise ValueError(
+                f"The tokenizer in {str(folder)!r} cannot be read "
+                f"({type(error).__name__}: {str(error).splitlines()[0]}). Nothing was "
+                "loaded. Copy its files again."
+            ) from error
     if not hasattr(tokenizer, "backend_tokenizer"):
         raise ValueError(
             f"A {type(tokenizer).__name__} cannot be the tokenizer of a backbone: "

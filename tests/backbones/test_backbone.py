@@ -305,7 +305,10 @@ def test_a_backbone_is_in_float32(dtype):
         ((nn.Conv2d(3, 3, 3),), "Invalid stages of type Conv2d: .*split_stages"),
         ((nn.Sequential(),), "Invalid stages of type Sequential: expected a non-empty"),
         (([nn.Flatten()],), "Invalid stages of type list"),
-        ((nn.Sequential(nn.Flatten()), 224), "Invalid reader=224: .*such as ImageReader"),
+        (
+            (nn.Sequential(nn.Flatten()), 224),
+            "Invalid reader=224: .*as ImageReader",
+        ),
         ((nn.Sequential(nn.Flatten()), ImageReader), "Invalid reader=<class"),
     ],
 )

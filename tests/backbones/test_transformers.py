@@ -1,3 +1,4 @@
+import copy
 import json
 import logging
 import pickle
@@ -249,8 +250,34 @@ def test_a_file_that_lacks_a_layer_is_refused(text_folder):
 
 def test_a_file_of_another_shape_is_refused(text_folder):
     edited(text_folder, intermediate_size=40)
-    with pytest.raises(WeightsMismatchError, match="cannot be loaded.*Nothing was"):
+    message = r"lack encoder.layer.0.intermediate.* and \d+ more, or have another shape"
+    with pytest.raises(WeightsMismatchError, match=message):
         load_backbone(f"hf/{text_folder}")
+
+
+def test_damaged_files_are_named(text_folder):
+    weights, tokenizer = (
+        text_folder / name for name in ("model.safetensors", "tokenizer.json")
+    )
+    whole, tokens = weights.read_bytes(), tokenizer.read_bytes()
+    for damaged in [whole[:-9], b"version https://git-lfs.github.com/spec/v1"]:
+        weights.write_bytes(damaged)
+        with pytest.raises(WeightsMismatchError, match="loaded from '.*again"):
+            load_backbone(f"hf/{text_folder}")
+    weights.write_bytes(whole)
+    tokenizer.write_bytes(tokens[:-9])
+    with pytest.raises(ValueError, match="The tokenizer in '.*' cannot be read"):
+        load_backbone(f"hf/{text_folder}")
+    tokenizer.write_bytes(tokens)
+    load_backbone(f"hf/{text_folder}")
+
+
+def test_weights_of_nan_are_refused(text_model):
+    model = copy.deepcopy(text_model)
+    with torch.no_grad():
+        next(model.parameters()).fill_(torch.nan)
+    with pytest.raises(ValueError, match="computes NaN .* weights must be damaged"):
+        split_stages(model)
 
 
 def test_files_that_may_hold_code_are_refused(text_folder, tmp_path):
