@@ -31,6 +31,7 @@ from sklearn.utils.estimator_checks import estimator_checks_generator
 
 from sktransfer import (
     BackboneSelector,
+    EmbeddingCache,
     FineTuneClassifier,
     FineTuneRegressor,
     PretrainedFeatureExtractor,
@@ -372,12 +373,20 @@ def test_scores_and_predictions_are_cross_validated(estimator):
 
 def test_a_search_over_freeze_depth_runs_each_text_once_through_the_stem():
     texts, y = make_texts(24, seed=5)
-    model = clone(CLASSIFIER).set_params(cache="auto", max_epochs=1)
+    cache = EmbeddingCache()
+    model = clone(CLASSIFIER).set_params(cache=cache, max_epochs=1)
     # Each starts from the state that the one before has stored.
     grid = {"freeze": ["stem", "layer1", "layer2"]}
     counts.clear()
     search = GridSearchCV(model, grid, cv=2).fit(texts, y)
     assert counts["tokens"] == len({*texts})
+    # The states of two depths and the embeddings, of which the third is the head's.
+    assert cache.info().rows == 3 * len({*texts})
+    counts.clear()
+    GridSearchCV(model, {"freeze": ["layer1"]}, cv=2).fit(texts, y)
+    assert not counts
+    alone = model.set_params(cache=EmbeddingCache(), freeze="layer1").fit(texts, y)
+    assert alone.cache.info().rows == 2 * len({*texts})
     plain = GridSearchCV(model.set_params(cache=None), grid, cv=2).fit(texts, y)
     np.testing.assert_array_equal(
         search.cv_results_["mean_test_score"], plain.cv_results_["mean_test_score"]
