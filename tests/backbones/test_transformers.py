@@ -449,6 +449,60 @@ def test_files_and_cards_name_the_commit_the_licence_and_the_tokenizer(hub, tmp_
     assert weights_licence("hf/me/small", None) is None
 
 
+@pytest.fixture
+def on_a_relative_folder(text_folder, tmp_path, monkeypatch):
+    """A file of an extractor on "hf/text", and what it embeds; its model is there."""
+    monkeypatch.chdir(tmp_path)
+    extractor = PretrainedFeatureExtractor("hf/text", cache=None)
+    embeddings = extractor.fit_transform(["a b", "c"])
+    save(extractor, tmp_path / "model")
+    (tmp_path / "other").mkdir()
+    monkeypatch.chdir(tmp_path / "other")
+    return tmp_path / "model", embeddings
+
+
+def test_a_file_finds_its_folder_from_another_working_folder(on_a_relative_folder):
+    path, embeddings = on_a_relative_folder
+    loaded = load(path)
+    np.testing.assert_array_equal(loaded.transform(["a b", "c"]), embeddings)
+
+
+def test_a_file_finds_its_folder_beside_itself_first(
+    on_a_relative_folder, text_model, tmp_path, monkeypatch
+):
+    path, embeddings = on_a_relative_folder
+    moved = tmp_path / "other" / "new"
+    shutil.copytree(tmp_path / "text", moved / "text")
+    shutil.copy(path, moved / "model")
+    monkeypatch.chdir(moved)
+    for _ in range(2):
+        loaded = load("model")
+        assert loaded._summary().backbone.origin.name == f"hf/{moved / 'text'}"
+        np.testing.assert_array_equal(loaded.transform(["a b", "c"]), embeddings)
+        shutil.rmtree(tmp_path / "text", ignore_errors=True)
+    torch.manual_seed(1)
+    saved(moved / "text", type(text_model)(text_model.config))
+    with pytest.raises(WeightsMismatchError, match="Nothing was loaded"):
+        load("model")
+
+
+@pytest.mark.parametrize("what", ["gone", "another folder of that name"])
+def test_a_file_says_where_a_missing_folder_may_be_copied(on_a_relative_folder, what):
+    path, _ = on_a_relative_folder
+    folder, copy = path.parent / "text", path.parent / "new" / "text"
+    copy.parent.mkdir()
+    path = path.rename(copy.parent / "model")
+    folder.rename(copy.parent / "renamed")
+    if what != "gone":
+        copy.mkdir()
+    with pytest.raises(FileNotFoundError) as caught:
+        load(path)
+    assert str(caught.value) == (
+        f"The saved estimator refers to the folder {str(folder)!r}, which does not "
+        f"exist. Copy it to {str(copy)!r}, where it is looked for first."
+    )
+
+
 @pytest.mark.parametrize("name", ["me/other", "me/small@v2", "other"])
 def test_models_out_of_reach(name, hub):
     model, _, revision = name.partition("@")
