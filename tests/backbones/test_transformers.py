@@ -1,5 +1,6 @@
 import json
 import logging
+import pathlib
 import pickle
 import shutil
 import sys
@@ -512,6 +513,23 @@ def test_models_out_of_reach(name, hub):
         assert part in str(caught.value)
     assert hub[1] == [(model, revision or None)]
     assert kind_of(f"hf/{name}") == "image"
+
+
+@pytest.mark.parametrize("given", [str, pathlib.Path, lambda path: path.name])
+def test_the_folder_of_a_model_without_its_prefix_is_noticed(
+    given, text_folder, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    backbone = given(text_folder)
+    with pytest.raises(ValueError, match="'hf/<folder>'") as caught:
+        PretrainedFeatureExtractor(backbone).fit(["a b", "c"])
+    assert f"Did you mean 'hf/{backbone}'?" in str(caught.value)
+    load_backbone(f"hf/{backbone}")
+    (text_folder / "config.json").unlink()
+    with pytest.raises(ValueError, match="'hf/<folder>'") as caught:
+        load_backbone(backbone)
+    assert "'hf/text'" not in str(caught.value)
+    assert f"'hf/{backbone}'" not in str(caught.value)
 
 
 def test_what_is_no_id_is_taken_for_a_folder(tmp_path):
