@@ -12,10 +12,15 @@ from sktransfer.backbones._blocks import Stage
 from sktransfer.backbones._fusion import fold_weight_norms
 from sktransfer.backbones._names import StageNames, key_of, name_of, stage_of
 from sktransfer.backbones._origins import Divided, Tuned
-from sktransfer.backbones._shapes import about_channels, shapes_of, without_data
+from sktransfer.backbones._shapes import (
+    not_run,
+    shapes_of,
+    size_not_taken,
+    without_data,
+)
 from sktransfer.backbones._weights import WeightsMismatchError
 from sktransfer.inputs._images import ImageReader
-from sktransfer.inputs._reader import Reader, input_shape
+from sktransfer.inputs._reader import Reader
 
 
 class Backbone:
@@ -128,13 +133,7 @@ class Backbone:
         try:
             return self._shapes_or_error()
         except (RuntimeError, AssertionError) as error:
-            sides = ", ".join(map(str, input_shape(self.reader)))
-            advice = f"Set {self.reader.size_parameter} to one it takes."
-            raise ValueError(
-                f"Backbone {self.name!r} cannot be run: {error}. Its inputs have shape "
-                f"(n, {sides}), and nothing was computed. "
-                f"{about_channels(self.stages) or advice}"
-            ) from error
+            raise not_run(self, error) from error
 
     def _shapes_or_error(self):
         known, reader = self._shapes, self.reader
@@ -331,20 +330,12 @@ class Backbone:
         ValueError
             If the architecture does not accept that size.
         """
-        parameter = self.reader.size_parameter
         self.reader.check_size(side)
         resized = self.with_reader(self.reader.resized_to(side))
-        advice = (
-            f"Its own size is {self.reader}; leave {parameter}=None, or choose a "
-            "convolutional network, which takes any size that is not too small."
-        )
         try:
             resized._shapes_or_error()
         except Exception as error:
-            raise ValueError(
-                f"Backbone {self.name!r} cannot take {parameter}={side}: {error}. "
-                f"{about_channels(self.stages) or advice}"
-            ) from error
+            raise size_not_taken(self, side, error) from error
         return resized
 
     def with_reader(self, reader):

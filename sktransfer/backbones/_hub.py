@@ -78,13 +78,16 @@ def cached_names() -> list[str]:
     return [name for name, folder in folders.items() if folder and _is_complete(folder)]
 
 
-def commit_of(name: str) -> str | None:
-    """Return the commit of a model in the hub's cache, None for a folder."""
+def pinned_name(name: str) -> str:
+    """Return a name that goes on meaning the same model: a whole path, or a commit."""
+    if _is_own(name):
+        # Another process may run in another working folder.
+        return os.path.abspath(Path(name).expanduser())
     folder = cached_folder(name)
     # Each commit has a folder of its own.
-    if folder is None or _is_own(name) or folder.parent.name != "snapshots":
-        return None
-    return folder.name
+    if folder is None or folder.parent.name != "snapshots":
+        return name
+    return f"{name.partition('@')[0]}@{folder.name}"
 
 
 def licence_of(name: str) -> str | None:

@@ -3,6 +3,7 @@
 import copy
 import fnmatch
 import functools
+import os
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -250,14 +251,24 @@ def _stages_of(name, weights):
         return _tiny.load(weights)
     if name in _torchvision.names():
         return _torchvision.load(name, weights)
-    names = list_backbones()
-    close = get_close_matches(name.lower(), names, n=3)
-    hint = f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
     prefixed = ", ".join(f"'{library}/<name>'" for library in _LIBRARIES)
     raise ValueError(
-        f"Invalid backbone={name!r}: expected a name from list_backbones(), {prefixed} "
-        f"or a torch.nn.Module.{hint} Register other names by register_backbone."
+        f"Invalid backbone={name!r}: expected a name from list_backbones(), {prefixed},"
+        f" 'hf/<folder>' or a torch.nn.Module.{_hint(name)} Register other names by "
+        "register_backbone."
     )
+
+
+def _hint(given) -> str:
+    """Ask whether a similar name was meant, or the model in the folder of that name."""
+    meant = []
+    if isinstance(given, str | os.PathLike):
+        path = os.path.expanduser(os.fspath(given))
+        if os.path.isfile(os.path.join(path, "config.json")):
+            meant = [f"hf/{os.fspath(given)}"]
+        else:
+            meant = get_close_matches(os.fspath(given).lower(), list_backbones(), n=3)
+    return f" Did you mean {' or '.join(map(repr, meant))}?" if meant else ""
 
 
 def _load_given(backbone, weights, seed):
@@ -291,9 +302,10 @@ def _given(backbone, seed) -> Backbone | nn.Module:
             given = backbone()
     if not isinstance(given, Backbone | nn.Module):
         raise ValueError(
-            f"Invalid backbone={given!r}: expected a name from list_backbones(), a "
-            "torch.nn.Module, a callable that returns one, a Backbone, or a fitted "
-            "FineTuneClassifier or FineTuneRegressor."
+            f"Invalid backbone={given!r}: expected a name from list_backbones(), "
+            "'hf/<folder>', a torch.nn.Module, a callable that returns one, a "
+            "Backbone, or a fitted FineTuneClassifier or FineTuneRegressor."
+            f"{_hint(given)}"
         )
     return given
 

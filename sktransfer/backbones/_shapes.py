@@ -6,12 +6,47 @@ import torch
 from torch import nn
 
 from sktransfer.backbones._names import name_of
+from sktransfer.inputs._reader import input_shape
 
 
-def about_channels(stages: nn.Sequential) -> str:
+def not_run(backbone, error: Exception) -> ValueError:
+    """Return the error of a backbone that cannot be run on inputs of its own size."""
+    reader = backbone.reader
+    sides = ", ".join(map(str, input_shape(reader)))
+    advice = f"Set {reader.size_parameter} to one it takes."
+    return ValueError(
+        f"Backbone {backbone.name!r} cannot be run: {_clause(error)}. Its inputs have "
+        f"shape (n, {sides}), and nothing was computed. "
+        f"{_about_channels(backbone) or advice}"
+    )
+
+
+def size_not_taken(backbone, size, error: Exception) -> ValueError:
+    """Return the error of a backbone that cannot be run on inputs of another size."""
+    reader, other = backbone.reader, ""
+    if reader.kind == "image":
+        other = (
+            ", or choose a convolutional network, which takes any size that is not too "
+            "small"
+        )
+    parameter = reader.size_parameter
+    advice = f"Its own size is {reader}; leave {parameter}=None{other}."
+    return ValueError(
+        f"Backbone {backbone.name!r} cannot take {parameter}={size}: {_clause(error)}. "
+        f"{_about_channels(backbone) or advice}"
+    )
+
+
+def _clause(error: Exception) -> str:
+    # A sentence of ours goes on after it.
+    return str(error).rstrip(". ")
+
+
+def _about_channels(backbone) -> str:
     """Advise on a network that does not take colour images; empty for others."""
-    first = next((m for m in stages.modules() if hasattr(m, "in_channels")), None)
-    if first is None or first.in_channels == 3:
+    modules = backbone.stages.modules()
+    first = next((m for m in modules if hasattr(m, "in_channels")), None)
+    if backbone.reader.kind != "image" or first is None or first.in_channels == 3:
         return ""
     return (
         f"Its first layer has in_channels={first.in_channels}, but all images, also "

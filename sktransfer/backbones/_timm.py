@@ -49,11 +49,14 @@ def load(name, weights) -> tuple[nn.Sequential, ImageReader]:
             f"backbone='timm/{name}' needs the timm package. Install it by pip install "
             "'sktransfer[timm]'."
         ) from error
-    if name not in timm.list_models():
-        close = get_close_matches(name, timm.list_models(), n=3)
+    # The tag after a name chooses among the weights of a model, and their recipe.
+    names = {*timm.list_models(), *timm.list_models(include_tags=True)}
+    if name not in names:
+        close = get_close_matches(name, sorted(names), n=3)
         raise ValueError(
             f"Invalid backbone='timm/{name}': expected the name of a model of timm "
-            f"{timm.__version__}. Close names are {close}."
+            f"{timm.__version__}, '<model>' or '<model>.<tag of its weights>'. Close "
+            f"names are {close}."
         )
     if weights == "default":
         model = _pretrained(name)

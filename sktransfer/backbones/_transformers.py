@@ -14,10 +14,10 @@ from sktransfer.backbones._encoder_stages import split_encoder
 from sktransfer.backbones._hub import (
     cached_folder,
     cached_names,
-    commit_of,
     folder_of,
     folder_stamp,
     licence_of,
+    pinned_name,
     read_json,
 )
 from sktransfer.backbones._stages import LIBRARY_SPLITS
@@ -59,9 +59,8 @@ def licence(name: str, weights) -> str | None:
 
 
 def pinned(name: str) -> str:
-    """Return a name with the commit that is on this machine, if it is from the hub."""
-    commit = commit_of(name)
-    return f"{name.partition('@')[0]}@{commit}" if commit else name
+    """Return a name that goes on meaning the same weights."""
+    return pinned_name(name)
 
 
 def kind_of(model) -> str:

@@ -222,7 +222,8 @@ class Decoder:
     arrays : dict of str to ndarray
         The arrays of the file.
     folder : Path
-        The folder of the file, in which its weights files are looked for first.
+        The folder of the file, in which its weights files and the folders of its
+        models are looked for first.
     """
 
     arrays: dict[str, np.ndarray]
@@ -288,8 +289,9 @@ class Decoder:
 
     def named(self, content):
         name, weights, seed, reader, digest = content
-        weights = self._found(self.decode(weights))
-        return _as_then(Named.of(name, weights, seed)(), reader, digest)
+        weights = self._found_weights(self.decode(weights))
+        origin = Named.of(self._found_name(name), weights, seed)
+        return _as_then(origin(), reader, digest)
 
     def tuned(self, content):
         source, depth, tensors, reader, digest = content
@@ -326,20 +328,31 @@ class Decoder:
         # skops refuses every other type, by name.
         return skops.loads(content, trusted=sorted({*types} & HARMLESS))
 
-    def _found(self, weights):
-        """Find a weights file beside the saved file or, else, at its original path."""
+    def _found_weights(self, weights):
         path = weights_path(weights)
         if path is None:
             return weights
-        beside = self.folder / Path(path).name
-        if beside.is_file():
-            path = str(beside)
-        elif not (Path(path).is_absolute() and Path(path).is_file()):
-            raise FileNotFoundError(
-                f"The saved estimator refers to the weights file {path!r}, which does "
-                f"not exist. Copy it to {str(beside)!r}, where it is looked for first."
-            )
+        path = self._found(path, "weights file", os.path.isfile)
         return (path, weights[1]) if isinstance(weights, tuple) else path
+
+    def _found_name(self, name):
+        library, _, path = name.partition("/")
+        # Other names of models of Hugging Face are ids on the hub.
+        if library != "hf" or not os.path.isabs(path):
+            return name
+        return f"hf/{self._found(path, 'folder', _is_model_folder)}"
+
+    def _found(self, path, what, is_there):
+        """Find a path beside the saved file or, else, where it was."""
+        beside = os.path.join(self.folder.absolute(), Path(path).name)
+        if is_there(beside):
+            return beside
+        if os.path.isabs(path) and is_there(path):
+            return path
+        raise FileNotFoundError(
+            f"The saved estimator refers to the {what} {path!r}, which does not exist. "
+            f"Copy it to {beside!r}, where it is looked for first."
+        )
 
 
 _DECODERS = {
@@ -398,6 +411,10 @@ def _find_class(name: str) -> type:
     if not (isinstance(kind, type) and issubclass(kind, BaseEstimator)):
         raise ValueError(f"{name!r}, which is not an estimator")
     return kind
+
+
+def _is_model_folder(path: str) -> bool:
+    return os.path.isfile(os.path.join(path, "config.json"))
 
 
 def _with_whole_path(weights):

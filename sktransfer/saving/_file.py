@@ -110,7 +110,7 @@ def load(path):
     Raises
     ------
     FileNotFoundError
-        If the file, or a weights file that it refers to, does not exist.
+        If the file, or a weights file or folder that it refers to, does not exist.
     WeightsMismatchError
         If the weights that the file refers to have changed since it was saved.
     ValueError
@@ -123,10 +123,10 @@ def load(path):
 
     Notes
     -----
-    Weights files that the saved file refers to are looked for in its folder, then at
-    their path at the time of saving. Weights of torchvision are looked for among the
-    downloads of torch, which announces what it has to download. Weights are used only
-    if their digest is the one that was saved.
+    Weights files, and folders of ``"hf/<folder>"``, that the saved file refers to are
+    looked for in its folder, then at their path at the time of saving. Weights of
+    torchvision are looked for among the downloads of torch, which announces what it has
+    to download. Weights are used only if their digest is the one that was saved.
 
     Files from untrusted sources can be loaded safely, but nothing is known about what
     the loaded estimator predicts.

@@ -13,7 +13,7 @@ from torchvision.transforms.v2 import Grayscale
 from sktransfer import Backbone, WeightsMismatchError, load_backbone, split_stages
 from sktransfer.backbones._load import _load_named
 from sktransfer.inputs._images import ImageReader
-from tests.small_network import Block, backbone_of_blocks
+from tests.small_network import Block, backbone_of_blocks, text_backbone
 from tests.small_tasks import make_picture
 
 
@@ -170,6 +170,61 @@ def test_a_size_that_the_architecture_cannot_take_is_refused(net, size):
     assert backbone.n_features
     with pytest.raises(ValueError, match=f"'net' cannot take image_size={size}: .+Its"):
         backbone.at_size(size)
+
+
+class Taking(nn.Module):
+    """Take inputs of one length, as a network with so many positions does."""
+
+    def __init__(self, length, in_channels):
+        super().__init__()
+        self.length = length
+        self.convolution = nn.Conv1d(in_channels, 1, 1)
+
+    def forward(self, x):
+        if x.shape[-1] != self.length:
+            raise AssertionError(f"{x.shape[-1]} doesn't match {self.length}.")
+        return x.flatten(1).float()
+
+
+def taking(length, kind, in_channels):
+    reader = ImageReader(resize=12, crop=12)
+    if kind == "text":
+        pytest.importorskip("tokenizers")
+        reader = text_backbone(12).reader
+    return Backbone(nn.Sequential(Taking(length, in_channels)), reader, name="net")
+
+
+GREY = "Its first layer has in_channels=1, but all images"
+
+
+@pytest.mark.parametrize(
+    ("kind", "in_channels", "advice"),
+    [
+        ("text", 1, r"Its own size is [^;.]*; leave max_length=None\.$"),
+        (
+            "image",
+            3,
+            r"Its own size is 12 pixels; leave image_size=None, or .*small\.$",
+        ),
+        ("image", 1, GREY),
+    ],
+)
+def test_advice_on_a_size_is_for_samples_of_that_kind(kind, in_channels, advice):
+    backbone = taking(12, kind, in_channels)
+    assert backbone.shapes
+    with pytest.raises(ValueError, match=rf"=8: 8 doesn't match 12\. {advice}"):
+        backbone.at_size(8)
+
+
+@pytest.mark.parametrize(
+    ("kind", "advice"),
+    [("text", r"Set max_length to one it takes\.$"), ("image", GREY)],
+)
+def test_advice_on_what_cannot_be_run_is_for_samples_of_that_kind(kind, advice):
+    backbone = taking(9, kind, in_channels=1)
+    reason = r"cannot be run: 12 doesn't match 9\. Its inputs have shape .* computed\."
+    with pytest.raises(ValueError, match=f"{reason} {advice}"):
+        backbone.shapes  # noqa: B018
 
 
 def test_a_pickle_refers_to_weights_that_can_be_loaded_again(monkeypatch):

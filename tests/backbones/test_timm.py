@@ -13,6 +13,7 @@ from torch import nn
 from sktransfer import WeightsMismatchError, load_backbone, split_stages
 from sktransfer.backbones import _timm
 from sktransfer.backbones._fusion import fuse
+from sktransfer.backbones._load import weights_licence
 from sktransfer.backbones._weights import module_digest
 
 timm = pytest.importorskip("timm")
@@ -275,21 +276,41 @@ def test_the_hub_is_not_asked_if_it_is_said_to_be_offline(empty_store, monkeypat
         load_backbone("timm/test_resnet")
 
 
-def test_stored_weights_are_loaded_without_a_network(empty_store):
+@pytest.mark.parametrize("name", ["test_resnet", "resnet18.tv_in1k"])
+def test_stored_weights_are_loaded_without_a_network(name, empty_store):
     from safetensors.torch import save_file
 
-    model = build("test_resnet")
-    repository = timm.get_pretrained_cfg("test_resnet").hf_hub_id.replace("/", "--")
+    model = build(name)
+    repository = timm.get_pretrained_cfg(name).hf_hub_id.replace("/", "--")
     folder = empty_store / f"models--{repository}"
     (folder / "snapshots" / "1").mkdir(parents=True)
     (folder / "refs").mkdir()
     (folder / "refs" / "main").write_text("1")
     save_file(model.state_dict(), folder / "snapshots" / "1" / "model.safetensors")
-    backbone = load_backbone("timm/test_resnet")
+    backbone = load_backbone(f"timm/{name}")
     given = load_backbone(model)
     assert backbone.digest == given.digest
+    assert backbone.reader == given.reader
     # Where they were found decides nothing.
     assert backbone.cause(3) == given.cause(3)
+
+
+def test_a_tag_chooses_among_the_recipes_of_a_model():
+    sizes = {"resnet18": 236, "resnet18.a1_in1k": 236, "resnet18.tv_in1k": 256}
+    backbones = [load_backbone(f"timm/{name}", weights=None) for name in sizes]
+    assert [b.reader.resize for b in backbones] == [*sizes.values()]
+    assert backbones[2].name == "timm/resnet18.tv_in1k"
+    licences = [weights_licence(b.name, "default") for b in backbones]
+    assert licences == ["apache-2.0", "apache-2.0", "bsd-3-clause"]
+
+
+@pytest.mark.parametrize(
+    ("name", "close"),
+    [("resnet81", "'resnet18'"), ("resnet18.a1_in2k", "'resnet18.a1_in1k'")],
+)
+def test_unknown_names_and_tags_name_close_ones(name, close):
+    with pytest.raises(ValueError, match=f"'timm/{name}': .*Close names are .*{close}"):
+        load_backbone(f"timm/{name}", weights=None)
 
 
 def test_a_model_without_weights_says_so():

@@ -1,6 +1,7 @@
 import copy
 import json
 import logging
+import pathlib
 import pickle
 import shutil
 import sys
@@ -476,6 +477,60 @@ def test_files_and_cards_name_the_commit_the_licence_and_the_tokenizer(hub, tmp_
     assert weights_licence("hf/me/small", None) is None
 
 
+@pytest.fixture
+def on_a_relative_folder(text_folder, tmp_path, monkeypatch):
+    """A file of an extractor on "hf/text", and what it embeds; its model is there."""
+    monkeypatch.chdir(tmp_path)
+    extractor = PretrainedFeatureExtractor("hf/text", cache=None)
+    embeddings = extractor.fit_transform(["a b", "c"])
+    save(extractor, tmp_path / "model")
+    (tmp_path / "other").mkdir()
+    monkeypatch.chdir(tmp_path / "other")
+    return tmp_path / "model", embeddings
+
+
+def test_a_file_finds_its_folder_from_another_working_folder(on_a_relative_folder):
+    path, embeddings = on_a_relative_folder
+    loaded = load(path)
+    np.testing.assert_array_equal(loaded.transform(["a b", "c"]), embeddings)
+
+
+def test_a_file_finds_its_folder_beside_itself_first(
+    on_a_relative_folder, text_model, tmp_path, monkeypatch
+):
+    path, embeddings = on_a_relative_folder
+    moved = tmp_path / "other" / "new"
+    shutil.copytree(tmp_path / "text", moved / "text")
+    shutil.copy(path, moved / "model")
+    monkeypatch.chdir(moved)
+    for _ in range(2):
+        loaded = load("model")
+        assert loaded._summary().backbone.origin.name == f"hf/{moved / 'text'}"
+        np.testing.assert_array_equal(loaded.transform(["a b", "c"]), embeddings)
+        shutil.rmtree(tmp_path / "text", ignore_errors=True)
+    torch.manual_seed(1)
+    saved(moved / "text", type(text_model)(text_model.config))
+    with pytest.raises(WeightsMismatchError, match="Nothing was loaded"):
+        load("model")
+
+
+@pytest.mark.parametrize("what", ["gone", "another folder of that name"])
+def test_a_file_says_where_a_missing_folder_may_be_copied(on_a_relative_folder, what):
+    path, _ = on_a_relative_folder
+    folder, copy = path.parent / "text", path.parent / "new" / "text"
+    copy.parent.mkdir()
+    path = path.rename(copy.parent / "model")
+    folder.rename(copy.parent / "renamed")
+    if what != "gone":
+        copy.mkdir()
+    with pytest.raises(FileNotFoundError) as caught:
+        load(path)
+    assert str(caught.value) == (
+        f"The saved estimator refers to the folder {str(folder)!r}, which does not "
+        f"exist. Copy it to {str(copy)!r}, where it is looked for first."
+    )
+
+
 @pytest.mark.parametrize("name", ["me/other", "me/small@v2", "other"])
 def test_models_out_of_reach(name, hub):
     model, _, revision = name.partition("@")
@@ -485,6 +540,23 @@ def test_models_out_of_reach(name, hub):
         assert part in str(caught.value)
     assert hub[1] == [(model, revision or None)]
     assert kind_of(f"hf/{name}") == "image"
+
+
+@pytest.mark.parametrize("given", [str, pathlib.Path, lambda path: path.name])
+def test_the_folder_of_a_model_without_its_prefix_is_noticed(
+    given, text_folder, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    backbone = given(text_folder)
+    with pytest.raises(ValueError, match="'hf/<folder>'") as caught:
+        PretrainedFeatureExtractor(backbone).fit(["a b", "c"])
+    assert f"Did you mean 'hf/{backbone}'?" in str(caught.value)
+    load_backbone(f"hf/{backbone}")
+    (text_folder / "config.json").unlink()
+    with pytest.raises(ValueError, match="'hf/<folder>'") as caught:
+        load_backbone(backbone)
+    assert "'hf/text'" not in str(caught.value)
+    assert f"'hf/{backbone}'" not in str(caught.value)
 
 
 def test_what_is_no_id_is_taken_for_a_folder(tmp_path):
