@@ -163,7 +163,10 @@ def _origin(backbone: Backbone) -> str:
     path = weights_path(weights)
     licence = weights_licence(origin.name, weights)
     said = f"licence: {licence}" if licence else "licence not known"
-    name, read = pinned(origin.name), source.reader.origin()
+    pinned_name, read = pinned(origin.name), source.reader.origin()
+    # A card is published: it names a commit, but not where a folder is.
+    same = pinned_name.startswith(f"{origin.name.partition('@')[0]}@")
+    name = pinned_name if same else origin.name
     return f"Source: {name}, weights {path or weights}; {said}. {digest}{read}"
 
 
