@@ -158,8 +158,9 @@ def test_batches_of_texts_have_few_lengths(monkeypatch):
         lambda module, args, out: lengths.append(tuple(args[0].shape))
     )
     (rows,) = embed(Samples(TEXTS, TextReader()), [prefix])
-    # None of the padding is returned.
+    # None of the padding is returned, but what the longest text needs.
     assert (~np.isnan(rows[0]).any(axis=1)).sum() == len(TEXTS[0]) + 1
+    assert rows.shape[1] == max(map(len, TEXTS)) + 1
     assert {*lengths} == {(4, length) for length in (1, 4, 8, 16)}
     monkeypatch.setattr(TextReader, "exact", True)
     assert prefix.place((5,)) == (5,)
