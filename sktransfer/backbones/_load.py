@@ -21,7 +21,9 @@ from sktransfer.inputs._reader import Reader
 
 # Another library is one more module like `_timm`, and its prefix here: `load` gives the
 # stages and the reader of a name, `reader_of` the reader of a model that a user made,
-# and `kind_of` what the samples of either are. `PACKAGE` is where its models come from.
+# and `kind_of` what the samples of either are. `stamp_of` tells when a folder changed,
+# `pinned` gives a name that goes on meaning the same, and `licence` that of weights.
+# `PACKAGE` is where its models come from.
 _LIBRARIES = {"timm": _timm, "hf": _transformers}
 
 
@@ -220,10 +222,9 @@ class Named:
         weights = tuple(weights) if isinstance(weights, list) else weights
         if not isinstance(weights, Hashable):
             raise unknown_weights(f"a {type(weights).__name__}", name)
-        stamp = file_stamp(weights)
-        if name.startswith("hf/"):
-            stamp = (stamp, _transformers.stamp_of(name.removeprefix("hf/")))
-        return cls(name, weights, seed, stamp)
+        library, _, rest = name.partition("/")
+        own = _LIBRARIES[library].stamp_of(rest) if library in _LIBRARIES else ()
+        return cls(name, weights, seed, (file_stamp(weights), own))
 
     def __call__(self) -> Backbone:
         return _load_named(self)

@@ -12,6 +12,7 @@ from sktransfer.embedding._extractor import PretrainedFeatureExtractor
 from sktransfer.embedding._prefix import Prefix
 from sktransfer.inputs._images import ImageReader
 from sktransfer.inputs._reader import Reader
+from sktransfer.inputs._validate import as_samples, check_samples
 
 # Embeddings that differ by less than this fraction of the largest value are the same:
 # different orders of summation in float32 differ by as much.
@@ -126,7 +127,7 @@ def make_candidates(backbones: list, shared: dict, stages) -> list[Candidate]:
     return candidates
 
 
-def reader_of(candidates: list[Candidate]) -> Reader:
+def _reader_of(candidates: list[Candidate]) -> Reader:
     """Return the reader of the first backbone that was loaded, to validate samples."""
     readers = {
         candidate.label: prefix.backbone.reader
@@ -141,6 +142,23 @@ def reader_of(candidates: list[Candidate]) -> Reader:
         )
     # If no candidate could be loaded, the errors that say why come after validation.
     return next(iter(readers.values()), ImageReader())
+
+
+def check_for(candidates: list[Candidate], estimator, X, y):
+    """Validate samples and targets for an estimator that ranks candidates.
+
+    Returns
+    -------
+    checked : list or ndarray
+        The validated samples.
+    samples : Samples
+        The same as all candidates read them.
+    y : ndarray
+        The validated targets.
+    """
+    reader = _reader_of(candidates)
+    checked, y = check_samples(estimator, X, y, reader=reader, reset=True)
+    return checked, as_samples(reader, checked, estimator.image_shape), y
 
 
 def _candidate(given, shared: dict) -> Candidate:

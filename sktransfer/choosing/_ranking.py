@@ -17,17 +17,16 @@ from sktransfer._tables import Table
 from sktransfer.backbones._load import weights_licence
 from sktransfer.choosing._candidates import (
     Candidate,
+    check_for,
     embed_all,
     listed,
     make_candidates,
-    reader_of,
     said,
 )
 from sktransfer.choosing._scores import SCORES, is_classes
 from sktransfer.embedding._embed import StageOutputs, embed
 from sktransfer.embedding._extractor import PretrainedFeatureExtractor
 from sktransfer.embedding._prefix import Prefix, resolve_cache
-from sktransfer.inputs._validate import as_samples, check_samples
 
 
 def rank_backbones(
@@ -134,12 +133,9 @@ def rank_backbones(
     }
     backbones = listed("backbones", backbones, Iterable)
     candidates = make_candidates(backbones, shared, stages)
-    reader = reader_of(candidates)
-    checked, y = check_samples(
-        PretrainedFeatureExtractor(), X, y, reader=reader, reset=True
-    )
-    samples = as_samples(reader, checked, image_shape)
-    scores = resolve_scoring(scoring, y)
+    extractor = PretrainedFeatureExtractor(image_shape=image_shape)
+    checked, samples, y = check_for(candidates, extractor, X, y)
+    scores, cache = resolve_scoring(scoring, y), resolve_cache(cache)
     # The folds are made once, since an iterator can be consumed only once and all
     # candidates must be compared on the same folds.
     folds = None if cv is None else _folds(cv, checked, y)
@@ -147,7 +143,6 @@ def rank_backbones(
     def more(candidate, prefix, features):
         return _probe(features, y, folds) | _costs(candidate, prefix)
 
-    cache = resolve_cache(cache)
     results = rank(samples, y, candidates, scores, cache, verbose, more)
     return Table(result.row for result in results)
 

@@ -13,11 +13,10 @@ from sklearn.utils.validation import check_is_fitted
 
 from sktransfer._tables import Table
 from sktransfer.backbones._load import kind_of
-from sktransfer.choosing._candidates import listed, make_candidates, reader_of
+from sktransfer.choosing._candidates import check_for, listed, make_candidates
 from sktransfer.choosing._ranking import rank, resolve_scoring
 from sktransfer.embedding._mixin import set_input_tags
 from sktransfer.embedding._prefix import resolve_cache
-from sktransfer.inputs._validate import as_samples, check_samples
 
 _SHARED = (
     "image_shape",
@@ -160,9 +159,7 @@ class BackboneSelector(
         given = listed("candidates", self.candidates, (list, tuple))
         shared = {name: getattr(self, name) for name in _SHARED}
         candidates = make_candidates(given, shared, self.stages)
-        reader = reader_of(candidates)
-        checked, y = check_samples(self, X, y, reader=reader, reset=True)
-        samples = as_samples(reader, checked, self.image_shape)
+        _, samples, y = check_for(candidates, self, X, y)
         scores = resolve_scoring(self.scoring, y)
         cache = resolve_cache(self.cache)
         results = rank(samples, y, candidates, scores, cache, self.verbose)

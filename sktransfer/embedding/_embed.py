@@ -14,10 +14,7 @@ from sktransfer.embedding._cache import EmbeddingCache, Writer
 from sktransfer.embedding._prefix import Prefix, stacked, values_of
 from sktransfer.embedding._reading import Refusals, UnreadableError, sample_digests
 from sktransfer.embedding._threads import readers, run_lanes
-from sktransfer.inputs._reader import (
-    Samples,
-    pad_outputs,
-)
+from sktransfer.inputs._reader import Samples, pad_outputs
 
 # The backends of joblib whose workers run on this machine.
 _BACKENDS_HERE = ("loky", "multiprocessing", "threading")
@@ -350,8 +347,7 @@ class _Pass:
             found = self.cache.get_many(list(keys.values()))
             group = [row for row in rows if keys[row] in found]
             if group:
-                # Copied, as what a cache returns cannot be written to.
-                known = [torch.from_numpy(np.array(found[keys[row]])) for row in group]
+                known = [found[keys[row]] for row in group]
                 yield depth, group, stacked(known, run.base, depth)
                 rows = [row for row in rows if keys[row] not in found]
         reader = run.base.backbone.reader

@@ -325,9 +325,17 @@ class Prefix:
         return {one: rows.contiguous().cpu() for one, rows in found.items()}
 
 
-def stacked(rows: list[torch.Tensor], base: Prefix, depth: int) -> torch.Tensor:
-    """Stack inputs or outputs of a stage, padded to the size of their batch."""
+def stacked(rows: list, base: Prefix, depth: int) -> torch.Tensor:
+    """Stack inputs, or outputs of a stage, padded to the size of their batch.
+
+    The outputs are tensors, or arrays as a cache returns them.
+    """
     reader = base.backbone.reader
+    if isinstance(rows[0], np.ndarray):
+        if not base.varies or rows[0].ndim == 1:
+            return torch.from_numpy(np.stack(rows))
+        # Copied, as what a cache returns cannot be written to.
+        rows = [torch.from_numpy(row.copy()) for row in rows]
     if not base.varies or (depth and rows[0].ndim == 1):
         return torch.stack(rows) if depth else reader.stack(rows)
     batch = pad_outputs(rows) if depth else reader.stack(rows)

@@ -53,11 +53,15 @@ class Refusals:
 
     def read_input(self, row: int, reader: Reader):
         """Return the input made from a sample, and remember whether it was cut."""
+        # Of images, which are never cut like that, there may be millions.
+        if type(reader).is_cut is Reader.is_cut:
+            return self.read(row, reader.read)
 
         def step(content):
-            for rows, holds in [(self.seen, True), (self.cut, reader.is_cut(content))]:
-                if holds:
-                    rows.setdefault(str(reader), set()).add(row)
+            size = str(reader)
+            self.seen.setdefault(size, set()).add(row)
+            if reader.is_cut(content):
+                self.cut.setdefault(size, set()).add(row)
             return reader.read(content)
 
         return self.read(row, step)

@@ -177,6 +177,7 @@ def test_a_library_is_one_module_and_its_prefix(monkeypatch):
         load=lambda name, weights: ({"net": three_stages}[name](), recipe),
         reader_of=lambda model: recipe,
         kind_of=lambda model: "sound",
+        stamp_of=lambda name: (),
         PACKAGE="own_library",
     )
     monkeypatch.setitem(_LIBRARIES, "own_library", library)
