@@ -6,11 +6,14 @@ IMDB is a folder with `train.csv` and `test.csv`, whose columns are `label` and 
 MODEL is a folder of transformers, such as all-MiniLM-L6-v2. The first table compares a
 linear model of the words, a linear probe and fine-tuned models by the test reviews; the
 seconds are those of the fit. The second table is of one grid search over the freeze
-depths, whose frozen stages run once for each text or within every step.
+depths, whose frozen stages run once for each text or within every step. With
+``--layers 12`` it is of an encoder of random weights with that many layers.
 """
 
 import argparse
 import csv
+import shutil
+import tempfile
 import time
 import warnings
 from pathlib import Path
@@ -86,6 +89,16 @@ def searches(name, texts, y, depths):
     return rows, scores
 
 
+def deeper(model, layers, folder):
+    """Save an encoder with another number of layers, with random weights."""
+    from transformers import AutoConfig, AutoModel
+
+    shutil.copytree(model, folder, ignore=shutil.ignore_patterns("*.safetensors"))
+    config = AutoConfig.from_pretrained(model, num_hidden_layers=layers)
+    AutoModel.from_config(config).save_pretrained(folder)
+    return folder
+
+
 def print_quality(name, train, test, settings):
     rows = [row("TF-IDF of whole texts", words(), train, test)]
     tuner = FineTuneClassifier(name, **settings)
@@ -114,6 +127,7 @@ parser.add_argument("--parts", nargs="*", default=["quality", "searches"])
 parser.add_argument("--epochs", type=int, default=3)
 parser.add_argument("--grid-texts", type=int, default=160)
 parser.add_argument("--depths", nargs="*", default=DEPTHS, help="of the searches")
+parser.add_argument("--layers", type=int, help="of the encoder that is searched")
 parser.add_argument("--seed", type=int, default=0)
 arguments = parser.parse_args()
 # Most reviews are cut, which the number of tokens says.
@@ -126,4 +140,8 @@ if "quality" in arguments.parts:
     print_quality(name, train, test, settings)
 if "searches" in arguments.parts:
     few = slice(arguments.grid_texts)
-    print_searches(name, train[0][few], train[1][few], arguments.depths)
+    with tempfile.TemporaryDirectory() as folder:
+        if arguments.layers:
+            other = deeper(arguments.model, arguments.layers, Path(folder) / "encoder")
+            name = f"hf/{other}"
+        print_searches(name, train[0][few], train[1][few], arguments.depths)
