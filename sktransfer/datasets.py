@@ -12,6 +12,7 @@ from sklearn.utils import Bunch
 
 from sktransfer.inputs._decoding import readable_suffixes
 from sktransfer.inputs._files import read_file
+from sktransfer.inputs._torch_datasets import load_torch_dataset
 
 __all__ = [
     "list_images",
@@ -19,6 +20,7 @@ __all__ = [
     "load_image_folder",
     "load_sound_folder",
     "load_text_folder",
+    "load_torch_dataset",
 ]
 
 # The usual folder names of the subsets of a data set, such as "train", "validation_set"

@@ -167,6 +167,21 @@ class Reader(ABC):
         return type(self)(**fields)
 
 
+@dataclass(slots=True, eq=False, repr=False)
+class DatasetItem:
+    """The sample of an item of a dataset of torch, which is loaded when it is read."""
+
+    dataset: object
+    number: int
+
+    def __repr__(self):
+        return f"<item {self.number} of {type(self.dataset).__name__}>"
+
+    def load(self):
+        """Return the sample, the first part of the item."""
+        return self.dataset[self.number][0]
+
+
 class Samples(Sequence):
     """A sequence of samples whose content is read when it is accessed.
 
@@ -198,7 +213,10 @@ class Samples(Sequence):
         return len(self.given)
 
     def __getitem__(self, row: int) -> bytes | np.ndarray:
-        return self._content(self.given[row])
+        sample = self.given[row]
+        if isinstance(sample, DatasetItem):
+            sample = sample.load()
+        return self._content(sample)
 
     def take(self, rows: Sequence[int]) -> "Samples":
         """Return the samples at the given rows, in that order."""
@@ -215,6 +233,8 @@ class Samples(Sequence):
         name = file_name(sample)
         if is_missing(sample):
             what = "missing"
+        elif isinstance(sample, DatasetItem):
+            what = repr(sample)[1:-1]
         else:
             what = type(sample).__name__ if name is None else repr(shortened(name))
         return f"row {self.rows[row]} ({what})"
