@@ -68,6 +68,7 @@ def check_images(X, *, verbose=0):
             yield (1,)
 
         run_lanes(range(len(samples)), work, progress.update)
+        progress.set_postfix(unreadable=len(refusals.rows))
     return Table(
         {"row": row, "file": samples.file(row), "reason": refusals.rows[row]}
         for row in sorted(refusals.rows)

@@ -88,7 +88,8 @@ def _is_of_pathlib(sample) -> bool:
 
 
 def _opens(sample) -> bool:
-    return hasattr(sample, "open") and hasattr(sample, "__enter__")
+    # An archive can be opened and closed, too, but has no path.
+    return all(hasattr(sample, name) for name in ("path", "open", "__enter__"))
 
 
 def _held(sample: Mapping, kind: str):

@@ -111,7 +111,8 @@ def is_base64(text: str) -> bool:
         return True
     # "-" and "_" belong to the variant of base64 that is safe in URLs.
     found = _BASE64.match(text[:64].replace("-", "+").replace("_", "/"))
-    return found is not None and base64.b64decode(found[0]).startswith(_IN_BASE64)
+    data = base64.b64decode(found[0]) if found else b""
+    return data.startswith(_IN_BASE64) or data[4:8] == b"ftyp"
 
 
 def shortened(text: str, most: int = 120) -> str:

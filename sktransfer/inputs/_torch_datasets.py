@@ -178,11 +178,9 @@ def _targets(dataset, rows: np.ndarray, found: dict) -> np.ndarray:
     for name in _TARGETS:
         known = getattr(dataset, name, None)
         if hasattr(known, "__len__") and len(known) == len(dataset):
-            known = _as_targets(known)
-            if all(
-                np.array_equal(known[row], _as_array(y)) for row, y in found.items()
-            ):
-                return known[rows]
+            shown = [_as_array(known[row]) for row in found]
+            if all(map(np.array_equal, shown, map(_as_array, found.values()))):
+                return _as_targets(known)[rows]
     return _as_targets([_item(dataset, row)[1] for row in rows.tolist()])
 
 

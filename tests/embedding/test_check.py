@@ -59,6 +59,7 @@ def test_progress_goes_to_standard_error(images, capsys):
     assert out == ""
     assert "check_images: 100%" in err
     assert "7/7" in err
+    assert "unreadable=5" in err
 
 
 def test_a_table_of_numbers_is_refused():

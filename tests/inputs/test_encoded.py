@@ -142,6 +142,8 @@ def test_members_of_an_archive_can_be_read_by_threads(tmp_path):
     with tarfile.open(tmp_path / "a.tar") as archive, ThreadPoolExecutor(8) as pool:
         files = [archive.extractfile(name) for name in blocks] * 5
         assert list(pool.map(image_content, files)) == [*blocks.values()] * 5
+        with pytest.raises(ValueError, match="it is of type TarFile"):
+            image_content(archive)
 
 
 def test_one_file_to_open_may_be_in_several_rows(path):

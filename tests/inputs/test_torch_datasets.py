@@ -104,7 +104,7 @@ def test_targets_are_taken_from_an_attribute_that_agrees(name):
     _, y = load_torch_dataset(dataset)
     assert y.tolist() == known.tolist()
     assert len(set(dataset.accessed)) < 10
-    others = [1 - known, known[:50], 3, None, torch.zeros(100)]
+    others = [1 - known, known[:50], 3, None, torch.zeros(100), [None] * 100]
     for other in others:
         dataset = Pairs(pairs, **{name: other})
         X, y = load_torch_dataset(Subset(dataset, range(1, 50)))
