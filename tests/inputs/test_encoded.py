@@ -6,6 +6,8 @@ import os
 import pickle
 import tarfile
 import tempfile
+import threading
+import time
 import weakref
 import zipfile
 from collections.abc import Sequence
@@ -131,25 +133,60 @@ def test_an_open_file_is_read_whole_and_left_at_its_position(path):
             assert file.tell() == position
 
 
-def test_members_of_an_archive_can_be_read_by_threads(tmp_path):
+def test_members_of_an_archive_are_read_one_at_a_time(tmp_path):
     """They share one open file and its position."""
-    blocks = {f"{i}.bin": bytes([i]) * 50_000 for i in range(20)}
-    with tarfile.open(tmp_path / "a.tar", "w") as archive:
-        for name, data in blocks.items():
+
+    class Member(tarfile.ExFileObject):
+        def seek(self, *place):
+            self.archive.position = self.data
+            # Long enough for another thread.
+            time.sleep(0.01)
+
+        def read(self, most):
+            return self.archive.position
+
+    with (
+        tarfile.open(tmp_path / "a.tar", "w") as archive,
+        ThreadPoolExecutor(4) as pool,
+    ):
+        for name in "abcd":
             member = tarfile.TarInfo(name)
-            member.size = len(data)
-            archive.addfile(member, io.BytesIO(data))
-    with tarfile.open(tmp_path / "a.tar") as archive, ThreadPoolExecutor(8) as pool:
-        files = [archive.extractfile(name) for name in blocks] * 5
-        assert list(pool.map(image_content, files)) == [*blocks.values()] * 5
+            member.size = 1
+            archive.addfile(member, io.BytesIO(name.encode()))
+        files = [Member(archive, member) for member in archive.getmembers()]
+        for file, name in zip(files, "abcd", strict=True):
+            file.archive, file.data = archive, name.encode()
+        assert list(pool.map(image_content, files)) == [b"a", b"b", b"c", b"d"]
         with pytest.raises(ValueError, match="it is of type TarFile"):
             image_content(archive)
 
 
-def test_one_file_to_open_may_be_in_several_rows(path):
-    with ThreadPoolExecutor(8) as pool:
-        found = list(pool.map(image_content, [fsspec.open(str(path))] * 200))
-    assert set(found) == {path.read_bytes()}
+class Opener:
+    """What fsspec.open returns: it opens a file, keeps it, and closes that one."""
+
+    path = "a.png"
+
+    def __init__(self, opened, both):
+        self.opened, self.both = opened, both
+
+    open = None
+
+    def __enter__(self):
+        self.file = io.BytesIO(b"data")
+        self.opened.append(self.file)
+        self.both.wait(timeout=60)
+        return self.file
+
+    def __exit__(self, *error):
+        self.file.close()
+
+
+def test_what_opens_a_file_may_be_in_several_rows():
+    opened, both = [], threading.Barrier(2)
+    with ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(image_content, [Opener(opened, both)] * 2))
+    assert found == [b"data"] * 2
+    assert [file.closed for file in opened] == [True, True]
 
 
 def test_a_stream_that_can_be_read_once_is_refused_and_not_touched():
