@@ -10,15 +10,19 @@ from pathlib import Path
 import numpy as np
 from sklearn.utils import Bunch
 
+from sktransfer.embedding._check import check_images
 from sktransfer.inputs._decoding import readable_suffixes
 from sktransfer.inputs._files import read_file
+from sktransfer.inputs._torch_datasets import load_torch_dataset
 
 __all__ = [
+    "check_images",
     "list_images",
     "list_sounds",
     "load_image_folder",
     "load_sound_folder",
     "load_text_folder",
+    "load_torch_dataset",
 ]
 
 # The usual folder names of the subsets of a data set, such as "train", "validation_set"

@@ -115,15 +115,22 @@ class PretrainedFeatureExtractor(
 
     Notes
     -----
-    A text is given as a `str`, and a sound as a path, encoded bytes, a pair ``(rate,
-    array)``, or an array with `sampling_rate`. `X` is a list, array, series or
-    one-column frame of them.
+    A text is given as a `str`, and a sound as a file, a pair ``(rate, array)``, or an
+    array with `sampling_rate`. `X` is a list, array, series or one-column frame of
+    them.
 
-    An image is given as a path, a PIL image, an array or tensor (uint8, uint16 or
-    float in [0, 1]) or encoded bytes. `X` is a list, array, series or one-column frame
-    of images, a stack of shape (n, H, W) or (n, H, W, C), or a 2-D table of flattened
-    images. The EXIF orientation is applied, 16-bit grey images are scaled by their
-    range, and transparent images are composed on white.
+    An image is given as a file, a PIL image, or an array or tensor (uint8, uint16 or
+    float in [0, 1]). `X` is a list, array, series or one-column frame of images, a
+    stack of shape (n, H, W) or (n, H, W, C), or a 2-D table of flattened images. The
+    EXIF orientation is applied, 16-bit grey images are scaled by their range, and
+    transparent images are composed on white.
+
+    A file is given as a path, as encoded bytes, as an object with a method
+    ``read_bytes`` (such as `zipfile.Path`, or a path of universal_pathlib or
+    cloudpathlib), as an open file, as a file of ``fsspec.open``, or as a dict of
+    Hugging Face datasets, ``{"bytes": ..., "path": ...}``. An open file is read from
+    its beginning, whatever its position, and the position is left as it was. It has to
+    be seekable, as it is read more than once.
 
     Examples
     --------

@@ -1,5 +1,6 @@
 """Conversion of all types that `X` may have to a sequence of samples."""
 
+import math
 import numbers
 import os
 from collections.abc import Sequence
@@ -10,6 +11,7 @@ import torch
 from scipy.sparse import issparse
 
 from sktransfer.inputs._content import to_numpy
+from sktransfer.inputs._encoded import is_encoded, is_local_path
 from sktransfer.inputs._files import is_folder
 from sktransfer.inputs._reader import is_missing
 
@@ -40,6 +42,7 @@ def samples_of(X, kind: str) -> Sequence | None:
         return None
     if isinstance(X, torch.Tensor):
         X = to_numpy(X)
+    X = _dicts_of_polars(X)
     if not isinstance(X, np.ndarray | Sequence):
         if not hasattr(X, "__array__"):
             raise ValueError(
@@ -56,7 +59,7 @@ def samples_of(X, kind: str) -> Sequence | None:
 
 def refuse_folder(X, kind: str) -> None:
     """Raise an error if `X` is a folder rather than a list of its files."""
-    if isinstance(X, str | os.PathLike) and is_folder(X):
+    if is_local_path(X) and is_folder(X):
         raise ValueError(
             f"Invalid X={os.fspath(X)!r}: expected a list of {kind}s, but it is a "
             f"folder. Nothing was read. Pass sktransfer.datasets.list_{kind}s(X), or "
@@ -66,7 +69,7 @@ def refuse_folder(X, kind: str) -> None:
 
 def _refuse_single(X) -> None:
     refuse_folder(X, "image")
-    single = isinstance(X, str | bytes | os.PathLike | PIL.Image.Image)
+    single = is_encoded(X) or isinstance(X, PIL.Image.Image)
     # An array (H, W, 3) could also be a stack of grey images, three pixels wide, but a
     # single colour image is far more likely.
     shape = getattr(X, "shape", ())
@@ -77,6 +80,15 @@ def _refuse_single(X) -> None:
             f"single image ({what}). Nothing was read. Wrap the image in a list: "
             "[image]."
         )
+
+
+def _dicts_of_polars(X):
+    """Return a column of structs as dicts, whose keys are lost in arrays of polars."""
+    if not type(X).__module__.startswith("polars"):
+        return X
+    column = X.to_series() if getattr(X, "width", 0) == 1 else X
+    is_struct = str(getattr(column, "dtype", "")).startswith("Struct")
+    return column.to_list() if is_struct else X
 
 
 def _array_samples(X: np.ndarray, kind: str, names) -> Sequence | None:
@@ -107,10 +119,10 @@ def _none_found(kind: str) -> ValueError:
 
 def _refuse_columns(X: np.ndarray, kind: str, names) -> None:
     first = X[0] if X.ndim == 2 and len(X) and X.dtype.kind in "OUST" else ()
-    likely = [column for column, sample in enumerate(first) if _is_text(sample)]
+    likely = [c for c, sample in enumerate(first) if _may_be_sample(sample, kind)]
     if likely:
         # Labels are shorter than texts and paths.
-        best = max(likely, key=lambda column: len(os.fspath(first[column])))
+        best = max(likely, key=lambda column: _length(first[column]))
         name = best if names is None else names[best]
         raise ValueError(
             f"Invalid X with {X.shape[1]} columns: expected a single column of {kind}s,"
@@ -120,18 +132,21 @@ def _refuse_columns(X: np.ndarray, kind: str, names) -> None:
         )
 
 
-def _is_text(sample) -> bool:
-    """Whether a sample is a path or other text, rather than a number."""
-    if isinstance(sample, os.PathLike):
-        return True
+def _may_be_sample(sample, kind: str) -> bool:
+    """Whether a value is a text or, of other kinds, a path or other file."""
+    if not isinstance(sample, str):
+        held = isinstance(sample, np.ndarray | torch.Tensor | PIL.Image.Image)
+        return kind != "text" and (held or is_encoded(sample))
     # A string such as "1.5" is a number, as in a table read from a CSV file.
     try:
         float(sample)
     except ValueError:
-        return isinstance(sample, str)
-    except TypeError:
-        return False
+        return True
     return False
+
+
+def _length(sample) -> float:
+    return len(sample) if isinstance(sample, str) else math.inf
 
 
 def _are_numbers(X, kind: str) -> bool:

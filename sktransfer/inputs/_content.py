@@ -1,6 +1,7 @@
 """Reading of an image in any form to its content: encoded bytes or an array."""
 
 import os
+from collections.abc import Mapping
 from functools import singledispatch
 
 import numpy as np
@@ -8,7 +9,7 @@ import PIL.Image
 import torch
 
 from sktransfer.inputs._decoding import checked_array, pil_array
-from sktransfer.inputs._files import read_file
+from sktransfer.inputs._encoded import encoded_bytes, is_encoded
 from sktransfer.inputs._reader import is_missing
 
 
@@ -20,6 +21,8 @@ def image_content(sample) -> bytes | np.ndarray:
     """
     if hasattr(sample, "__array__"):
         return image_content(np.asarray(sample))
+    if is_encoded(sample):
+        return encoded_bytes(sample, "image")
     if is_missing(sample):
         raise ValueError(f"it is missing: {sample} instead of an image or its path")
     raise ValueError(f"it is of type {type(sample).__name__}")
@@ -27,19 +30,12 @@ def image_content(sample) -> bytes | np.ndarray:
 
 @image_content.register(str)
 @image_content.register(os.PathLike)
-def _read_path(path) -> bytes:
-    return read_file(path, "image")
-
-
 @image_content.register(bytes)
-def _read_bytes(data) -> bytes:
-    return data
-
-
 @image_content.register(bytearray)
 @image_content.register(memoryview)
-def _read_buffer(data) -> bytes:
-    return bytes(data)
+@image_content.register(Mapping)
+def _read_encoded(sample) -> bytes:
+    return encoded_bytes(sample, "image")
 
 
 @image_content.register(torch.Tensor)

@@ -48,8 +48,11 @@ _BRANDS = [
 ]
 # 32 characters, a multiple of 4, so that they can be decoded by themselves.
 _BASE64 = re.compile(r"[A-Za-z0-9+/]{32}")
-# The first bytes of images, by which they are recognised once their text is decoded.
-_IMAGES = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"RIFF", b"BM", b"II*\0", b"MM\0*")
+# The first bytes of files, by which they are recognised once their text is decoded.
+_IN_BASE64 = (
+    *(b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"RIFF", b"BM", b"II*\0", b"MM\0*"),
+    *(b"fLaC", b"OggS", b"ID3"),
+)
 _DECODE = "pass base64.b64decode(text)"
 _DECODE_URI = "pass base64.b64decode(text.partition(',')[2])"
 
@@ -97,15 +100,19 @@ def text_kind(text: str) -> str:
             "it is a URL, and URLs are not fetched (download the file first, for "
             "example with urllib.request.urlretrieve(url, path), and pass its path)"
         )
-    if _is_encoded_image(text):
-        return f"it seems to be an image as base64 text ({_DECODE})"
+    if is_base64(text):
+        return f"it seems to be base64 text ({_DECODE})"
     return ""
 
 
-def _is_encoded_image(text: str) -> bool:
+def is_base64(text: str) -> bool:
+    """Whether a text seems to be a file as base64, or a data: URI."""
+    if re.match("(?i)data:", text):
+        return True
     # "-" and "_" belong to the variant of base64 that is safe in URLs.
     found = _BASE64.match(text[:64].replace("-", "+").replace("_", "/"))
-    return found is not None and base64.b64decode(found[0]).startswith(_IMAGES)
+    data = base64.b64decode(found[0]) if found else b""
+    return data.startswith(_IN_BASE64) or data[4:8] == b"ftyp"
 
 
 def shortened(text: str, most: int = 120) -> str:

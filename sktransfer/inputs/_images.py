@@ -31,9 +31,9 @@ _PLAIN_SIDE = 32
 class ImageReader(Reader):
     """Convert images to the inputs of a network, as torchvision's presets do.
 
-    Images are given as paths, PIL images, arrays, tensors or encoded bytes. The content
-    of an image is its encoded bytes or an array, a draft is an image whose shorter side
-    has the length `resize`, and an input is a square crop of its centre.
+    Images are given as paths, open files, PIL images, arrays, tensors or encoded bytes.
+    The content of an image is its encoded bytes or an array, a draft is an image whose
+    shorter side has the length `resize`, and an input is a square crop of its centre.
 
     Parameters
     ----------
@@ -60,9 +60,9 @@ class ImageReader(Reader):
     kind: ClassVar[str] = "image"
     one_by_one: ClassVar[bool] = False
     accepted: ClassVar[str] = (
-        "An image is a path, a PIL image, encoded bytes, or an array or tensor of "
-        "shape (H, W), (H, W, 1|3|4) or (3, H, W) of dtype uint8, uint16 or float in "
-        "[0, 1]."
+        "An image is a path, an open file, encoded bytes, a PIL image, or an array or "
+        "tensor of shape (H, W), (H, W, 1|3|4) or (3, H, W) of dtype uint8, uint16 or "
+        "float in [0, 1]."
     )
     interpolations: ClassVar[tuple[str, ...]] = ("bilinear", "bicubic")
 

@@ -9,7 +9,6 @@ import functools
 import hashlib
 import math
 import numbers
-import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -20,6 +19,7 @@ import torch
 from sklearn.base import TransformerMixin
 from torch.nn.utils.rnn import pad_sequence
 
+from sktransfer.inputs._encoded import file_name
 from sktransfer.inputs._file_kinds import shortened
 
 # The outputs of stages are padded with NaN where samples differ in size. The padding
@@ -167,6 +167,21 @@ class Reader(ABC):
         return type(self)(**fields)
 
 
+@dataclass(slots=True, eq=False, repr=False)
+class DatasetItem:
+    """The sample of an item of a dataset of torch, which is loaded when it is read."""
+
+    dataset: object
+    number: int
+
+    def __repr__(self):
+        return f"<item {self.number} of {type(self.dataset).__name__}>"
+
+    def load(self):
+        """Return the sample, the first part of the item."""
+        return self.dataset[self.number][0]
+
+
 class Samples(Sequence):
     """A sequence of samples whose content is read when it is accessed.
 
@@ -198,21 +213,39 @@ class Samples(Sequence):
         return len(self.given)
 
     def __getitem__(self, row: int) -> bytes | np.ndarray:
-        return self._content(self.given[row])
+        sample = self.given[row]
+        if isinstance(sample, DatasetItem):
+            sample = sample.load()
+        return self._content(sample)
 
     def take(self, rows: Sequence[int]) -> "Samples":
         """Return the samples at the given rows, in that order."""
         given = [self.given[row] for row in rows]
         return Samples(given, self.reader, self._content, [self.rows[r] for r in rows])
 
+    def file(self, row: int) -> str | None:
+        """Return the path or name of the file of a sample, or None if it has none."""
+        return file_name(self._shown(row))
+
     def describe(self, row: int) -> str:
         """Return the row number and file or type of a sample, for error messages."""
-        sample = self.given[row]
+        sample = self._shown(row)
+        name = file_name(sample)
         if is_missing(sample):
-            return f"row {self.rows[row]} (missing)"
-        if isinstance(sample, str | os.PathLike):
-            return f"row {self.rows[row]} ({shortened(os.fspath(sample))!r})"
-        return f"row {self.rows[row]} ({type(sample).__name__})"
+            what = "missing"
+        elif isinstance(sample, DatasetItem):
+            what = repr(sample)[1:-1]
+        else:
+            what = type(sample).__name__ if name is None else repr(shortened(name))
+        return f"row {self.rows[row]} ({what})"
+
+    def _shown(self, row: int):
+        try:
+            return self.given[row]
+        except Exception as error:
+            # A sequence that decodes its elements when they are accessed may fail, and
+            # the error that it fails with is reported elsewhere.
+            return error
 
 
 # Examples take longer to make than the shape of one is worth, which is asked for often.

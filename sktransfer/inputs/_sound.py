@@ -31,11 +31,12 @@ _WAVEFORM = "waveform, a float tensor of shape (n_values,)"
 class SoundReader(Reader):
     """Convert sounds to the inputs of a network, as subclasses define them.
 
-    Sounds are given as paths, encoded bytes, pairs ``(rate, array)``, or arrays whose
-    rate is `array_rate`. The content of a sound is its encoded bytes. An array is
-    scaled by its dtype as soundfile does, averaged over its channels and packed to
-    bytes, so that it gives the same input as the file with its values. A draft is the
-    beginning of the waveform at the rate of the network, float32 in [-1, 1].
+    Sounds are given as paths, open files, encoded bytes, pairs ``(rate, array)``, or
+    arrays whose rate is `array_rate`. The content of a sound is its encoded bytes. An
+    array is scaled by its dtype as soundfile does, averaged over its channels and
+    packed to bytes, so that it gives the same input as the file with its values. A
+    draft is the beginning of the waveform at the rate of the network, float32 in
+    [-1, 1].
 
     Parameters
     ----------
@@ -50,9 +51,9 @@ class SoundReader(Reader):
 
     kind: ClassVar[str] = "sound"
     accepted: ClassVar[str] = (
-        "A sound is a path or encoded bytes (WAV, FLAC, OGG or MP3), (rate, array), or "
-        "an array with sampling_rate=, of dtype int16, int32, uint8 or float in "
-        "[-1, 1], and of shape (n_values,) or (n_values, n_channels)."
+        "A sound is a path, an open file or encoded bytes (WAV, FLAC, OGG or MP3), "
+        "(rate, array), or an array with sampling_rate=, of dtype int16, int32, uint8 "
+        "or float in [-1, 1], and of shape (n_values,) or (n_values, n_channels)."
     )
     size_parameter: ClassVar[str] = "max_length"
 

@@ -1,7 +1,6 @@
 """Conversion of `X` to a sequence of sounds, and of a sound in any form to content."""
 
 import numbers
-import os
 from collections.abc import Mapping, Sequence
 from functools import partial
 
@@ -10,7 +9,7 @@ import torch
 
 from sktransfer.inputs._containers import refuse_folder, samples_of
 from sktransfer.inputs._content import to_numpy
-from sktransfer.inputs._files import read_file
+from sktransfer.inputs._encoded import encoded_bytes, is_encoded
 from sktransfer.inputs._reader import is_missing
 from sktransfer.inputs._sound_files import import_soundfile, mono, pack
 
@@ -25,7 +24,6 @@ _MOST_CHANNELS = 64
 # Floats may exceed [-1, 1], since filters overshoot, but not as far as 16-bit integers
 # that were converted to float.
 _LOUDEST = 16
-_ENCODED = str | os.PathLike | bytes | bytearray | memoryview
 
 
 def sound_samples(X) -> Sequence | None:
@@ -45,13 +43,13 @@ def sound_samples(X) -> Sequence | None:
     """
     refuse_folder(X, "sound")
     pair = isinstance(X, tuple) and len(X) == 2 and any(map(_is_rate, X))
-    if pair or isinstance(X, _ENCODED | Mapping):
+    if pair or is_encoded(X) or isinstance(X, Mapping):
         raise ValueError(
             "Invalid X: expected a list of sounds, but it seems to be a single sound "
             f"({type(X).__name__}). Nothing was read. Wrap it in a list: [sound]."
         )
     samples = samples_of(X, "sound")
-    if any(isinstance(sample, _ENCODED) for sample in samples or ()):
+    if any(_is_file(sample) for sample in samples or ()):
         import_soundfile()
     return samples
 
@@ -65,15 +63,13 @@ def sound_content(sample, array_rate: int | None) -> bytes:
 
     Parameters
     ----------
-    sample : path, bytes, (rate, array), mapping, array or tensor
+    sample : path, bytes, open file, (rate, array), mapping, array or tensor
         The sound.
     array_rate : int or None
         The sampling rate of arrays without one.
     """
-    if isinstance(sample, str | os.PathLike):
-        return read_file(sample, "sound")
-    if isinstance(sample, _ENCODED):
-        return bytes(sample)
+    if _is_file(sample):
+        return encoded_bytes(sample, "sound")
     rate, values = array_rate, sample
     if isinstance(sample, Mapping):
         rate, values = _parts_of(sample)
@@ -83,14 +79,24 @@ def sound_content(sample, array_rate: int | None) -> bytes:
     return pack(_one_channel(_as_array(values)), _checked_rate(rate))
 
 
+def _is_file(sample) -> bool:
+    """Whether a sample is a file of a sound, or holds one, rather than an array."""
+    # A decoded sound of Hugging Face datasets has the path of its file, too.
+    return is_encoded(sample) and not (
+        isinstance(sample, Mapping) and sample.get("array") is not None
+    )
+
+
 def _parts_of(sample: Mapping):
     """Return the parts of a sound of Hugging Face datasets."""
     try:
-        return sample["sampling_rate"], sample["array"]
+        # In columns of Arrow, the array is a list.
+        rate, array = sample["sampling_rate"], sample["array"]
+        return rate, np.asarray(array) if isinstance(array, list) else array
     except KeyError as error:
         raise ValueError(
-            f"it is a mapping without the key {error} (datasets has sounds with the "
-            "keys 'array' and 'sampling_rate')"
+            f"it is a mapping without the key {error} (Hugging Face datasets has "
+            "sounds with 'array' and 'sampling_rate', or with 'bytes' and 'path')"
         ) from error
 
 

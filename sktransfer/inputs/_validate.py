@@ -16,7 +16,7 @@ def check_samples(
 
     Returns
     -------
-    samples : list, or ndarray of shape (n_samples, n_features)
+    samples : Sequence, or ndarray of shape (n_samples, n_features)
         The samples. An ndarray is a table of numbers, validated by scikit-learn.
     y : ndarray
         The validated targets. Returned only if `y` was passed.
@@ -39,7 +39,7 @@ def check_samples(
         vars(estimator).pop("n_features_in_", None)
         vars(estimator).pop("feature_names_in_", None)
     if not with_y:
-        return list(samples)
+        return samples
     # `validate_data` would delete the names of the columns if it got no X.
     y = _check_y(y, estimator=estimator, **checks)
     if _num_samples(y) != len(samples):
@@ -47,7 +47,7 @@ def check_samples(
             f"Invalid y: expected one target for each {reader.kind}, but X has "
             f"{len(samples)} {reader.kind}s and y has {_num_samples(y)} targets."
         )
-    return list(samples), y
+    return samples, y
 
 
 def as_samples(reader: Reader, checked, image_shape=None, value_range=None) -> Samples:

@@ -230,7 +230,7 @@ BAD = {
         r"\(pass \(x - black\) / \(white - black",
     ),
     "complex": (lambda tmp: np.ones((4, 4), complex), "complex numbers, .*absolute"),
-    "object": (lambda tmp: {"a": 1}, "it is of type dict"),
+    "object": (lambda tmp: {1}, "it is of type set"),
     "empty path": (lambda tmp: "", "the path is empty"),
     "None": (lambda tmp: None, "missing: None instead of an image"),
     "NaN of a column": (lambda tmp: float("nan"), "missing: nan instead of an image"),
