@@ -131,7 +131,8 @@ class TopLossesDisplay:
         proba = estimator.predict_proba(X)
         own = proba[np.arange(len(y)), np.searchsorted(classes, y)]
         predictions = classes[proba.argmax(axis=1)]
-        wrong = np.flatnonzero(predictions != y)
+        # NaN stands for images that cannot be read, and have no loss.
+        wrong = np.flatnonzero((predictions != y) & ~np.isnan(own))
         # A stable sort keeps images of equal losses in the order of the data.
         rows = wrong[np.argsort(own[wrong], kind="stable")][:n_pictures]
         drafts = read_samples(find_images(estimator, X), rows, _THUMBNAIL.read)

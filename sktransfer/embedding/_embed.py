@@ -50,6 +50,7 @@ def embed(
     taps: Iterable[Prefix] = (),
     n_jobs: int | None = None,
     on_error: str = "raise",
+    refusals: Refusals | None = None,
     failures: dict | None = None,
     verbose: int = 0,
 ) -> list[np.ndarray]:
@@ -76,6 +77,8 @@ def embed(
     on_error : {"raise", "nan"}
         Whether a sample that cannot be read raises an error, or results in a row of NaN
         and a single warning that lists all such rows.
+    refusals : Refusals, optional
+        Reads the samples in place of `on_error`. The caller then has to report on them.
     failures : dict, optional
         If given, a backbone that cannot be run is skipped from then on, and its error
         is stored here under the number of each of its prefixes.
@@ -88,7 +91,7 @@ def embed(
         The outputs of each prefix. If the samples differ in size, outputs without
         pooling are padded with NaN.
     """
-    refusals = Refusals(samples, strict=on_error == "raise")
+    reported = refusals or Refusals(samples, strict=on_error == "raise")
     if cache is not None and not isinstance(samples, StageOutputs):
         prefixes, taps = _divided(prefixes, taps)
     runs = _runs(samples, prefixes, taps, cache)
@@ -97,7 +100,7 @@ def embed(
     with tqdm(
         total=len(samples), desc=", ".join(names), unit=unit, disable=not verbose
     ) as progress:
-        pass_ = _Pass(samples, runs, cache, digests or [], refusals, failures, progress)
+        pass_ = _Pass(samples, runs, cache, digests or [], reported, failures, progress)
         for start in range(0, len(samples), _WINDOW) if runs else ():
             pass_.run(range(start, min(start + _WINDOW, len(samples))), n_jobs)
     out = [None] * len(prefixes)
@@ -105,7 +108,8 @@ def embed(
         for one, numbers in run.asked.items():
             for number in numbers:
                 out[number] = run.gathered(one)
-    refusals.report(out)
+    if refusals is None:
+        reported.report(out)
     return out
 
 

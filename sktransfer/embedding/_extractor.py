@@ -19,6 +19,7 @@ from sktransfer.embedding._prefix import (
     resolve_device,
     resolve_precision,
 )
+from sktransfer.embedding._reading import advising
 from sktransfer.inputs._validate import as_samples, check_samples
 
 
@@ -249,14 +250,15 @@ class PretrainedFeatureExtractor(
         prefix = self._prefix()
         reader = prefix.backbone.reader
         checked = check_samples(self, X, reader=reader, reset=False)
-        (embeddings,) = embed(
-            as_samples(reader, checked, self.image_shape),
-            [prefix],
-            cache=resolve_cache(self.cache),
-            n_jobs=self.n_jobs,
-            on_error=self.on_error,
-            verbose=self.verbose,
-        )
+        with advising("on_error='nan' gives a row of NaN for it."):
+            (embeddings,) = embed(
+                as_samples(reader, checked, self.image_shape),
+                [prefix],
+                cache=resolve_cache(self.cache),
+                n_jobs=self.n_jobs,
+                on_error=self.on_error,
+                verbose=self.verbose,
+            )
         return embeddings
 
     def _specification(self):

@@ -1,5 +1,6 @@
 """Reading of samples in threads, and the treatment of those that cannot be read."""
 
+import contextlib
 import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -13,10 +14,21 @@ from sktransfer.inputs._reader import Reader, Samples, content_digest
 
 # The number of samples that a thread reads and hashes at a time.
 _DIGESTS = 16
+# In a search, nothing here knows which rows of the user a fold is made of.
+_NUMBERING = "Rows are numbered within this X, in cross-validation a fold of yours."
 
 
 class UnreadableError(ValueError):
     """Raised if a sample cannot be read. The message names its row and file."""
+
+
+@contextlib.contextmanager
+def advising(advice: str):
+    """Add to the error of an unreadable sample what its caller can do about it."""
+    try:
+        yield
+    except UnreadableError as error:
+        raise UnreadableError(f"{error} {advice}") from error.__cause__
 
 
 class Refusals:
@@ -46,9 +58,8 @@ class Refusals:
             reader = self.samples.reader
             raise UnreadableError(
                 f"Cannot read the {reader.kind} in {self.samples.describe(row)}: "
-                f"{reason}. {reader.accepted} Nothing was returned. Repair that "
-                f"{reader.kind} or leave it out; "
-                "PretrainedFeatureExtractor(on_error='nan') gives a row of NaN for it."
+                f"{reason}. {reader.accepted} Nothing was returned. {_NUMBERING} "
+                f"Repair that {reader.kind} or leave it out."
             ) from error
 
     def read_input(self, row: int, reader: Reader):
@@ -89,6 +100,12 @@ class Refusals:
 
     def report(self, outputs: list[np.ndarray]) -> None:
         """Fill the refused rows with NaN, and warn of them and of those cut."""
+        self.warn_of_cut()
+        for out in outputs if self.rows else ():
+            out[list(self.rows)] = np.nan
+        self.warn_of_refused("their rows are NaN")
+
+    def warn_of_cut(self) -> None:
         for size, rows in self.cut.items():
             reader, seen = self.samples.reader, len(self.seen[size])
             # What was read before, and is in the cache, was counted then.
@@ -101,22 +118,27 @@ class Refusals:
                 UserWarning,
                 stacklevel=level_of_the_caller(),
             )
-        if not self.rows:
-            return
-        rows, n_samples = sorted(self.rows), len(self.samples)
-        for out in outputs:
-            out[rows] = np.nan
-        listed = "; ".join(
+
+    def warn_of_refused(self, outcome: str) -> None:
+        """Warn, once, of all refused rows and of what became of them."""
+        if self.rows:
+            kind = self.samples.reader.kind
+            warnings.warn(
+                f"{len(self.rows)} of {len(self.samples)} {kind}s cannot be read, and "
+                f"{outcome}: {self.listed()} {_NUMBERING}",
+                UserWarning,
+                stacklevel=level_of_the_caller(),
+            )
+
+    def listed(self) -> str:
+        """Return the refused rows, and the files and reasons of the first of them."""
+        rows = sorted(self.rows)
+        reasons = "; ".join(
             f"{self.samples.describe(row)}: {self.rows[row]}" for row in rows[:5]
         )
         more = f"; and {len(rows) - 5} more" if len(rows) > 5 else ""
-        warnings.warn(
-            f"{len(rows)} of {n_samples} {self.samples.reader.kind}s cannot be read, "
-            f"and their rows are NaN: rows {rows[:20]}"
-            f"{'...' if len(rows) > 20 else ''}. {listed}{more}.",
-            UserWarning,
-            stacklevel=level_of_the_caller(),
-        )
+        numbers = f"{rows[:20]}{'...' if len(rows) > 20 else ''}"
+        return f"rows {numbers}. {reasons}{more}."
 
 
 def sample_digests(

@@ -26,7 +26,8 @@ from sktransfer.embedding._prefix import (
     resolve_device,
     resolve_precision,
 )
-from sktransfer.finetuning._examples import Examples, Inputs, embed_tuned
+from sktransfer.embedding._reading import Refusals, advising
+from sktransfer.finetuning._examples import Examples, Inputs
 from sktransfer.finetuning._head import solve_head
 from sktransfer.finetuning._loss import distils, teacher_scores
 from sktransfer.finetuning._network import (
@@ -36,6 +37,8 @@ from sktransfer.finetuning._network import (
     restandardise,
 )
 from sktransfer.finetuning._parameters import SharedParameters
+from sktransfer.finetuning._predictions import Predictions
+from sktransfer.finetuning._skipping import left_out, unreadable
 from sktransfer.finetuning._targets import fitted_targets
 from sktransfer.finetuning._train import Plan, epochs_table, train
 from sktransfer.inputs._image_tables import table_range
@@ -44,6 +47,7 @@ from sktransfer.inputs._validate import as_samples, check_samples
 # The fitted attributes that `fit` with a warm start keeps, so that scikit-learn checks
 # the columns of the new table against those of the first.
 _COLUMNS = ("n_features_in_", "feature_names_in_")
+_SKIP = "on_error='skip' leaves it out of the fit."
 
 
 @dataclass
@@ -56,7 +60,9 @@ class _Job:
     partial: bool = False
 
 
-class BaseFineTune(SharedParameters, StagesReprMixin, SourceMixin, BaseEstimator):
+class BaseFineTune(
+    SharedParameters, Predictions, StagesReprMixin, SourceMixin, BaseEstimator
+):
     """Base class of the fine-tuned estimators, which differ in their targets alone."""
 
     @_fit_context(prefer_skip_nested_validation=True)
@@ -92,7 +98,8 @@ class BaseFineTune(SharedParameters, StagesReprMixin, SourceMixin, BaseEstimator
             if name not in kept:
                 delattr(self, name)
         job = _Job(self.max_epochs, groups=groups)
-        vars(self).update(self._fitted(X, y, sample_weight, start, job))
+        with advising(_SKIP):
+            vars(self).update(self._fitted(X, y, sample_weight, start, job))
         return self
 
     def _partial_fit(self, X, y, sample_weight, classes=None):
@@ -100,7 +107,8 @@ class BaseFineTune(SharedParameters, StagesReprMixin, SourceMixin, BaseEstimator
         # Everything is computed first and set at the end: a call that fails or is
         # interrupted must leave the estimator as it was.
         job = _Job(1, classes=classes, partial=True)
-        fitted = self._fitted(X, y, sample_weight, start, job)
+        with advising(_SKIP):
+            fitted = self._fitted(X, y, sample_weight, start, job)
         if start is not None:
             for name in ("history_", "n_images_", "class_count_"):
                 if name in fitted:
@@ -123,16 +131,14 @@ class BaseFineTune(SharedParameters, StagesReprMixin, SourceMixin, BaseEstimator
             sample_weight, y, dtype=np.float64, ensure_non_negative=True
         )
         _check_some_weigh(weights, "sample")
-        value_range = None
-        # A table does not say which value is white. What the first fit saw applies to
-        # later fits and predictions too, or equal rows would be read differently.
-        if isinstance(checked, np.ndarray):
-            known_range = start and start.value_range_
-            value_range = known_range or table_range(checked[weights > 0])
+        value_range = _value_range(checked, weights, start)
         samples = as_samples(reader, checked, self.image_shape, value_range)
         before = start and fitted_targets(start)
         targets = self._targets(y, weights, job.classes, before)
         encoded = targets.encode(y, weights)
+        if self.on_error == "skip":
+            refusals = self._unreadable(samples, weights, backbone)
+            weights = left_out(refusals, weights, targets, encoded, job.partial)
         # A class weight of 0 may leave out what was left by the sample weights.
         weights = targets.weighted(encoded, weights)
         _check_some_weigh(weights, "class")
@@ -191,9 +197,16 @@ class BaseFineTune(SharedParameters, StagesReprMixin, SourceMixin, BaseEstimator
     def _load(self, seed: int) -> Backbone:
         return self._load_backbone(seed)
 
-    def _inputs(self, backbone, examples) -> Inputs:
+    def _unreadable(self, samples, weights, backbone) -> Refusals:
+        prefix, rows = self._frozen(backbone), np.flatnonzero(weights > 0)
+        return unreadable(samples, rows.tolist(), prefix, resolve_cache(self.cache))
+
+    def _frozen(self, backbone) -> Prefix:
         backbone = backbone.cut(self.freeze)
-        prefix = self._prefix(backbone, backbone.freeze_depth(self.freeze))
+        return self._prefix(backbone, backbone.freeze_depth(self.freeze))
+
+    def _inputs(self, backbone, examples) -> Inputs:
+        prefix = self._frozen(backbone)
         augment = backbone.reader.augmentation(self.augment)
         return Inputs(prefix, resolve_cache(self.cache), examples, augment)
 
@@ -309,22 +322,6 @@ class BaseFineTune(SharedParameters, StagesReprMixin, SourceMixin, BaseEstimator
         precision = resolve_precision(self.precision, device)
         return Prefix(backbone, depth, pooling, device=device, precision=precision)
 
-    def _outputs(self, X) -> np.ndarray:
-        """Return the outputs of the head, float64 of shape (n_samples, n_outputs)."""
-        check_is_fitted(self)
-        reader = self.backbone_.reader
-        checked = check_samples(self, X, reader=reader, reset=False)
-        samples = as_samples(reader, checked, self.image_shape, self.value_range_)
-        whole = self._prefix(self.backbone_, len(self.backbone_.stages), "avg")
-        embeddings = embed_tuned(
-            samples, whole, self.freeze_depth_, resolve_cache(self.cache)
-        )
-        # In float64, since float32 could round probabilities to a tie where the logits
-        # differ, and let a row depend on the size of its batch.
-        head = copy.deepcopy(self.head_).cpu().double().eval()
-        with torch.inference_mode():
-            return head(embeddings.double()).numpy()
-
     def _is_fitted(self):
         return hasattr(self, "backbone_")
 
@@ -352,6 +349,15 @@ class BaseFineTune(SharedParameters, StagesReprMixin, SourceMixin, BaseEstimator
         if not self._is_fitted():
             return None
         return Summary(self.backbone_, self.freeze_depth_, self.n_trained_parameters_)
+
+
+def _value_range(checked, weights, start) -> tuple[float, float] | None:
+    """Return the values that are black and white in a table, or None for samples."""
+    if not isinstance(checked, np.ndarray):
+        return None
+    # A table does not say which value is white. What the first fit saw applies to later
+    # fits and predictions too, or equal rows would be read differently.
+    return (start and start.value_range_) or table_range(checked[weights > 0])
 
 
 def _check_some_weigh(weights, kind: str) -> None:

@@ -3,10 +3,12 @@
 from numbers import Real
 
 from sklearn.base import ClassifierMixin, _fit_context
+from sklearn.metrics import accuracy_score
 from sklearn.utils._param_validation import Interval, StrOptions
 
 from sktransfer.finetuning._base import BaseFineTune
 from sktransfer.finetuning._parameters import POSITIVE, shared_parameters
+from sktransfer.finetuning._predictions import marked
 from sktransfer.finetuning._targets import fitted_targets, label_targets
 
 
@@ -113,6 +115,19 @@ class FineTuneClassifier(ClassifierMixin, BaseFineTune):
     sampling_rate : int or None, default=None
         The number of values per second of sounds that are arrays without a rate.
         Files, and pairs ``(rate, array)``, have their own.
+    on_error : {"raise", "skip", "nan"}, default="raise"
+        What to do with samples that cannot be read.
+
+        - "raise" raises an error that names the row and the file;
+        - "skip" leaves them out of `fit`, `partial_fit` and `score`, with their targets
+          and weights, and issues a single warning that lists them. The fit decodes all
+          samples first, except those whose outputs are in the cache. A class that would
+          lose all its samples in `fit` is an error, and so are unreadable samples in
+          other methods, which have to return a row for each sample;
+        - "nan" returns missing values for them and issues a single warning. It applies
+          to predictions of a fitted model; `fit` and `score` raise an error. The
+          rows of `predict_proba` and `decision_function` are NaN, and so are the
+          labels of `predict`, if they are numbers; others are None.
     device : str, default="auto"
         The device to compute on: "cpu", "cuda", "cuda:1" or "mps". "auto" takes an
         accelerator if there is one.
@@ -310,10 +325,33 @@ class FineTuneClassifier(ClassifierMixin, BaseFineTune):
         -------
         ndarray of shape (n_samples,) or, for multilabel targets, (n_samples, n_labels)
             The most probable class of each sample; for multilabel targets, an indicator
-            matrix with 1 for each label whose probability is above one half.
+            matrix with 1 for each label whose probability is above one half. With
+            ``on_error="nan"``, the prediction for a sample that cannot be read is NaN
+            in an array of floats if classes are numbers, otherwise None in an array of
+            objects.
         """
-        scores = self._outputs(X)
-        return fitted_targets(self).predictions(scores)
+        return marked(*self._predictions(X))
+
+    def score(self, X, y, sample_weight=None):
+        """Compute the accuracy of the predictions.
+
+        Parameters
+        ----------
+        X : sequence of samples, or array-like of shape (n_samples, n_pixels)
+            The samples to classify. With ``on_error="skip"``, those that cannot be read
+            are left out; with any other value, they are an error.
+        y : array-like of shape (n_samples,) or (n_samples, n_labels)
+            Their labels.
+        sample_weight : array-like of shape (n_samples,), optional
+            The weights of the samples.
+
+        Returns
+        -------
+        float
+            The share of the samples whose label is predicted; for multilabel targets,
+            of those whose labels are all predicted.
+        """
+        return self._score(accuracy_score, X, y, sample_weight)
 
     def predict_proba(self, X):
         """Predict the probabilities of the classes.
@@ -329,7 +367,7 @@ class FineTuneClassifier(ClassifierMixin, BaseFineTune):
             The probability of each class, in the order of `classes_`; for multilabel
             targets, the probability of each label.
         """
-        scores = self._outputs(X)
+        scores, _ = self._outputs(X)
         return fitted_targets(self).probabilities(scores)
 
     def decision_function(self, X):
@@ -346,7 +384,7 @@ class FineTuneClassifier(ClassifierMixin, BaseFineTune):
             The logits of the classes; for two classes, the logit of the second one
             minus that of the first.
         """
-        scores = self._outputs(X)
+        scores, _ = self._outputs(X)
         return fitted_targets(self).decisions(scores)
 
     def _targets(self, y, weights, classes, before):

@@ -9,7 +9,7 @@ import torch
 
 from sktransfer.embedding._embed import StageOutputs, embed
 from sktransfer.embedding._prefix import Prefix
-from sktransfer.embedding._reading import read_samples, sample_digests
+from sktransfer.embedding._reading import Refusals, read_samples, sample_digests
 from sktransfer.finetuning._network import Network
 from sktransfer.finetuning._train import Rows
 from sktransfer.inputs._reader import PADDING, Reader, Samples, unpadded
@@ -242,19 +242,37 @@ def _outputs(batch: torch.Tensor, depth: int, padding) -> StageOutputs:
     return StageOutputs(batch if padding is None else unpadded(batch, padding), depth)
 
 
-def embed_tuned(samples: Samples, whole: Prefix, depth: int, cache) -> torch.Tensor:
-    """Embed samples with a tuned network, whose frozen stages may be cached."""
-    rows, varies = [], whole.varies
-    frozen = whole.at(depth)
+def embed_tuned(refusals: Refusals, whole: Prefix, depth: int, cache) -> torch.Tensor:
+    """Embed samples with a tuned network, whose frozen stages may be cached.
+
+    The samples are those of `refusals`, and the rows that these refuse are NaN.
+    """
+    samples, embeddings = refusals.samples, []
     for first in range(0, len(samples), _CHUNK):
-        chunk = samples.take(range(first, min(first + _CHUNK, len(samples))))
+        rows = range(first, min(first + _CHUNK, len(samples)))
+        chunk = Refusals(samples.take(rows), refusals.strict)
         if depth:
-            taps = taps_of(frozen, len(chunk), cache)
-            (outputs,) = embed(chunk, [frozen], cache=cache, taps=taps)
-            outputs = torch.from_numpy(outputs)
-            # Pooled outputs have two dimensions, and no length that could vary.
-            padding = PADDING if varies and outputs.ndim == 3 else None
-            chunk = _outputs(outputs, depth, padding)
-        # Only this model has the tuned stages, so their outputs are not cached.
-        rows += embed(chunk, [whole])
-    return torch.from_numpy(np.concatenate(rows))
+            embeddings.append(_embed_from(chunk, whole, depth, cache))
+        else:
+            # Only this model has the tuned stages, so their outputs are not cached.
+            embeddings += embed(chunk.samples, [whole], refusals=chunk)
+        refusals.include(chunk.found(), rows)
+    return torch.from_numpy(np.concatenate(embeddings))
+
+
+def _embed_from(chunk: Refusals, whole: Prefix, depth: int, cache) -> np.ndarray:
+    """Embed a chunk of samples, by way of the outputs of the frozen stages."""
+    frozen, samples = whole.at(depth), chunk.samples
+    taps = taps_of(frozen, len(samples), cache)
+    (outputs,) = embed(samples, [frozen], cache=cache, taps=taps, refusals=chunk)
+    outputs = torch.from_numpy(outputs)
+    # Pooled outputs have two dimensions, and no length that could vary.
+    padding = PADDING if whole.varies and outputs.ndim == 3 else None
+    if not chunk.rows:
+        return embed(_outputs(outputs, depth, padding), [whole])[0]
+    embeddings = np.full((len(samples), *whole.shape), np.nan, dtype=np.float32)
+    there = [row for row in range(len(samples)) if row not in chunk.rows]
+    if there:
+        given = _outputs(outputs[there], depth, padding)
+        (embeddings[there],) = embed(given, [whole])
+    return embeddings

@@ -120,6 +120,12 @@ def teacher_scores(estimator, targets, X, rows) -> np.ndarray:
     # neighbours of a sample, and copies of a sample must have the same target.
     X = X[rows] if hasattr(X, "detach") else _safe_indexing(X, rows)
     proba = np.asarray(teacher.predict_proba(X), dtype=np.float64)
+    unknown = np.isnan(proba).any(axis=1).sum()
+    if unknown:
+        raise ValueError(
+            f"Invalid teacher: it predicts NaN for {unknown} of {len(proba)} training "
+            "samples. Leave out those that it cannot read."
+        )
     # A tree or a nearest neighbour may predict a probability of exactly 0.
     return np.log(np.maximum(proba, 1e-12))
 

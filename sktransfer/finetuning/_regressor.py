@@ -1,10 +1,12 @@
 """FineTuneRegressor: a pretrained network that is tuned to predict numbers."""
 
 from sklearn.base import RegressorMixin, _fit_context
+from sklearn.metrics import r2_score
 
 from sktransfer.finetuning._base import BaseFineTune
 from sktransfer.finetuning._parameters import POSITIVE, shared_parameters
-from sktransfer.finetuning._targets import ValueTargets, fitted_targets
+from sktransfer.finetuning._predictions import marked
+from sktransfer.finetuning._targets import ValueTargets
 
 
 class FineTuneRegressor(RegressorMixin, BaseFineTune):
@@ -111,6 +113,18 @@ class FineTuneRegressor(RegressorMixin, BaseFineTune):
     sampling_rate : int or None, default=None
         The number of values per second of sounds that are arrays without a rate.
         Files, and pairs ``(rate, array)``, have their own.
+    on_error : {"raise", "skip", "nan"}, default="raise"
+        What to do with samples that cannot be read.
+
+        - "raise" raises an error that names the row and the file;
+        - "skip" leaves them out of `fit`, `partial_fit` and `score`, with their targets
+          and weights, and issues a single warning that lists them. The fit decodes all
+          samples first, except those whose outputs are in the cache. A class that would
+          lose all its samples in `fit` is an error, and so are unreadable samples in
+          other methods, which have to return a row for each sample;
+        - "nan" returns missing values for them and issues a single warning. It applies
+          to predictions of a fitted model; `fit` and `score` raise an error. The
+          predictions are NaN.
     device : str, default="auto"
         The device to compute on: "cpu", "cuda", "cuda:1" or "mps". "auto" takes an
         accelerator if there is one.
@@ -259,10 +273,31 @@ class FineTuneRegressor(RegressorMixin, BaseFineTune):
         Returns
         -------
         ndarray of shape (n_samples,) or (n_samples, n_outputs), float64
-            The predicted targets of each sample, in their original units.
+            The predicted targets of each sample, in their original units. With
+            ``on_error="nan"``, those of a sample that cannot be read are NaN.
         """
-        scores = self._outputs(X)
-        return fitted_targets(self).predictions(scores)
+        return marked(*self._predictions(X))
+
+    def score(self, X, y, sample_weight=None):
+        """Compute the coefficient of determination, R2, of the predictions.
+
+        Parameters
+        ----------
+        X : sequence of samples, or array-like of shape (n_samples, n_pixels)
+            The samples to predict the targets of. With ``on_error="skip"``, those that
+            cannot be read are left out; with any other value, they are an error.
+        y : array-like of shape (n_samples,) or (n_samples, n_outputs)
+            Their targets.
+        sample_weight : array-like of shape (n_samples,), optional
+            The weights of the samples.
+
+        Returns
+        -------
+        float
+            The R2, which is 1 for perfect predictions and 0 for a constant one; for
+            several targets, its average over them.
+        """
+        return self._score(r2_score, X, y, sample_weight)
 
     def _targets(self, y, weights, classes, before):
         # A fit that continues needs the earlier scale, which its head was trained in.

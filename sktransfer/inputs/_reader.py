@@ -230,12 +230,13 @@ class Samples(Sequence):
     def describe(self, row: int) -> str:
         """Return the row number and file or type of a sample, for error messages."""
         sample = self._shown(row)
-        name = file_name(sample)
+        # The reason that follows says that it is missing.
         if is_missing(sample):
-            what = "missing"
-        elif isinstance(sample, DatasetItem):
+            return f"row {self.rows[row]}"
+        if isinstance(sample, DatasetItem):
             what = repr(sample)[1:-1]
         else:
+            name = file_name(sample)
             what = type(sample).__name__ if name is None else repr(shortened(name))
         return f"row {self.rows[row]} ({what})"
 

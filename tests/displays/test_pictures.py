@@ -1,3 +1,5 @@
+import copy
+
 import numpy as np
 import pytest
 from sklearn.exceptions import NotFittedError
@@ -138,3 +140,15 @@ def test_top_losses_are_of_a_classifier_with_probabilities(last, lacks):
     y = (y == "dark").astype(int)
     with pytest.raises(TypeError, match=f"Pipeline has no {lacks}, .*PredictionErrorD"):
         TopLossesDisplay.from_estimator(model.fit(X, y), X, y)
+
+
+def test_images_that_cannot_be_read_are_left_out(fitted):
+    X, y = make_task(seed=1)
+    wrong = np.where(y == "dark", "light", "dark")
+    model = copy.copy(fitted).set_params(on_error="nan")
+    with pytest.warns(UserWarning, match="1 of 25 images cannot be read"):
+        display = TopLossesDisplay.from_estimator(
+            model, [None, *X], ["light", *wrong], n_pictures=25
+        )
+    assert 0 not in display.rows
+    assert len(display.rows) > 5

@@ -226,7 +226,7 @@ def test_bad_images_raise_with_row_and_file_or_become_nan(pictures, counted, tmp
     bad.write_text("no picture")
     mixed = [*pictures[:3], str(bad), None, *pictures[3:]]
     for cache in [None, EmbeddingCache()]:
-        with pytest.raises(ValueError, match=r"row (3 \(.*bad\.jpg|4 \(missing)"):
+        with pytest.raises(ValueError, match=r"row (3 \(.*bad\.jpg|4: it is missing)"):
             embed_one(mixed, prefix(counted), cache=cache)
         with pytest.warns(UserWarning, match=r"2 of 8 .*rows \[3, 4\].*bad\.jpg"):
             rows = embed_one(mixed, prefix(counted), cache=cache, on_error="nan")

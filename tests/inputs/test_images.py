@@ -418,11 +418,11 @@ def test_an_image_may_be_given_twice(tmp_path, pictures):
 
 def test_errors_name_row_and_file(tmp_path):
     images = Samples(["x.png", b"", None], ImageReader()).take([2, 0, 1])
-    assert images.describe(0) == "row 2 (missing)"
+    assert images.describe(0) == "row 2"
     assert images.describe(1) == "row 0 ('x.png')"
     assert images.describe(2) == "row 1 (bytes)"
     long = "/photos/" + 300 * "x" + "/the_end.png"
-    assert images.take([0]).describe(0) == "row 2 (missing)"
+    assert images.take([0]).describe(0) == "row 2"
     assert re.fullmatch(
         r"row 0 \('/photos/x+\.\.\.x+/the_end\.png'\)",
         Samples([long], ImageReader()).describe(0),

@@ -237,7 +237,7 @@ def test_texts_are_one_column():
 def test_what_is_no_text_is_refused_by_its_row(sample, reason):
     extractor = PretrainedFeatureExtractor(text_backbone(), device="cpu")
     for row, X in enumerate([[sample, "good"], np.array(["good", sample], object)]):
-        with pytest.raises(ValueError, match=f"the text in row {row} .*{reason}"):
+        with pytest.raises(ValueError, match=f"the text in row {row}\\b.*{reason}"):
             extractor.set_params(on_error="raise").transform(X)
         extractor.set_params(on_error="nan")
         with pytest.warns(UserWarning, match="1 of 2 texts cannot be read"):
