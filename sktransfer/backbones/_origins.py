@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import nn
 
 
@@ -30,3 +31,31 @@ class Tuned:
 
     def __call__(self):
         return self.source.tuned(self.depth, self.suffix)
+
+    def changed(self) -> dict[str, torch.Tensor]:
+        """Return the tensors that differ from those of the source, by their names.
+
+        Raises
+        ------
+        ValueError
+            If the stages have another architecture than those of the source.
+        """
+        before = self.source.stages[self.depth :]
+        if repr(before) != repr(self.suffix):
+            raise ValueError(
+                f"The stages of backbone {self.source.name!r} from "
+                f"{self.source.stage_names[self.depth]!r} on were replaced by another "
+                "architecture, of which no tensor can be compared."
+            )
+        known = before.state_dict()
+        return {
+            name: tensor
+            for name, tensor in self.suffix.state_dict().items()
+            if not _same_bits(tensor, known[name])
+        }
+
+
+def _same_bits(one: torch.Tensor, other: torch.Tensor) -> bool:
+    # Zeros of both signs are equal numbers, and NaN differs from itself.
+    one, other = (t.contiguous().reshape(-1).view(torch.uint8) for t in (one, other))
+    return torch.equal(one, other)

@@ -146,8 +146,7 @@ class Encoder:
         ]
         return {"dict": pairs}
 
-    def tensors(self, module: nn.Module, where) -> dict:
-        state = module.state_dict()
+    def tensors(self, state: dict, where) -> dict:
         return {name: self.array(v.cpu().numpy(), where) for name, v in state.items()}
 
     def head(self, value, where):
@@ -155,7 +154,7 @@ class Encoder:
         if not {*layers} <= {*_LAYERS, Standardise.__name__}:
             raise _refusal(where, f"a module of {sorted({*layers})}")
         rates = [getattr(layer, "p", None) for layer in value]
-        return {"head": [layers, rates, self.tensors(value, where)]}
+        return {"head": [layers, rates, self.tensors(value.state_dict(), where)]}
 
     def backbone(self, value, where):
         origin, reader = value.origin, value.reader.to_record()
@@ -168,8 +167,8 @@ class Encoder:
             return {"divided": [source, origin.block, reader, value.digest]}
         if isinstance(origin, Tuned):
             source = self.encode(origin.source, where)
-            spec = [source, origin.depth, self.tensors(origin.suffix, where)]
-            return {"tuned": [*spec, reader, value.digest]}
+            changed = self.tensors(_changed(origin, where), where)
+            return {"tuned": [source, origin.depth, changed, reader, value.digest]}
         raise ValueError(
             f"{where}, the backbone {value.name!r}, was given as a module, and a file "
             "without code cannot hold its architecture. Nothing was written. Register "
@@ -294,11 +293,13 @@ class Decoder:
         return _as_then(origin(), reader, digest)
 
     def tuned(self, content):
-        source, depth, tensors, reader, digest = content
+        source, depth, changed, reader, digest = content
         source = self.decode(source)
         # The source may be shared with other parts of the file.
         suffix = copy.deepcopy(source.stages[depth:])
-        suffix.load_state_dict(self.tensors(tensors))
+        # All tensors are in files of format 1. What lacks one that differs from the
+        # source has another digest.
+        suffix.load_state_dict(suffix.state_dict() | self.tensors(changed))
         return _as_then(source.tuned(depth, suffix), reader, digest)
 
     def divided(self, content):
@@ -382,6 +383,19 @@ def _refusal(where: str, what: str) -> ValueError:
         "an EmbeddingCache. Nothing was written. Change that parameter, or save the "
         "estimator with joblib.dump, whose files run code when they are loaded."
     )
+
+
+def _changed(origin: Tuned, where: str) -> dict[str, torch.Tensor]:
+    """Return the tensors of a tuned backbone that its source does not have."""
+    try:
+        return origin.changed()
+    except ValueError as error:
+        raise ValueError(
+            f"{where} cannot be saved: {error} Nothing was written. Register the whole "
+            "network under a name by register_backbone, and fit with that name; or "
+            "save the estimator with joblib.dump, whose files run code when they are "
+            "loaded."
+        ) from error
 
 
 def _is_ours(kind: type) -> bool:

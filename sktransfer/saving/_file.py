@@ -15,7 +15,7 @@ from sktransfer.saving._atomic import whole_file
 from sktransfer.saving._codec import Decoder, Encoder
 
 _FORMAT = "sktransfer"
-_VERSION = 1
+_VERSION = 2
 _PACKAGES = ("scikit-learn", "torch", "torchvision", "numpy")
 
 
@@ -23,10 +23,10 @@ def save(estimator, path):
     """Save an estimator, fitted or not, to a single file that contains no code.
 
     The file is in the safetensors format and has the structure of the estimator as JSON
-    in its header. It contains only those stages of a network that were fine-tuned. The
-    other stages are stored as the name of their weights and a digest, by which `load`
-    finds them again. A classifier on frozen stages is therefore small, however large
-    its network is.
+    in its header. Of a network, it contains only the tensors that fine-tuning has
+    changed. The others are stored as the name of their weights and a digest, by which
+    `load` finds them again. A classifier on frozen stages is therefore small, however
+    large its network is.
 
     Parameters
     ----------
