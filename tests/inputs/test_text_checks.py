@@ -268,7 +268,7 @@ def test_what_holds_no_texts_is_refused_by_every_method(estimator):
 def test_what_is_no_text_is_refused_by_its_row(estimator):
     for hole, reason in [(None, "missing"), (3, "int"), (b"good", "bytes")]:
         X = [*TEXTS[:4], hole, *TEXTS[5:]]
-        with pytest.raises(ValueError, match=f"the text in row 4 .*{reason}"):
+        with pytest.raises(ValueError, match=f"the text in row 4.*{reason}"):
             outputs(fitted(estimator, X), X)
 
 
