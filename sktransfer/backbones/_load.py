@@ -34,6 +34,7 @@ def load_backbone(
     image_size=None,
     max_length=None,
     sampling_rate=None,
+    decoding="exact",
     random_state=None,
 ):
     """Load a network without its classifier, split into named stages.
@@ -67,6 +68,9 @@ def load_backbone(
         None takes it from the weights.
     sampling_rate : int, optional
         The number of values per second of sounds that are arrays without a rate.
+    decoding : {"exact", "fast"}, default="exact"
+        For images: how they are decoded (`ImageReader`). "exact" leaves a backbone that
+        was given with its own reader as it is.
     random_state : int, RandomState instance or None, default=None
         The seed of the random initialisation when ``weights=None``.
 
@@ -100,6 +104,8 @@ def load_backbone(
         loaded = _load_given(backbone, weights, seed)
     if sampling_rate is not None:
         loaded = loaded.with_reader(loaded.reader.at_rate(sampling_rate))
+    if decoding != "exact":
+        loaded = loaded.with_reader(loaded.reader.decoded(decoding))
     sizes = {"image_size": image_size, "max_length": max_length}
     for parameter, size in sizes.items():
         if size is not None:

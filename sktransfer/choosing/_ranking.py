@@ -41,6 +41,7 @@ def rank_backbones(
     image_size=None,
     max_length=None,
     sampling_rate=None,
+    decoding="exact",
     device="auto",
     precision="float32",
     cache="auto",
@@ -76,7 +77,7 @@ def rank_backbones(
     cv : int, cross-validation splitter, iterable or None, default=5
         The folds on which the linear probe is scored, the same for all candidates. If
         None, no probe is fitted.
-    image_shape, image_size, max_length, sampling_rate : optional
+    image_shape, image_size, max_length, sampling_rate, decoding : optional
         The parameters of the same name of `PretrainedFeatureExtractor`.
     device, precision, cache, random_state : optional
         The parameters of the same name of `PretrainedFeatureExtractor`.
@@ -126,6 +127,7 @@ def rank_backbones(
         "image_size": image_size,
         "max_length": max_length,
         "sampling_rate": sampling_rate,
+        "decoding": decoding,
         "device": device,
         "precision": precision,
         "cache": cache,

@@ -17,12 +17,14 @@ from sktransfer.choosing._candidates import check_for, listed, make_candidates
 from sktransfer.choosing._ranking import rank, resolve_scoring
 from sktransfer.embedding._mixin import set_input_tags
 from sktransfer.embedding._prefix import resolve_cache
+from sktransfer.inputs._images import ImageReader
 
 _SHARED = (
     "image_shape",
     "image_size",
     "max_length",
     "sampling_rate",
+    "decoding",
     "device",
     "precision",
     "cache",
@@ -54,7 +56,7 @@ class BackboneSelector(
         The stages of each backbone to choose from. If None, only the last stage is a
         candidate. Among stages with the same embeddings, only the last is a candidate.
         "all" are whole stages; a list may name blocks, such as "layer4.1", as well.
-    image_shape, image_size, max_length, sampling_rate : optional
+    image_shape, image_size, max_length, sampling_rate, decoding : optional
         The parameters of the same name of `PretrainedFeatureExtractor`.
     device, precision, cache, random_state : optional
         The parameters of the same name of `PretrainedFeatureExtractor`.
@@ -104,6 +106,7 @@ class BackboneSelector(
         "image_size": [Interval(Integral, 1, None, closed="left"), None],
         "max_length": [Interval(Real, 0, None, closed="neither"), None],
         "sampling_rate": [Interval(Integral, 1, None, closed="left"), None],
+        "decoding": [StrOptions(set(ImageReader.decodings))],
         "device": "no_validation",
         "precision": [StrOptions({"float32", "bfloat16"})],
         "cache": "no_validation",
@@ -121,6 +124,7 @@ class BackboneSelector(
         image_size=None,
         max_length=None,
         sampling_rate=None,
+        decoding="exact",
         device="auto",
         precision="float32",
         cache="auto",
@@ -134,6 +138,7 @@ class BackboneSelector(
         self.image_size = image_size
         self.max_length = max_length
         self.sampling_rate = sampling_rate
+        self.decoding = decoding
         self.device = device
         self.precision = precision
         self.cache = cache
@@ -178,6 +183,7 @@ class BackboneSelector(
             "image_size": None,
             "max_length": None,
             "sampling_rate": None,
+            "decoding": "exact",
             "stage": self.best_stage_,
             "image_shape": self.image_shape,
             # This is where the ranking has stored the embeddings.

@@ -14,7 +14,14 @@ from sktransfer.backbones._stages import registered_split, split_stages
 
 _SPLITS = "_splits"
 # The parameters of estimators that are passed on to `load_backbone`.
-LOADING = ("backbone", "weights", "image_size", "max_length", "sampling_rate")
+LOADING = (
+    "backbone",
+    "weights",
+    "image_size",
+    "max_length",
+    "sampling_rate",
+    "decoding",
+)
 
 
 class SourceMixin:

@@ -8,6 +8,7 @@ from sklearn.utils._param_validation import Interval, StrOptions
 
 from sktransfer.finetuning._callbacks import LR_SCHEDULES
 from sktransfer.finetuning._train import OPTIMIZERS
+from sktransfer.inputs._images import ImageReader
 
 POSITIVE = Interval(Real, 0, None, closed="neither")
 _NOT_NEGATIVE = Interval(Real, 0, None, closed="left")
@@ -47,6 +48,7 @@ class SharedParameters:
         "image_size": [_AT_LEAST_ONE, None],
         "max_length": [POSITIVE, None],
         "sampling_rate": [_AT_LEAST_ONE, None],
+        "decoding": [StrOptions(set(ImageReader.decodings))],
         "on_error": [StrOptions({"raise", "skip", "nan"})],
         "precision": [StrOptions({"float32", "bfloat16"})],
         "warm_start": ["boolean"],
@@ -83,6 +85,7 @@ class SharedParameters:
         image_size=None,
         max_length=None,
         sampling_rate=None,
+        decoding="exact",
         on_error="raise",
         device="auto",
         precision="float32",

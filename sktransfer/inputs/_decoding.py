@@ -37,8 +37,19 @@ _SHARES = {"WEBP": 2, "AVIF": 2, "JPEG2000": 2}
 _NOT_READ = {"EPS", "BUFR", "GRIB", "HDF5", "MPEG", "WMF"}
 
 
-def decode(content: bytes | np.ndarray) -> PIL.Image.Image | torch.Tensor:
+def decode(
+    content: bytes | np.ndarray, least: int | None = None
+) -> PIL.Image.Image | torch.Tensor:
     """Decode content into an upright RGB image.
+
+    Parameters
+    ----------
+    content : bytes or ndarray
+        The encoded image, or its pixels.
+    least : int, optional
+        The length that both sides have to have. A decoder that can leave out details,
+        as that of JPEG can, may then return an image of half, a quarter or an eighth of
+        the size. If None, all images are decoded to their full size.
 
     Returns
     -------
@@ -58,18 +69,27 @@ def decode(content: bytes | np.ndarray) -> PIL.Image.Image | torch.Tensor:
     canvas, inner = _webp_size(content), _inner_size(content)
     _refuse_huge(*canvas, _SHARES["WEBP"])
     _refuse_huge(*inner)
-    with _turn(*max(canvas, inner)), _opened(content) as opened, _turn(*opened.size):
+    with (
+        _turn(*max(canvas, inner)),
+        _opened(content, least) as opened,
+        _turn(*opened.size),
+    ):
         image = _loaded_image(opened)
         if isinstance(image, PIL.Image.Image) and image.mode == "RGB":
             return image
         return _array_image(np.asarray(image))
 
 
-def _opened(content: bytes) -> PIL.Image.Image:
+def _opened(content: bytes, least: int | None) -> PIL.Image.Image:
     try:
-        return PIL.Image.open(io.BytesIO(content), formats=readable_formats())
+        opened = PIL.Image.open(io.BytesIO(content), formats=readable_formats())
     except PIL.UnidentifiedImageError as error:
         raise PIL.UnidentifiedImageError(file_kind(content)) from error
+    if least is not None:
+        # The limit applies to the size of the file, whatever it is decoded to.
+        _refuse_huge(*opened.size, _SHARES.get(opened.format, 1))
+        opened.draft(None, (least, least))
+    return opened
 
 
 def as_tensor(image: PIL.Image.Image | torch.Tensor) -> torch.Tensor:

@@ -2,7 +2,7 @@
 
 import numbers
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 import numpy as np
@@ -22,6 +22,9 @@ from sktransfer.inputs._reader import Reader, Samples
 # centre crop would remove them anyway. An image of 1 x 60,000 pixels would otherwise be
 # resized to 224 x 13.4 M.
 MAX_ASPECT = 16
+# By how much an image that is decoded fast exceeds the size that it is resized to. From
+# three times that size on, Pillow calls the result close to that of full resampling.
+_GAP = 3
 # Side of the images of which the pixels are features of a linear model: as in CIFAR-10,
 # large enough to tell things apart, small enough for a linear model.
 _PLAIN_SIDE = 32
@@ -47,6 +50,10 @@ class ImageReader(Reader):
         which inputs are normalised by. The default values are those of ImageNet.
     interpolation : {"bilinear", "bicubic"}, default="bilinear"
         The interpolation used for resizing.
+    decoding : {"exact", "fast"}, default="exact"
+        "exact" decodes all pixels and resizes them in one step. "fast" lets the decoder
+        of a JPEG leave out details as long as three times the size is left, and
+        averages the pixels of other large images of 8 bits before they are resized.
 
     Examples
     --------
@@ -65,12 +72,15 @@ class ImageReader(Reader):
         "float in [0, 1]."
     )
     interpolations: ClassVar[tuple[str, ...]] = ("bilinear", "bicubic")
+    decodings: ClassVar[tuple[str, ...]] = ("exact", "fast")
 
     resize: int = 256
     crop: int = 224
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
     interpolation: str = "bilinear"
+    # Readers that decode exactly have the keys of before there was another way.
+    decoding: str = field(default="exact", repr=False)
 
     def __post_init__(self):
         sizes = {"resize": self.resize, "crop": self.crop}
@@ -84,6 +94,8 @@ class ImageReader(Reader):
             self._refuse("std", "positive numbers, since images are divided by them")
         if self.interpolation not in self.interpolations:
             self._refuse("interpolation", " or ".join(map(repr, self.interpolations)))
+        if self.decoding not in self.decodings:
+            self._refuse("decoding", " or ".join(map(repr, self.decodings)))
 
     def _refuse(self, name: str, expected: str) -> None:
         value = getattr(self, name)
@@ -142,7 +154,7 @@ class ImageReader(Reader):
 
     def draft(self, content) -> torch.Tensor:
         """Decode an image and resize its shorter side; return it as (3, H, W)."""
-        return as_tensor(self._resized(decode(content)))
+        return as_tensor(self._resized(self._decoded(content)))
 
     def finish(self, draft: torch.Tensor) -> torch.Tensor:
         """Crop the centre of an image, which augmentation may have changed."""
@@ -158,7 +170,10 @@ class ImageReader(Reader):
         """Decode, resize and crop an image; return it as (3, crop, crop)."""
         # The result is that of `finish` after `draft`, but the pixels outside the crop
         # are not copied to a tensor.
-        return as_tensor(self.cut(self._resized(decode(content))))
+        return as_tensor(self.cut(self._resized(self._decoded(content))))
+
+    def _decoded(self, content):
+        return decode(content, _GAP * self.resize if self.decoding == "fast" else None)
 
     def _resized(self, image):
         # Images of 8 bits are resized by Pillow, as in the preset. Tensors are resized
@@ -178,8 +193,18 @@ class ImageReader(Reader):
         most = MAX_ASPECT * min(height, width)
         if max(height, width) > most:
             image = F.center_crop(image, [min(height, most), min(width, most)])
+        shorter, longer = sorted(F.get_size(image))
+        sides = self.resize, int(self.resize * longer / shorter)
+        size = sides if height < width else sides[::-1]
+        return self.to_sides(image, size, interpolation)
+
+    def to_sides(self, image, size: tuple[int, int], interpolation: str):
+        """Resize an image to a height and a width."""
+        if self.decoding == "fast" and isinstance(image, PIL.Image.Image):
+            resample = PIL.Image.Resampling[interpolation.upper()]
+            return image.resize(size[::-1], resample, reducing_gap=_GAP)
         mode = InterpolationMode(interpolation)
-        return F.resize(image, [self.resize], interpolation=mode, antialias=True)
+        return F.resize(image, size, interpolation=mode, antialias=True)
 
     def cut(self, image):
         """Cut out the centre."""
@@ -205,6 +230,10 @@ class ImageReader(Reader):
         std = torch.tensor(self.std, **options).view(shape)
         return (batch - mean) / std
 
+    def decoded(self, decoding: str) -> "ImageReader":
+        """Return the same reader with another way of decoding."""
+        return replace(self, decoding=decoding)
+
     def augmentation(self, augment) -> Callable | None:
         """Return the function of an image that an ``augment=`` parameter names."""
         return resolve_augment(augment, self.crop)
@@ -223,9 +252,10 @@ class ImageReader(Reader):
 
     def plain(self) -> "tuple[str, ImageReader]":
         """Return what a linear model without a network is given: the pixels."""
-        own = {"mean": (0.0,) * 3, "std": (1.0,) * 3}
+        own = {"mean": (0.0,) * 3, "std": (1.0,) * 3, "decoding": self.decoding}
         return "pixels", ImageReader.whole(_PLAIN_SIDE, **own)
 
     def cause(self) -> str:
         """Return what the inputs depend on, including the version of Pillow."""
-        return f"{self!r}, Pillow {PIL.__version__}"
+        way = "" if self.decoding == "exact" else f", decoded {self.decoding}"
+        return f"{self!r}, Pillow {PIL.__version__}{way}"

@@ -5,7 +5,6 @@ from typing import ClassVar
 
 import PIL.Image
 import torch
-from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
 from sktransfer.inputs._images import ImageReader
@@ -27,7 +26,7 @@ class ProcessorReader(ImageReader):
 
     Parameters
     ----------
-    resize, crop, mean, std : int or tuple
+    resize, crop, mean, std, decoding : int, tuple or str
         See `ImageReader`.
     interpolation : str, default="bilinear"
         The name of a filter of Pillow, such as "bicubic" or "lanczos".
@@ -75,8 +74,7 @@ class ProcessorReader(ImageReader):
             interpolation = _FOR_FLOAT.get(interpolation, "bicubic")
         if not self.squash:
             return super().to_size(image, interpolation)
-        size, mode = [self.resize, self.resize], InterpolationMode(interpolation)
-        return F.resize(image, size, interpolation=mode, antialias=True)
+        return self.to_sides(image, (self.resize, self.resize), interpolation)
 
     def cut(self, image):
         """Cut out the centre, half a pixel towards the first row and column."""

@@ -136,6 +136,13 @@ class Reader(ABC):
             f"of this backbone are {self.kind}s. Only sounds have a sampling rate."
         )
 
+    def decoded(self, decoding: str) -> "Reader":
+        """Return the same reader with another way of decoding."""
+        raise ValueError(
+            f"Invalid decoding={decoding!r}: expected 'exact', as the samples of this "
+            f"backbone are {self.kind}s. Only images can be decoded faster."
+        )
+
     @abstractmethod
     def example(self, n: int) -> torch.Tensor:
         """Return a batch of `n` inputs, from which shapes and costs are measured."""

@@ -40,7 +40,12 @@ _LAYERS = {kind.__name__: kind for kind in (nn.Linear, nn.ReLU, nn.Dropout)}
 _LEFT_OUT = ("net_",)
 _ROUTED = "_metadata_request"
 # Parameters that files of earlier versions do not have, and their default values.
-_ADDED = {"max_length": None, "sampling_rate": None}
+_ADDED = {
+    "max_length": None,
+    "sampling_rate": None,
+    "on_error": "raise",
+    "decoding": "exact",
+}
 
 
 def _random_state(state) -> np.random.RandomState:

@@ -192,9 +192,9 @@ def test_candidates_of_one_reader_share_decoding(monkeypatch):
     X, y = make_task()
     decoded = []
 
-    def counting(source):
+    def counting(*source):
         decoded.append(1)
-        return decode(source)
+        return decode(*source)
 
     monkeypatch.setattr("sktransfer.inputs._images.decode", counting)
     backbones = [colour_backbone(), small_backbone(), blind_backbone()]

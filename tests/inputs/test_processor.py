@@ -146,6 +146,7 @@ def test_readers_of_before_are_what_they_were():
         "ImageReader(resize=40, crop=32, mean=(0.485, 0.456, 0.406), std=(0.229, "
         "0.224, 0.225), interpolation='bilinear')"
     )
-    assert [*reader.to_record()] == ["resize", "crop", "mean", "std", "interpolation"]
+    fields = ["resize", "crop", "mean", "std", "interpolation", "decoding"]
+    assert [*reader.to_record()] == fields
     with pytest.raises(ValueError, match="expected 'bilinear' or 'bicubic'"):
         ImageReader(interpolation="lanczos")

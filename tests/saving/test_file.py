@@ -514,8 +514,10 @@ def test_files_of_before_load_without_parameters_added_since(tmp_path):
         record = json.loads(file.metadata()["document"])["estimator"]
     parameters = record["estimator"][1]
     assert parameters.pop("max_length", 0) is parameters.pop("sampling_rate", 0) is None
+    assert parameters.pop("decoding") == "exact"
     forge(tmp_path / "model", record)
-    assert load(tmp_path / "model").max_length is None
+    loaded = load(tmp_path / "model")
+    assert (loaded.max_length, loaded.decoding) == (None, "exact")
 
 
 @pytest.mark.parametrize(
