@@ -33,12 +33,14 @@ from sktransfer.backbones._weights import weights_path
 from sktransfer.embedding._cache import EmbeddingCache
 from sktransfer.finetuning._network import Standardise
 from sktransfer.finetuning._parts import parts_of
-from sktransfer.saving._skops import HARMLESS, import_skops
+from sktransfer.saving._skops import HARMLESS, import_skops, loads
 
 _LAYERS = {kind.__name__: kind for kind in (nn.Linear, nn.ReLU, nn.Dropout)}
 # The skorch net used for training is not needed to predict or to continue training.
 _LEFT_OUT = ("net_",)
 _ROUTED = "_metadata_request"
+# Modules of scikit-learn that do more than define classes when they are imported.
+_CODE_TO_RUN = {"tests", "conftest", "experimental", "externals"}
 # Parameters that files of earlier versions do not have, and their default values.
 _ADDED = {
     "max_length": None,
@@ -328,11 +330,7 @@ class Decoder:
         return estimator
 
     def skops(self, content):
-        skops = import_skops("The file", "an estimator of scikit-learn")
-        content = self.decode(content).tobytes()
-        types = skops.get_untrusted_types(data=content)
-        # skops refuses every other type, by name.
-        return skops.loads(content, trusted=sorted({*types} & HARMLESS))
+        return loads(self.decode(content).tobytes())
 
     def _found_weights(self, weights):
         path = weights_path(weights)
@@ -424,9 +422,13 @@ def _class_name(kind: type, where: str) -> str:
 def _find_class(name: str) -> type:
     """Import an estimator class of this package or scikit-learn, and nothing else."""
     module, _, name = name.partition(":")
-    if module.split(".")[0] not in ("sktransfer", "sklearn"):
+    package, *parts = module.split(".")
+    if package not in ("sktransfer", "sklearn") or not _CODE_TO_RUN.isdisjoint(parts):
         raise ValueError(f"a class of {module!r}")
-    kind = getattr(importlib.import_module(module), name)
+    try:
+        kind = getattr(importlib.import_module(module), name)
+    except ImportError as error:
+        raise ValueError(f"{error}, in which {name!r} is looked for") from error
     if not (isinstance(kind, type) and issubclass(kind, BaseEstimator)):
         raise ValueError(f"{name!r}, which is not an estimator")
     return kind

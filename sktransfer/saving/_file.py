@@ -111,6 +111,10 @@ def load(path):
     ------
     FileNotFoundError
         If the file, or a weights file or folder that it refers to, does not exist.
+    OSError
+        If weights that it refers to cannot be downloaded.
+    ImportError
+        If a package that the estimator needs, such as skops, is not installed.
     WeightsMismatchError
         If the weights that the file refers to have changed since it was saved.
     ValueError
@@ -150,14 +154,12 @@ def load(path):
     try:
         record = json.loads(text)["estimator"]
         return Decoder(arrays, path.parent).decode(record)
-    except WeightsMismatchError:
-        # This ValueError says what to do already: the file itself is sound.
+    except (WeightsMismatchError, OSError, ImportError):
+        # These say what to do already: the file itself is sound.
         raise
-    except (KeyError, IndexError, AttributeError, TypeError, ValueError) as error:
-        raise _unreadable(path, f"{type(error).__name__}: {error}") from error
-    # torch raises RuntimeError for tensors that do not fit a module, and a file that is
-    # nested too deeply raises RecursionError.
-    except (RuntimeError, RecursionError) as error:
+    # What a damaged file makes fail cannot be listed: torch raises RuntimeError for
+    # tensors that do not fit a module, NumPy MemoryError for shapes that are too large.
+    except Exception as error:
         raise _unreadable(path, f"{type(error).__name__}: {error}") from error
 
 

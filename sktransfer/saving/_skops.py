@@ -1,5 +1,8 @@
 """skops, which stores scikit-learn's own objects, and the types it may load."""
 
+import io
+import zipfile
+
 
 def import_skops(where: str, kind: str):
     """Import skops.io, or say what to install to store an object of this kind."""
@@ -35,3 +38,25 @@ HARMLESS = {
     ),
     *_in("sklearn.utils._metadata_requests", "MetadataRequest MethodMetadataRequest"),
 }
+
+
+def loads(content: bytes):
+    """Load an object that skops stored, if it is made of types that it may load."""
+    skops = import_skops("The file", "an estimator of scikit-learn")
+    try:
+        _check_size(content)
+        types = skops.get_untrusted_types(data=content)
+        # skops refuses every other type, by name.
+        return skops.loads(content, trusted=sorted({*types} & HARMLESS))
+    # Of damaged content, skops and the modules it uses raise errors of many types.
+    except Exception as error:
+        raise ValueError(f"{type(error).__name__}: {error}") from error
+
+
+def _check_size(content: bytes) -> None:
+    """Refuse an archive that is larger than its file, which skops reads into memory."""
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        size = sum(member.file_size for member in archive.infolist())
+    # `save` does not compress them.
+    if size > len(content):
+        raise ValueError(f"an archive of {len(content):,} bytes with {size:,} in it")

@@ -3,6 +3,7 @@ import json
 import os
 import pickle
 import re
+import sys
 from collections import OrderedDict
 from pathlib import Path
 
@@ -587,7 +588,7 @@ def test_routed_metadata_is_kept(tmp_path):
 
 def test_without_skops_it_says_what_to_install(tmp_path, monkeypatch):
     save(classifier(), tmp_path / "model")
-    monkeypatch.setitem(__import__("sys").modules, "skops.io", None)
+    monkeypatch.setitem(sys.modules, "skops.io", None)
     load(tmp_path / "model")
     with pytest.raises(ImportError, match=r"pip install 'sktransfer\[skops\]'"):
         save(LogisticRegression(), tmp_path / "model")
@@ -600,11 +601,17 @@ def test_without_skops_it_says_what_to_install(tmp_path, monkeypatch):
         ("os:system", "a class of 'os'"),
         ("sklearn.base:clone", "'clone', which is not an est"),
         ("sklearn.utils:Bunch", "'Bunch', which is not an est"),
+        ("sklearn.conftest:pytest", "a class of 'sklearn.conftest'"),
+        ("sklearn.tests.test_base:MyEstimator", "a class of 'sklearn.tests.test_base'"),
+        ("sklearn.gone:Gone", "No module named 'sklearn.gone', in which 'Gone'"),
     ],
 )
 def test_a_file_names_estimators_of_two_packages_alone(name, what):
+    module = name.partition(":")[0]
+    before = module in sys.modules
     with pytest.raises(ValueError, match=what):
         _find_class(name)
+    assert (module in sys.modules) == before
 
 
 def test_what_was_frozen_after_a_block_goes_on_from_a_file(task, tmp_path):
