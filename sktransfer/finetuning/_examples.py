@@ -99,8 +99,10 @@ class Inputs:
     """Inputs of the trained stages, for the examples of a fit.
 
     Without augmentation, the frozen stages run once for each sample, before the first
-    epoch. With it, or if their outputs do not fit in memory, they run in each step, by
-    the same function with the same batch size, which gives bit-identical outputs.
+    epoch. Outputs that do not fit in memory are read in each step from a cache on disk,
+    if it has room for them. With augmentation, or without room, the frozen stages run
+    in each step, by the same function with the same batch size, which gives
+    bit-identical outputs.
 
     Parameters
     ----------
@@ -124,7 +126,10 @@ class Inputs:
         self.all_frozen = prefix.depth == len(prefix.backbone.stages)
         # The size of all outputs, which are float32, in bytes.
         size = 4 * len(examples) * int(np.prod(prefix.shape))
-        self._in_step = prefix.depth == 0 or augment is not None or size > _MAX_BYTES
+        fits = size <= _MAX_BYTES
+        self._stored = not fits and _has_room(cache, size)
+        once = prefix.depth and augment is None and (fits or self._stored)
+        self._in_step = not once
         self._features = None
 
     def network(self, head, precision: str, fixed_norms: bool) -> Network:
@@ -151,14 +156,16 @@ class Inputs:
             # start from them. Augmentation would not use them.
             taps = [] if self.augment else self._taps(self.prefix.whole())
             return self._embed([self.prefix.whole()], taps)[0]
+        if self._stored:
+            return self._embed([self.prefix.whole()], [self.prefix])[0]
         frozen, embeddings = self._embed(
             [self.prefix, self.prefix.whole()], self._taps(self.prefix)
         )
         self._features = torch.from_numpy(frozen)
         return embeddings
 
-    def _embed(self, prefixes, taps) -> list[np.ndarray]:
-        examples = self.examples
+    def _embed(self, prefixes, taps, examples=None) -> list[np.ndarray]:
+        examples = examples or self.examples
         return embed(
             examples.samples,
             prefixes,
@@ -171,6 +178,9 @@ class Inputs:
         return taps_of(prefix, len(self.examples), self.cache)
 
     def _frozen_outputs(self, rows) -> torch.Tensor:
+        if self._stored:
+            (found,) = self._embed([self.prefix], [], self.examples.take(rows))
+            return _trimmed(torch.from_numpy(found), self.reader)
         if self._features is None:
             (frozen,) = self._embed([self.prefix], self._taps(self.prefix))
             self._features = torch.from_numpy(frozen)
@@ -218,6 +228,12 @@ def taps_of(prefix: Prefix, n_samples: int, cache) -> list[Prefix]:
     if cache is None or 4 * n_samples * numbers > cache.max_bytes / 2:
         return []
     return [prefix.at(depth) for depth in range(1, prefix.depth)]
+
+
+def _has_room(cache, n_bytes: int) -> bool:
+    """Whether values of so many bytes stay on disk, beside as many others."""
+    on_disk = cache is not None and cache.location is not None
+    return on_disk and 2 * n_bytes <= cache.max_bytes
 
 
 def _trimmed(batch: torch.Tensor, reader: Reader) -> torch.Tensor:

@@ -1,13 +1,13 @@
 import numpy as np
 import pytest
 
-from sktransfer import EmbeddingCache
+from sktransfer import EmbeddingCache, FineTuneClassifier
 from sktransfer.embedding._embed import embed
 from sktransfer.embedding._prefix import Prefix
 from sktransfer.finetuning._examples import taps_of
 from sktransfer.inputs._reader import Samples
 from tests.small_network import backbone_of_blocks, counts, small_backbone
-from tests.small_tasks import make_picture
+from tests.small_tasks import make_picture, make_task
 
 
 def test_all_depths_before_are_kept_for_other_fits_if_they_fit():
@@ -84,3 +84,34 @@ def test_in_bfloat16_a_cut_is_told_apart_as_it_rounds():
         samples = Samples([make_picture()], backbone.reader)
         one, other = (embed(samples, [p])[0] for p in (whole, divided))
         assert not same or np.array_equal(one, other)
+
+
+def test_outputs_beyond_memory_are_read_from_a_cache_on_disk(monkeypatch, tmp_path):
+    X, y = make_task()
+    model = FineTuneClassifier(backbone_of_blocks(), freeze="b", batch_size=7)
+    model.set_params(max_epochs=3, random_state=0, cache=None, device="cpu")
+    expected = model.fit(X, y).predict_proba(X)
+    monkeypatch.setattr("sktransfer.finetuning._examples._MAX_BYTES", 1)
+    counted = {}
+    caches = {
+        "disk": EmbeddingCache(tmp_path / "rows"),
+        "full": EmbeddingCache(tmp_path / "few", max_bytes=1000),
+        "memory": EmbeddingCache(),
+    }
+    for name, cache in caches.items():
+        counts.clear()
+        fitted = model.set_params(cache=cache).fit(X, y)
+        counted[name] = dict(counts)
+        np.testing.assert_array_equal(fitted.predict_proba(X), expected)
+    # One batch, filled up with copies.
+    assert counted["disk"]["a"] == counted["disk"]["b0"] == 32
+    assert counted["full"]["a"] > 3 * 32
+    assert counted["memory"]["a"] > 3 * 32
+    # Rows that another process removes are computed once more.
+    caches["disk"].clear()
+    counts.clear()
+    np.testing.assert_array_equal(model.fit(X, y).predict_proba(X), expected)
+    fitted = model.set_params(cache=caches["disk"]).fit(X, y)
+    counts.clear()
+    np.testing.assert_array_equal(fitted.fit(X, y).predict_proba(X), expected)
+    assert not {"a", "b0"} & counts.keys()
