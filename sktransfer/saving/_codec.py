@@ -10,7 +10,7 @@ its tuned stages.
 """
 
 import copy
-import importlib
+import hashlib
 import math
 import os
 from dataclasses import dataclass, field
@@ -19,61 +19,37 @@ from pathlib import Path
 import numpy as np
 import sklearn
 import torch
+from scipy import stats
+from scipy.stats._distn_infrastructure import rv_frozen
 from sklearn.base import BaseEstimator
-from sklearn.model_selection._search import BaseSearchCV
-from sklearn.utils import Bunch
 from torch import nn
-from torchvision.models import WeightsEnum, get_weight
 
-from sktransfer._tables import Table
 from sktransfer.backbones._backbone import Backbone, checked
 from sktransfer.backbones._load import Named, pinned
 from sktransfer.backbones._origins import Divided, Tuned
 from sktransfer.backbones._weights import weights_path
-from sktransfer.embedding._cache import EmbeddingCache
 from sktransfer.finetuning._network import Standardise
-from sktransfer.finetuning._parts import parts_of
+from sktransfer.saving._names import (
+    class_name,
+    find_class,
+    find_holder,
+    holder_name,
+    ours_in,
+    refusal,
+)
+from sktransfer.saving._simple import SIMPLE
 from sktransfer.saving._skops import HARMLESS, import_skops, loads
 
 _LAYERS = {kind.__name__: kind for kind in (nn.Linear, nn.ReLU, nn.Dropout)}
 # The skorch net used for training is not needed to predict or to continue training.
 _LEFT_OUT = ("net_",)
 _ROUTED = "_metadata_request"
-# Modules of scikit-learn that do more than define classes when they are imported.
-_CODE_TO_RUN = {"tests", "conftest", "experimental", "externals"}
 # Parameters that files of earlier versions do not have, and their default values.
 _ADDED = {
     "max_length": None,
     "sampling_rate": None,
     "on_error": "raise",
     "decoding": "exact",
-}
-
-
-def _random_state(state) -> np.random.RandomState:
-    generator = np.random.RandomState()
-    generator.set_state(state)
-    return generator
-
-
-# For each tag: a type, a function that turns its values into simpler ones to encode in
-# their place, and its inverse. A subclass comes before its base class, as the first
-# match counts.
-_SIMPLE = {
-    "scalar": (np.generic, np.asarray, lambda array: array[()]),
-    "float": (float, str, float),
-    "table": (Table, list, Table),
-    "tuple": (tuple, list, tuple),
-    "bunch": (Bunch, dict, lambda content: Bunch(**content)),
-    "slice": (slice, lambda s: [s.start, s.stop, s.step], lambda ends: slice(*ends)),
-    "path": (Path, str, Path),
-    "weights": (WeightsEnum, str, get_weight),
-    "random_state": (np.random.RandomState, lambda r: r.get_state(), _random_state),
-    "cache": (
-        EmbeddingCache,
-        lambda cache: [cache.location and os.fspath(cache.location), cache.max_bytes],
-        lambda content: EmbeddingCache(content[0], max_bytes=content[1]),
-    ),
 }
 
 
@@ -85,6 +61,9 @@ class Encoder:
     _numbers: dict[int, int] = field(default_factory=dict)
     # An id is unique only while its object lives: numbered values are kept alive.
     _held: list = field(default_factory=list)
+    # The values that are being encoded, and the names of arrays by their content.
+    _open: set[int] = field(default_factory=set)
+    _names: dict[tuple, str] = field(default_factory=dict)
 
     def encode(self, value, where: str):
         """Encode a value, which errors call `where`."""
@@ -94,7 +73,11 @@ class Encoder:
             return value
         if id(value) in self._numbers:
             return {"same": self._numbers[id(value)]}
+        if id(value) in self._open:
+            raise refusal(where, f"a {type(value).__name__} that holds itself")
+        self._open.add(id(value))
         record = self._record(value, where)
+        self._open.remove(id(value))
         if isinstance(record, dict) and not _NUMBERED.isdisjoint(record):
             self._numbers[id(value)] = len(self._numbers)
             self._held.append(value)
@@ -102,32 +85,24 @@ class Encoder:
 
     def _record(self, value, where):
         """Encode a value that is not plain, by the first rule for its type."""
-        for tag, (kind, simplify, _) in _SIMPLE.items():
+        for tag, (kind, simplify, _) in SIMPLE.items():
             if isinstance(value, kind):
                 return {tag: self.encode(simplify(value), where)}
         for kind, encode in _ENCODERS:
             if isinstance(value, kind):
                 return encode(self, value, where)
-        # What contains parts of this package is not for skops, which stores no tensors.
-        kinds = map(type, parts_of(value))
-        ours = next(filter(_is_ours, kinds), None)
-        if ours is None:
-            return self.other(value, where)
-        if isinstance(value, BaseSearchCV):
-            raise ValueError(
-                f"A search cannot be saved, since the scorers and folds of {where} can "
-                "be any code. Nothing was written. Save its best_estimator_ instead."
-            )
+        ours = ours_in(value)
+        record = None if ours else self.stored(value, where)
+        if record is not None:
+            return record
         if isinstance(value, BaseEstimator):
             return self.estimator(value, where)
-        raise ValueError(
-            f"{where} is a {type(value).__name__} that contains a {ours.__name__} but "
-            "is not an estimator: of objects that contain parts of sktransfer, a file "
-            "without code can hold only estimators, lists and dicts. Nothing was "
-            "written. Save the estimator around it before it is fitted, and fit it "
-            "once it is loaded; or save it with joblib.dump, whose files run code when "
-            "they are loaded."
-        )
+        if holder := holder_name(type(value)):
+            return {"holder": [holder, self.state(vars(value), where)]}
+        if ours:
+            what = f"a {type(value).__name__} that contains a {ours.__name__}"
+            raise refusal(where, what)
+        raise refusal(where, f"{value!r:.200}")
 
     def array(self, value: np.ndarray, where: str):
         # safetensors has numbers and booleans of up to 64 bits; strings and objects go
@@ -136,11 +111,16 @@ class Encoder:
             items = self.items(value.ravel().tolist(), where)
             return {"objects": [items, value.dtype.str, list(value.shape)]}
         if value.dtype.kind not in "biuf" or value.dtype.itemsize > 8:
-            raise _refusal(where, f"an array of {value.dtype}")
-        name = str(len(self.arrays))
+            raise refusal(where, f"an array of {value.dtype}")
         # safetensors writes the bytes as they are, in the order of the machine.
         native = value.dtype.newbyteorder("=")
-        self.arrays[name] = np.asarray(value, dtype=native, order="C")
+        value = np.asarray(value, dtype=native, order="C")
+        # The members of an ensemble that was fitted by several processes have copies
+        # of what they share.
+        content = hashlib.sha256(value.reshape(-1).view(np.uint8)).digest()
+        key = content, value.dtype.str, value.shape
+        name = self._names.setdefault(key, str(len(self._names)))
+        self.arrays[name] = value
         return {"array": name}
 
     def items(self, values, where) -> list:
@@ -159,7 +139,7 @@ class Encoder:
     def head(self, value, where):
         layers = [type(layer).__name__ for layer in value]
         if not {*layers} <= {*_LAYERS, Standardise.__name__}:
-            raise _refusal(where, f"a module of {sorted({*layers})}")
+            raise refusal(where, f"a module of {sorted({*layers})}")
         rates = [getattr(layer, "p", None) for layer in value]
         return {"head": [layers, rates, self.tensors(value.state_dict(), where)]}
 
@@ -184,30 +164,45 @@ class Encoder:
             "whose files run code when they are loaded."
         )
 
+    def state(self, attributes: dict, where) -> dict:
+        return {k: self.encode(v, f"{where}.{k}") for k, v in attributes.items()}
+
     def estimator(self, value, where):
         # Requests of metadata routing are stored as arguments of set_fit_request etc.
         state = {k: v for k, v in vars(value).items() if k not in _LEFT_OUT}
         routed = state.pop(_ROUTED, None)
         requests = {} if routed is None else routed._serialize()
-        encoded = {name: self.encode(v, f"{where}.{name}") for name, v in state.items()}
-        return {"estimator": [_class_name(type(value), where), encoded, requests]}
+        name = class_name(type(value), where)
+        return {"estimator": [name, self.state(state, where), requests]}
 
-    def other(self, value, where):
-        """Encode an optimizer class, or store an object of scikit-learn by skops."""
-        if isinstance(value, type) and getattr(torch.optim, value.__name__, 0) is value:
+    def kind(self, value, where):
+        if getattr(torch.optim, value.__name__, None) is value:
             return {"optimizer": value.__name__}
+        record = self.stored(value, where)
+        if record is None:
+            raise refusal(where, repr(value))
+        return record
+
+    def distribution(self, value, where):
+        name, kind = value.dist.name, type(value.dist)
+        if type(getattr(stats, name, None)) is not kind:
+            raise refusal(where, f"a distribution of {kind.__module__}.{kind.__name__}")
+        content = [name, value.args, value.kwds]
+        return {"distribution": self.items(content, where)}
+
+    def stored(self, value, where) -> dict | None:
+        """Store an object of scikit-learn by skops, or return None if that cannot."""
         skops = import_skops(where, type(value).__name__)
-        # skops raises errors of many types for what it cannot store, and they name
-        # neither the parameter nor what to do.
+        # skops raises errors of many types, which name neither the parameter nor what
+        # to do.
         try:
             content = skops.dumps(value)
             unknown = set(skops.get_untrusted_types(data=content)) - HARMLESS
-        except Exception as error:
-            raise _refusal(where, repr(value)) from error
+        except Exception:
+            return None
         if unknown:
-            raise _refusal(where, f"{value!r}, made of {sorted(unknown)}")
-        content = np.frombuffer(content, dtype=np.uint8)
-        return {"skops": self.array(content, where)}
+            return None
+        return {"sklearn": self.array(np.frombuffer(content, dtype=np.uint8), where)}
 
 
 _ENCODERS = [
@@ -216,6 +211,8 @@ _ENCODERS = [
     (dict, Encoder.mapping),
     (nn.Sequential, Encoder.head),
     (Backbone, Encoder.backbone),
+    (type, Encoder.kind),
+    (rv_frozen, Encoder.distribution),
 ]
 
 
@@ -243,8 +240,8 @@ class Decoder:
         if not isinstance(record, dict):
             return record
         ((tag, content),) = record.items()
-        if tag in _SIMPLE:
-            value = _SIMPLE[tag][2](self.decode(content))
+        if tag in SIMPLE:
+            value = SIMPLE[tag][2](self.decode(content))
         else:
             value = _DECODERS[tag](self, content)
         if tag in _NUMBERED:
@@ -315,7 +312,7 @@ class Decoder:
 
     def estimator(self, content):
         kind, state, requests = content
-        kind = _find_class(kind)
+        kind = find_class(kind)
         state = {name: self.decode(value) for name, value in state.items()}
         missing = set(kind._get_param_names()) - set(state)
         if missing - _ADDED.keys():
@@ -328,6 +325,20 @@ class Decoder:
             for method, wanted in requests.items():
                 getattr(estimator, f"set_{method}_request")(**wanted)
         return estimator
+
+    def holder(self, content):
+        name, state = content
+        kind = find_holder(name)
+        holder = kind.__new__(kind)
+        vars(holder).update({name: self.decode(value) for name, value in state.items()})
+        return holder
+
+    def distribution(self, content):
+        name, args, kwds = content
+        kind = getattr(stats, name)
+        if not isinstance(kind, stats.rv_continuous | stats.rv_discrete):
+            raise ValueError(f"distribution {name!r}")
+        return kind(*self.decode(args), **self.decode(kwds))
 
     def skops(self, content):
         return loads(self.decode(content).tobytes())
@@ -370,22 +381,17 @@ _DECODERS = {
     "divided": Decoder.divided,
     "tuned": Decoder.tuned,
     "estimator": Decoder.estimator,
+    "holder": Decoder.holder,
+    "distribution": Decoder.distribution,
+    "sklearn": Decoder.skops,
+    # In files of format 1, whose parts of scikit-learn are not numbered.
     "skops": Decoder.skops,
 }
 
 # Values of these tags are numbered, so that an object that occurs twice is one object
 # again after loading: a generator or a network may be shared.
-_NUMBERED = {"path", "random_state", "cache", "named", "divided", "tuned", "estimator"}
-
-
-def _refusal(where: str, what: str) -> ValueError:
-    return ValueError(
-        f"{where} is {what}, which a file without code cannot hold. Accepted are "
-        "estimators of sktransfer and scikit-learn whose parameters are numbers, "
-        "strings, paths, lists, dicts and arrays of these, classes of torch.optim, or "
-        "an EmbeddingCache. Nothing was written. Change that parameter, or save the "
-        "estimator with joblib.dump, whose files run code when they are loaded."
-    )
+_NUMBERED = {"path", "random_state", "cache", "named", "divided", "tuned"}
+_NUMBERED |= {"estimator", "holder", "sklearn"}
 
 
 def _changed(origin: Tuned, where: str) -> dict[str, torch.Tensor]:
@@ -399,39 +405,6 @@ def _changed(origin: Tuned, where: str) -> dict[str, torch.Tensor]:
             "save the estimator with joblib.dump, whose files run code when they are "
             "loaded."
         ) from error
-
-
-def _is_ours(kind: type) -> bool:
-    return kind.__module__.split(".")[0] == "sktransfer"
-
-
-def _class_name(kind: type, where: str) -> str:
-    """Return the name by which `_find_class` finds a class, or refuse the class."""
-    # The public name of a class of this package survives a move between its modules.
-    module = "sktransfer" if _is_ours(kind) else kind.__module__
-    name = f"{module}:{kind.__name__}"
-    try:
-        known = _find_class(name)
-    except (ValueError, AttributeError, ImportError):
-        known = None
-    if known is not kind:
-        raise _refusal(where, f"a {kind.__module__}.{kind.__qualname__}")
-    return name
-
-
-def _find_class(name: str) -> type:
-    """Import an estimator class of this package or scikit-learn, and nothing else."""
-    module, _, name = name.partition(":")
-    package, *parts = module.split(".")
-    if package not in ("sktransfer", "sklearn") or not _CODE_TO_RUN.isdisjoint(parts):
-        raise ValueError(f"a class of {module!r}")
-    try:
-        kind = getattr(importlib.import_module(module), name)
-    except ImportError as error:
-        raise ValueError(f"{error}, in which {name!r} is looked for") from error
-    if not (isinstance(kind, type) and issubclass(kind, BaseEstimator)):
-        raise ValueError(f"{name!r}, which is not an estimator")
-    return kind
 
 
 def _is_model_folder(path: str) -> bool:

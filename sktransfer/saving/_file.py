@@ -31,11 +31,11 @@ def save(estimator, path):
     Parameters
     ----------
     estimator : estimator
-        The estimator to save: one of this package, or a `Pipeline`, `ColumnTransformer`
-        or other estimator of scikit-learn, with or without parts of this package. Of a
-        search over such parts, save its ``best_estimator_``. Estimators of scikit-learn
-        that contain no part of this package are stored by skops, which requires the
-        ``skops`` extra.
+        The estimator to save: one of this package, or a pipeline, ensemble, search or
+        other estimator of scikit-learn, with or without parts of this package.
+        Estimators of scikit-learn that contain no part of this package are stored by
+        skops, which requires the ``skops`` extra. It cannot store decision trees and
+        forests safely, so that these are refused.
     path : str or path-like
         The path of the file. An existing file is replaced once the new one has been
         written completely.
@@ -44,7 +44,8 @@ def save(estimator, path):
     ------
     ValueError
         If a parameter is something that a file without code cannot hold, such as a
-        function or a network that was given as a module. The error names the parameter.
+        function, a scorer that is one, a class of another package, or a network that
+        was given as a module. The error names the parameter.
 
     See Also
     --------
@@ -52,7 +53,8 @@ def save(estimator, path):
 
     Notes
     -----
-    Everything is saved except ``net_``, the skorch net used for training. The loaded
+    Everything is saved except ``net_``, the skorch net used for training. Objects and
+    arrays that several parts share are stored once. The loaded
     estimator can predict, be cloned and continue training (``warm_start``,
     ``partial_fit``) as before.
 

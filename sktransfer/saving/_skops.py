@@ -36,6 +36,35 @@ HARMLESS = {
         "_CurveScorer _MultimetricScorer _PassthroughScorer _Scorer "
         "negative_likelihood_ratio positive_likelihood_ratio",
     ),
+    # The metrics of scorers.
+    *_in(
+        "sklearn.metrics._classification",
+        "accuracy_score balanced_accuracy_score brier_score_loss cohen_kappa_score "
+        "d2_brier_score d2_log_loss_score f1_score fbeta_score hamming_loss "
+        "hinge_loss jaccard_score log_loss matthews_corrcoef precision_score "
+        "recall_score zero_one_loss",
+    ),
+    *_in(
+        "sklearn.metrics._ranking",
+        "average_precision_score coverage_error dcg_score "
+        "label_ranking_average_precision_score label_ranking_loss ndcg_score "
+        "roc_auc_score top_k_accuracy_score",
+    ),
+    *_in(
+        "sklearn.metrics._regression",
+        "d2_absolute_error_score d2_pinball_score d2_tweedie_score "
+        "explained_variance_score max_error mean_absolute_error "
+        "mean_absolute_percentage_error mean_gamma_deviance mean_pinball_loss "
+        "mean_poisson_deviance mean_squared_error mean_squared_log_error "
+        "mean_tweedie_deviance median_absolute_error r2_score "
+        "root_mean_squared_error root_mean_squared_log_error",
+    ),
+    *_in(
+        "sklearn.metrics.cluster._supervised",
+        "adjusted_mutual_info_score adjusted_rand_score completeness_score "
+        "fowlkes_mallows_score homogeneity_score mutual_info_score "
+        "normalized_mutual_info_score rand_score v_measure_score",
+    ),
     *_in("sklearn.utils._metadata_requests", "MetadataRequest MethodMetadataRequest"),
 }
 
