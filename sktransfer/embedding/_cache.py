@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from sktransfer._tables import Table
 from sktransfer.embedding._shards import DTYPES, KEY_BYTES, ShardStore
 
 __all__ = ["CacheInfo", "EmbeddingCache"]
@@ -147,6 +148,52 @@ class EmbeddingCache:
             counts = self._hits, self._misses
         return CacheInfo(n_rows, n_bytes, self.max_bytes, *counts, folder)
 
+    def verify(self) -> Table:
+        """Read all files in the folder, and return a table of those that are not right.
+
+        Nothing is deleted or changed. A damaged file never changes a result, whether it
+        is found here or not: a row whose checksum is wrong is not used. Other processes
+        may use the cache meanwhile.
+
+        Returns
+        -------
+        list of dict
+            A list of rows that is printed as a table, and that ``pandas.DataFrame``
+            converts to a data frame. Each row stands for one file, with its path as
+            ``file``, the ``problem``, and as ``advice`` what to do about it. Found are
+            files that are damaged, cut short or of another version of the format, those
+            that cannot be read, those of writers that were killed more than an hour
+            ago, and what is not a file of the cache. If all files are right, or if the
+            cache is in memory, the list is empty.
+
+        Raises
+        ------
+        OSError
+            If the location is not a folder, or cannot be listed.
+
+        Examples
+        --------
+        >>> import hashlib, os, tempfile
+        >>> import numpy as np
+        >>> from sktransfer import EmbeddingCache
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     cache = EmbeddingCache(folder)
+        ...     key = hashlib.sha256(b"the full cause of a value").digest()
+        ...     cache.put_many({key: np.arange(3, dtype="float32")})
+        ...     (name,) = os.listdir(folder)
+        ...     path = os.path.join(folder, name)
+        ...     os.truncate(path, os.path.getsize(path) - 1)
+        ...     found = cache.verify()
+        >>> [(row["problem"], row["advice"][:10]) for row in found]
+        [('cut short', 'Delete it.')]
+        """
+        # Without the lock: reading may take long, and nothing is changed.
+        faults = self._opened().verify()
+        return Table(
+            {"file": path, "problem": problem, "advice": advice}
+            for path, (problem, advice) in faults.items()
+        )
+
     def clear(self) -> None:
         """Remove all rows. In a folder, only files of this format are deleted."""
         with _LOCK:
@@ -240,6 +287,9 @@ class _MemoryStore:
 
     def info(self):
         return len(self._rows), self._bytes, None
+
+    def verify(self):
+        return {}
 
     def get_many(self, keys):
         found = {key: self._rows[key] for key in keys if key in self._rows}

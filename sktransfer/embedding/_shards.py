@@ -37,6 +37,11 @@ _SUFFIX = ".sktrows"
 _OUR_NAME = re.compile(r"[0-9a-f]{32}\.sktrows(-[0-9a-f]{32})?")
 # An older temporary file is considered abandoned by a writer that was killed.
 _TEMPORARY_SECONDS = 3600
+# What to do about the files that `verify` finds.
+_DELETE = "Delete it. Its rows are computed again when they are needed."
+_ALLOW = "Allow this user to read it, or delete it."
+_NOTHING = "Nothing. The next use of the cache deletes it."
+_LEAVE = "Move it elsewhere, or leave it: the cache neither reads nor deletes it."
 
 
 @dataclass(eq=False)
@@ -105,9 +110,11 @@ def _read_header(file, path, size):
     head = file.read(_HEAD.size)
     magic, n_about, n_rows = _HEAD.unpack(head)
     n_header = n_about + n_rows * (KEY_BYTES + _SUM_BYTES) + _DIGEST_BYTES
+    if magic != _MAGIC:
+        raise ValueError("not of this version of the format")
     # Checked before reading, as a damaged count could ask for terabytes of memory.
-    if magic != _MAGIC or n_header > size:
-        raise ValueError("another format or version, or a damaged one")
+    if n_header > size:
+        raise ValueError("damaged header, or cut short")
     header = head + file.read(n_header)
     body = header[:-_DIGEST_BYTES]
     if header != body + _digest(body):
@@ -120,6 +127,33 @@ def _read_header(file, path, size):
     keys = _split(body[_HEAD.size + n_about : sums_at], KEY_BYTES)
     sums = _split(body[sums_at:], _SUM_BYTES)
     return _Shard(path, size, (dtype, tuple(shape)), keys, sums, row_bytes)
+
+
+def _fault_of(entry):
+    """Return what is wrong with a file in the folder and what to do, or None."""
+    regular = entry.is_file(follow_symlinks=False)
+    if not _OUR_NAME.fullmatch(entry.name) or not regular:
+        return "not a file of the cache", _LEAVE
+    stat = entry.stat()
+    if not entry.name.endswith(_SUFFIX):
+        old = time.time() - stat.st_mtime > _TEMPORARY_SECONDS
+        return ("left by a writer that was killed", _NOTHING) if old else None
+    try:
+        with open(entry.path, "rb") as file:
+            shard = _read_header(file, entry.path, stat.st_size)
+        rows = zip(shard.keys, range(len(shard.keys)), strict=True)
+        n_right = sum(1 for _ in shard.read(rows))
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        return f"cannot be read: {error.strerror}", _ALLOW
+    except (ValueError, TypeError, struct.error) as error:
+        known = type(error) is ValueError
+        return (str(error) if known else "damaged header"), _DELETE
+    n_bad = len(shard.keys) - n_right
+    return (
+        (f"{n_bad} of {len(shard.keys)} rows are damaged", _DELETE) if n_bad else None
+    )
 
 
 def _row_bytes(dtype, shape):
@@ -173,6 +207,16 @@ class ShardStore:
     def info(self):
         self._refresh()
         return len(self._rows), self._total_bytes(), self.folder
+
+    def verify(self):
+        faults = {}
+        with contextlib.suppress(FileNotFoundError), os.scandir(self.folder) as entries:
+            for entry in sorted(entries, key=lambda entry: entry.name):
+                # Another process may have merged or removed a file meanwhile.
+                with contextlib.suppress(FileNotFoundError):
+                    if fault := _fault_of(entry):
+                        faults[entry.path] = fault
+        return faults
 
     def clear(self):
         self._refresh()

@@ -462,6 +462,99 @@ def test_another_version_is_a_miss(tmp_path):
     assert stored(cache, [1]) == [1]
 
 
+def problems(cache):
+    return {Path(row["file"]).name: row["problem"] for row in cache.verify()}
+
+
+def test_nothing_is_found_in_a_sound_cache(cache):
+    assert cache.verify() == []
+    cache.put_many(rows(0, 1, 2))
+    cache.put_many(rows(3, shape=(2, 0)))
+    assert cache.verify() == []
+
+
+def test_every_flipped_byte_is_found_and_left_as_it_is(tmp_path):
+    cache = EmbeddingCache(tmp_path)
+    cache.put_many(rows(0, 1, 2))
+    (path,) = shards(tmp_path)
+    good = path.read_bytes()
+    for at, byte in enumerate(good):
+        damaged = good[:at] + bytes([byte ^ 16]) + good[at + 1 :]
+        path.write_bytes(damaged)
+        (found,) = cache.verify()
+        assert found["file"] == str(path)
+        assert found["advice"].startswith("Delete it.")
+        in_row = at >= len(good) - 3 * row(0).nbytes
+        assert (found["problem"] == "1 of 3 rows are damaged") == in_row
+        assert path.read_bytes() == damaged
+    for length in range(len(good)):
+        path.write_bytes(good[:length])
+        assert len(problems(cache)) == 1
+    path.write_bytes(good)
+    assert cache.verify() == []
+
+
+def test_what_is_found_has_a_reason(tmp_path):
+    cache = EmbeddingCache(tmp_path)
+    cache.put_many(rows(0))
+    (path,) = shards(tmp_path)
+    good = path.read_bytes()
+    name = "{0}" * 32 + ".sktrows"
+    (tmp_path / name.format("a")).write_bytes(good[:-1])
+    (tmp_path / name.format("b")).write_bytes(good[:7] + b"\x02" + good[8:])
+    (tmp_path / name.format("c")).write_bytes(good[:50] + b"?" + good[51:])
+    (tmp_path / name.format("d")).write_bytes(b"")
+    (tmp_path / f"{name.format('e')}-{'e' * 32}").write_bytes(b"half a shard")
+    (tmp_path / f"{name.format('f')}-{'f' * 32}").write_bytes(b"half a shard")
+    os.utime(tmp_path / f"{name.format('f')}-{'f' * 32}", (time.time() - 3700,) * 2)
+    (tmp_path / "notes.txt").write_text("mine")
+    (tmp_path / name.format("0")).mkdir()
+    before = sorted(tmp_path.rglob("*"))
+    assert problems(EmbeddingCache(tmp_path)) == {
+        name.format("0"): "not a file of the cache",
+        name.format("a"): "cut short",
+        name.format("b"): "not of this version of the format",
+        name.format("c"): "damaged header",
+        name.format("d"): "damaged header",
+        f"{name.format('f')}-{'f' * 32}": "left by a writer that was killed",
+        "notes.txt": "not a file of the cache",
+    }
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs mkfifo")
+def test_a_fifo_is_not_opened(tmp_path):
+    os.mkfifo(tmp_path / f"{'c' * 32}.sktrows")
+    (found,) = EmbeddingCache(tmp_path).verify()
+    assert found["problem"] == "not a file of the cache"
+    assert found["advice"].startswith("Move it elsewhere, or leave it")
+
+
+def test_what_cannot_be_read_is_said(tmp_path, monkeypatch):
+    cache = EmbeddingCache(tmp_path)
+    cache.put_many(rows(0))
+
+    def refused(*args):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(_shards, "_read_header", refused)
+    (found,) = cache.verify()
+    assert found["problem"] == "cannot be read: Permission denied"
+
+    def removed(*args):
+        raise FileNotFoundError
+
+    monkeypatch.setattr(_shards, "_read_header", removed)
+    assert cache.verify() == []
+
+
+def test_a_folder_that_is_none_is_an_error(tmp_path):
+    assert EmbeddingCache(tmp_path / "none").verify() == []
+    (tmp_path / "file").write_text("")
+    with pytest.raises(NotADirectoryError):
+        EmbeddingCache(tmp_path / "file").verify()
+
+
 def test_clear_leaves_what_is_not_ours(tmp_path):
     cache = EmbeddingCache(tmp_path)
     cache.put_many(rows(1))
