@@ -193,10 +193,14 @@ class LoadTarget(Target):
 def estimators(y, rng):
     """Yield estimators of many kinds, and their targets, None for one not fitted."""
     import torch
+    from scipy import stats
+    from sklearn.base import clone
+    from sklearn.calibration import CalibratedClassifierCV
     from sklearn.compose import ColumnTransformer
     from sklearn.decomposition import PCA
+    from sklearn.ensemble import VotingClassifier
     from sklearn.linear_model import LogisticRegression, Ridge
-    from sklearn.model_selection import GridSearchCV
+    from sklearn.model_selection import GridSearchCV, RandomizedSearchCV
     from sklearn.naive_bayes import GaussianNB
     from sklearn.neighbors import KNeighborsClassifier
     from sklearn.pipeline import make_pipeline
@@ -234,6 +238,11 @@ def estimators(y, rng):
     yield make_pipeline(ColumnTransformer(columns), PCA(2), GaussianNB()), y
     search = GridSearchCV(Ridge(), {"alpha": [0.1, 1]}, cv=2)
     yield make_pipeline(embedder, search), numbers
+    solved = FineTuneClassifier(net, freeze="all")
+    yield CalibratedClassifierCV(solved, cv=2), y
+    yield VotingClassifier([("a", solved), ("b", clone(solved))], voting="soft"), y
+    choices = {"weight_decay": stats.loguniform(1e-3, 1), "dropout": [0, 0.1]}
+    yield RandomizedSearchCV(solved, choices, n_iter=2, cv=2, scoring="f1_macro"), y
 
 
 def taken_apart(data: bytes) -> tuple[dict, dict, dict]:

@@ -28,6 +28,7 @@ class Guard:
         r"|putenv|kill|startfile)|import"
     )
     OWN = ("sklearn", "sktransfer")
+    BUILT = "scipy/stats/_distn_infrastructure.py"
     WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 
     def __init__(self):
@@ -46,6 +47,9 @@ class Guard:
         if event == "import":
             # What of these is there has been imported before.
             return arguments[0].split(".")[0] not in self.OWN
+        if event == "exec" and sys._getframe(2).f_code.co_filename.endswith(self.BUILT):
+            # Signatures of distributions, from names that are SciPy's own.
+            return False
         return self.FORBIDDEN.match(event) is not None
 
     def where(self) -> str:
