@@ -17,6 +17,7 @@ from sktransfer.choosing._candidates import check_for, listed, make_candidates
 from sktransfer.choosing._ranking import rank, resolve_scoring
 from sktransfer.embedding._mixin import set_input_tags
 from sktransfer.embedding._prefix import resolve_cache
+from sktransfer.embedding._tensors import gives_tensors
 from sktransfer.inputs._images import ImageReader
 
 _SHARED = (
@@ -202,11 +203,12 @@ class BackboneSelector(
 
         Returns
         -------
-        ndarray of shape (n_samples, n_features), float32
-            The embedding of each sample.
+        ndarray or Tensor of shape (n_samples, n_features), float32
+            The embedding of each sample; a tensor where that of a
+            `PretrainedFeatureExtractor` would be.
         """
         check_is_fitted(self)
-        return self.extractor_.transform(X)
+        return self.extractor_._embed(X, gives_tensors(self, X))
 
     @property
     def _n_features_out(self):

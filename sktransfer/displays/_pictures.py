@@ -11,7 +11,7 @@ from sktransfer.embedding._reading import read_samples
 from sktransfer.finetuning._parts import parts_of
 from sktransfer.inputs._images import ImageReader
 from sktransfer.inputs._reader import Samples
-from sktransfer.inputs._validate import as_samples, check_samples
+from sktransfer.inputs._validate import as_samples, check_samples, on_host
 
 # What is drawn does not depend on the network's own, often smaller, input.
 _THUMBNAIL = ImageReader.whole(160)
@@ -128,7 +128,7 @@ class TopLossesDisplay:
                 f"{classes[:10].tolist()} of the classifier, which cannot predict "
                 "them. Leave out their images."
             )
-        proba = estimator.predict_proba(X)
+        proba = on_host(estimator.predict_proba(X))
         own = proba[np.arange(len(y)), np.searchsorted(classes, y)]
         predictions = classes[proba.argmax(axis=1)]
         # NaN stands for images that cannot be read, and have no loss.

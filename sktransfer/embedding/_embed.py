@@ -11,10 +11,11 @@ from joblib.parallel import BACKENDS, get_active_backend
 from tqdm.auto import tqdm
 
 from sktransfer.embedding._cache import EmbeddingCache, Writer
+from sktransfer.embedding._outputs import Output
 from sktransfer.embedding._prefix import Prefix, stacked, values_of
 from sktransfer.embedding._reading import Refusals, UnreadableError, sample_digests
 from sktransfer.embedding._threads import readers, run_lanes
-from sktransfer.inputs._reader import Samples, pad_outputs
+from sktransfer.inputs._reader import Samples
 
 # The backends of joblib whose workers run on this machine.
 _BACKENDS_HERE = ("loky", "multiprocessing", "threading")
@@ -52,8 +53,9 @@ def embed(
     on_error: str = "raise",
     refusals: Refusals | None = None,
     failures: dict | None = None,
+    on_device: bool = False,
     verbose: int = 0,
-) -> list[np.ndarray]:
+) -> list[np.ndarray | torch.Tensor]:
     """Run samples through the leading stages of backbones, each sample once.
 
     Prefixes of the same backbone are computed together, and backbones with the same
@@ -82,19 +84,22 @@ def embed(
     failures : dict, optional
         If given, a backbone that cannot be run is skipped from then on, and its error
         is stored here under the number of each of its prefixes.
+    on_device : bool
+        Whether the outputs, which must not differ in size, are returned as tensors on
+        the device that computes them. Only the copies for a cache reach the host.
     verbose : int
         Controls the verbosity: 1 shows a progress bar on standard error.
 
     Returns
     -------
-    list of ndarray of shape (n, *prefix.shape), float32
+    list of ndarray, or of Tensor, of shape (n, *prefix.shape), float32
         The outputs of each prefix. If the samples differ in size, outputs without
         pooling are padded with NaN.
     """
     reported = refusals or Refusals(samples, strict=on_error == "raise")
     if cache is not None and not isinstance(samples, StageOutputs):
         prefixes, taps = _divided(prefixes, taps)
-    runs = _runs(samples, prefixes, taps, cache)
+    runs = _runs(samples, prefixes, taps, cache, on_device)
     names = dict.fromkeys(run.base.backbone.name for run in runs)
     unit = prefixes[0].backbone.reader.kind if prefixes else "sample"
     with tqdm(
@@ -107,7 +112,7 @@ def embed(
     for run in runs:
         for one, numbers in run.asked.items():
             for number in numbers:
-                out[number] = run.gathered(one)
+                out[number] = run.out[one].gathered()
     if refusals is None:
         reported.report(out)
     return out
@@ -123,7 +128,7 @@ def _divided(prefixes, taps) -> list[list[Prefix]]:
 class _Run:
     """One backbone, run to all depths that were asked for."""
 
-    def __init__(self, base: Prefix, numbered: dict, taps: list, n_rows: int, cache):
+    def __init__(self, base, numbered, taps, n_rows, cache, on_device=False):
         self.base = base
         self.asked = {}  # (depth, pooling) -> numbers of the prefixes that ask for it
         for number, prefix in numbered.items():
@@ -132,44 +137,28 @@ class _Run:
         taps = [] if cache is None else taps
         own = (tap for tap in taps if tap.backbone is base.backbone)
         self.taps = [(tap.depth, tap.pooling) for tap in own]
-        self.out = {one: self._room(one, n_rows) for one in self.asked}
+        # The outputs that are not copied to the host to be returned.
+        self.kept = frozenset(self.asked if on_device else ())
+        device = base.device if on_device else None
+        self.out = {
+            one: Output(self.prefix(one).shape, n_rows, base.varies, device)
+            for one in self.asked
+        }
         self.keys = {one: [] for one in self.asked}
         self.error = None
 
     def prefix(self, one: tuple[int, str]) -> Prefix:
         return replace(self.base, depth=one[0], pooling=one[1])
 
-    def _room(self, one, n_rows):
-        shape = self.prefix(one).shape
-        if self.base.varies and len(shape) > 1:
-            return [None] * n_rows
-        # Filled with NaN, so that a row that is forgotten would be noticed.
-        return np.full((n_rows, *shape), np.nan, dtype=np.float32)
 
-    def fits(self, one, value) -> bool:
-        """Whether a row from the cache has the required shape."""
-        out = self.out[one]
-        return isinstance(out, list) or value.shape == out.shape[1:]
-
-    def gathered(self, one) -> np.ndarray:
-        out = self.out[one]
-        if not isinstance(out, list):
-            return out
-        # A sample that was refused has no row, and becomes a single position of NaN.
-        width = self.prefix(one).shape[1:]
-        nothing = np.full((1, *width), np.nan, dtype=np.float32)
-        rows = [nothing if row is None else row for row in out]
-        return pad_outputs([torch.from_numpy(np.array(row)) for row in rows]).numpy()
-
-
-def _runs(samples, prefixes, taps, cache) -> list[_Run]:
+def _runs(samples, prefixes, taps, cache, on_device=False) -> list[_Run]:
     """Group prefixes by their backbone and by how it is run."""
     groups = {}
     for number, prefix in enumerate(prefixes):
         base = replace(prefix, depth=0, pooling="none")
         groups.setdefault(base, {})[number] = prefix
-    taps = list(taps)
-    return [_Run(*group, taps, len(samples), cache) for group in groups.items()]
+    rest = list(taps), len(samples), cache, on_device
+    return [_Run(*group, *rest) for group in groups.items()]
 
 
 @dataclass
@@ -193,12 +182,12 @@ class _Pass:
         batches = self._batches(lacking)
         writer = Writer(self.cache)
 
-        def accept(run, batch, found, exact):
-            for one, values in found.items():
-                if one in run.out:
-                    self._fill(run, one, batch, values, equal)
-                if writer.keeps(exact):
-                    writer.add(self._keys(run, one, batch), values)
+        def accept(run, batch, found, stored, exact):
+            for one in run.out.keys() & found.keys():
+                pairs = [(e, i) for i, row in enumerate(batch) for e in equal[row]]
+                run.out[one].fill(*zip(*pairs, strict=True), found[one])
+            for one, values in stored.items() if writer.keeps(exact) else ():
+                writer.add(self._keys(run, one, batch), values)
 
         def done(batch):
             self.progress.update(sum(len(equal[row]) for row in batch))
@@ -245,17 +234,18 @@ class _Pass:
             run.keys[one][row] for run, one in wanted for row in rows
         )
         lacking, equal, window = {}, {}, rows[0] if rows else 0
+        cached = {pair: {} for pair in wanted}
         for row in rows:
             first = self.firsts.setdefault(self.digests[row], row)
             lacks = {}
             for run, one in wanted:
                 known = found.get(run.keys[one][row])
-                if known is not None and run.fits(one, known):
-                    run.out[one][row] = known
+                if known is not None and run.out[one].fits(known):
+                    cached[run, one][row] = known
                 elif first < window:
                     # An earlier window computed a row with the same content, but the
                     # cache may not have kept it.
-                    run.out[one][row] = run.out[one][first]
+                    run.out[one].repeat(first, row)
                 else:
                     lacks.setdefault(run, []).append(one)
             if first < window:
@@ -263,6 +253,8 @@ class _Pass:
             elif lacks:
                 lacking.setdefault(first, [(r, tuple(o)) for r, o in lacks.items()])
                 equal.setdefault(first, []).append(row)
+        for (run, one), known in cached.items():
+            run.out[one].fill(known, range(len(known)), list(known.values()))
         return lacking, equal
 
     def _batches(self, rows) -> list[list[int]]:
@@ -303,13 +295,13 @@ class _Pass:
             for run, ones, rows in _parts(batch, lacking):
                 yield from self._compute(run, ones, rows, read)
             # Without a run, a result means that all runs are done with the batch.
-            yield None, batch, {}, True
+            yield None, batch, {}, {}, True
 
-        def accept_or_count(run, batch, found, exact):
+        def accept_or_count(run, batch, *result):
             if run is None:
                 done(batch)
             else:
-                accept(run, batch, found, exact)
+                accept(run, batch, *result)
 
         with readers(device) as each:
             work = functools.partial(work, each)
@@ -324,9 +316,12 @@ class _Pass:
             for start, group, inputs in self._starts(run, ones, rows, read):
                 taps = [tap for tap in run.taps if start < tap[0] <= prefix.depth]
                 wanted = dict.fromkeys([*ones, *taps])
-                used, found = prefix.run_within_memory(inputs, start, wanted)
-                rows_of = {one: values_of(x, prefix) for one, x in found.items()}
-                yield run, group, rows_of, used is prefix
+                used, found = prefix.run_within_memory(inputs, start, wanted, run.kept)
+                # What is kept on the device is copied to the host for a cache alone.
+                here = wanted if self.cache is not None else wanted.keys() - run.kept
+                stored = {one: values_of(found[one].cpu(), prefix) for one in here}
+                kept = {one: found[one] for one in run.kept & wanted.keys()}
+                yield run, group, stored | kept, stored, used is prefix
         except UnreadableError:
             # The sample is to blame for this error, not the backbone.
             raise
@@ -365,12 +360,6 @@ class _Pass:
             return [run.keys[one][row] for row in rows]
         return run.prefix(one).keys(self.digests[row] for row in rows)
 
-    def _fill(self, run, one, batch, values, equal) -> None:
-        out = run.out[one]
-        for row, value in zip(batch, values, strict=True):
-            for each in equal[row]:
-                out[each] = value
-
     def _spread(self, batches, n_jobs, accept, done) -> None:
         """Compute chunks of whole batches in the workers of joblib."""
         workers = effective_n_jobs(n_jobs)
@@ -388,8 +377,8 @@ class _Pass:
         )
         for chunk, (computed, found_out) in zip(chunks, results, strict=True):
             self.refusals.include(found_out, chunk)
-            for number, rows, found, exact in computed:
-                accept(self.runs[number], [chunk[row] for row in rows], found, exact)
+            for number, rows, *result in computed:
+                accept(self.runs[number], [chunk[row] for row in rows], *result)
             done(chunk)
 
 

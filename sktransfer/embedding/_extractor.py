@@ -20,6 +20,7 @@ from sktransfer.embedding._prefix import (
     resolve_precision,
 )
 from sktransfer.embedding._reading import advising
+from sktransfer.embedding._tensors import gives_tensors
 from sktransfer.inputs._images import ImageReader
 from sktransfer.inputs._validate import as_samples, check_samples
 
@@ -247,8 +248,10 @@ class PretrainedFeatureExtractor(
 
         Returns
         -------
-        ndarray of shape (n_samples, n_features_out), float32
-            The embedding of each sample.
+        ndarray or Tensor of shape (n_samples, n_features_out), float32
+            The embedding of each sample. It is a tensor on the device that computed it
+            after ``set_output(transform="torch")``, or if `X` is a tensor and
+            ``sklearn.set_config(array_api_dispatch=True)`` is set.
 
         Raises
         ------
@@ -256,6 +259,9 @@ class PretrainedFeatureExtractor(
             If a sample cannot be read and ``on_error="raise"``. The message names the
             row and the file.
         """
+        return self._embed(X, gives_tensors(self, X))
+
+    def _embed(self, X, on_device: bool):
         # `fit`, which validates the parameters otherwise, may not have been called.
         self._validate_params()
         prefix = self._prefix()
@@ -268,6 +274,7 @@ class PretrainedFeatureExtractor(
                 cache=resolve_cache(self.cache),
                 n_jobs=self.n_jobs,
                 on_error=self.on_error,
+                on_device=on_device,
                 verbose=self.verbose,
             )
         return embeddings

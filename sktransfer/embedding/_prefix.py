@@ -241,7 +241,7 @@ class Prefix:
         return replace(self, depth=len(self.backbone.stages), pooling="avg")
 
     def run_within_memory(
-        self, batch, start: int, wanted: Iterable[tuple[int, str]]
+        self, batch, start: int, wanted: Iterable[tuple[int, str]], kept=frozenset()
     ) -> tuple["Prefix", dict]:
         """Run one batch through the stages, in smaller parts if memory runs out.
 
@@ -253,6 +253,8 @@ class Prefix:
             The number of stages that the batch has already been run through.
         wanted : iterable of (depth, pooling)
             The outputs to return, from `start` to the depth of the prefix.
+        kept : set of (depth, pooling)
+            The outputs to be left on the device; the others are copied to the host.
 
         Returns
         -------
@@ -265,7 +267,7 @@ class Prefix:
         while True:
             try:
                 parts = [
-                    prefix._run(rows, start, wanted)
+                    prefix._run(rows, start, wanted, kept)
                     for rows in batch.split(prefix.size)
                 ]
                 break
@@ -295,7 +297,7 @@ class Prefix:
             )
         return replace(self, batch_size=self.size // 2)
 
-    def _run(self, batch, start: int, wanted: list) -> dict:
+    def _run(self, batch, start: int, wanted: list, kept) -> dict:
         count = len(batch)
         if count < self.size:
             filler = batch[-1:].expand(self.size - count, *batch.shape[1:])
@@ -322,7 +324,10 @@ class Prefix:
                         # Copied, as the next stage may compute in place.
                         rows = pool(x, pooling, self.varies)[:count]
                         found[one, pooling] = rows.clone()
-        return {one: rows.contiguous().cpu() for one, rows in found.items()}
+        return {
+            one: rows.contiguous() if one in kept else rows.contiguous().cpu()
+            for one, rows in found.items()
+        }
 
 
 def stacked(rows: list, base: Prefix, depth: int) -> torch.Tensor:

@@ -42,7 +42,7 @@ from sktransfer.finetuning._skipping import left_out, unreadable
 from sktransfer.finetuning._targets import fitted_targets
 from sktransfer.finetuning._train import Plan, epochs_table, train
 from sktransfer.inputs._image_tables import table_range
-from sktransfer.inputs._validate import as_samples, check_samples
+from sktransfer.inputs._validate import as_samples, check_samples, on_host
 
 # The fitted attributes that `fit` with a warm start keeps, so that scikit-learn checks
 # the columns of the new table against those of the first.
@@ -128,7 +128,7 @@ class BaseFineTune(
         )
         y = _column(y)
         weights = _check_sample_weight(
-            sample_weight, y, dtype=np.float64, ensure_non_negative=True
+            on_host(sample_weight), y, dtype=np.float64, ensure_non_negative=True
         )
         _check_some_weigh(weights, "sample")
         value_range = _value_range(checked, weights, start)
@@ -389,7 +389,7 @@ def _codes(groups, y) -> np.ndarray | None:
     """Return the groups as integers, or None if there are none."""
     if groups is None:
         return None
-    groups = column_or_1d(groups)
+    groups = column_or_1d(on_host(groups))
     # NaN is the value that differs from itself.
     missing = np.flatnonzero([g is None or g != g for g in groups.tolist()])
     if len(groups) != len(y) or len(missing):

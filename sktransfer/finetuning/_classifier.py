@@ -335,7 +335,8 @@ class FineTuneClassifier(ClassifierMixin, BaseFineTune):
             matrix with 1 for each label whose probability is above one half. With
             ``on_error="nan"``, the prediction for a sample that cannot be read is NaN
             in an array of floats if classes are numbers, otherwise None in an array of
-            objects.
+            objects. If `X` is a tensor and scikit-learn's ``array_api_dispatch`` is on,
+            classes that are numbers are a tensor on the device that computed them.
         """
         return marked(*self._predictions(X))
 
@@ -372,7 +373,8 @@ class FineTuneClassifier(ClassifierMixin, BaseFineTune):
         -------
         ndarray of shape (n_samples, n_classes), float64
             The probability of each class, in the order of `classes_`; for multilabel
-            targets, the probability of each label.
+            targets, the probability of each label. A tensor where `predict` gives one,
+            also for classes that are strings.
         """
         scores, _ = self._outputs(X)
         return fitted_targets(self).probabilities(scores)
@@ -389,7 +391,7 @@ class FineTuneClassifier(ClassifierMixin, BaseFineTune):
         -------
         ndarray of shape (n_samples, n_classes), or (n_samples,) for two classes
             The logits of the classes; for two classes, the logit of the second one
-            minus that of the first.
+            minus that of the first. A tensor where `predict_proba` gives one.
         """
         scores, _ = self._outputs(X)
         return fitted_targets(self).decisions(scores)

@@ -258,25 +258,29 @@ def _outputs(batch: torch.Tensor, depth: int, padding) -> StageOutputs:
     return StageOutputs(batch if padding is None else unpadded(batch, padding), depth)
 
 
-def embed_tuned(refusals: Refusals, whole: Prefix, depth: int, cache) -> torch.Tensor:
+def embed_tuned(
+    refusals: Refusals, whole: Prefix, depth: int, cache, on_device: bool
+) -> torch.Tensor:
     """Embed samples with a tuned network, whose frozen stages may be cached.
 
-    The samples are those of `refusals`, and the rows that these refuse are NaN.
+    The samples are those of `refusals`, and the rows that these refuse are NaN. The
+    embeddings are on the host, or `on_device`, on the device that computed them.
     """
     samples, embeddings = refusals.samples, []
     for first in range(0, len(samples), _CHUNK):
         rows = range(first, min(first + _CHUNK, len(samples)))
         chunk = Refusals(samples.take(rows), refusals.strict)
         if depth:
-            embeddings.append(_embed_from(chunk, whole, depth, cache))
+            rest = _embed_from(chunk, whole, depth, cache, on_device)
         else:
             # Only this model has the tuned stages, so their outputs are not cached.
-            embeddings += embed(chunk.samples, [whole], refusals=chunk)
+            (rest,) = embed(chunk.samples, [whole], refusals=chunk, on_device=on_device)
+        embeddings.append(torch.as_tensor(rest))
         refusals.include(chunk.found(), rows)
-    return torch.from_numpy(np.concatenate(embeddings))
+    return torch.cat(embeddings)
 
 
-def _embed_from(chunk: Refusals, whole: Prefix, depth: int, cache) -> np.ndarray:
+def _embed_from(chunk: Refusals, whole: Prefix, depth: int, cache, on_device: bool):
     """Embed a chunk of samples, by way of the outputs of the frozen stages."""
     frozen, samples = whole.at(depth), chunk.samples
     taps = taps_of(frozen, len(samples), cache)
@@ -285,10 +289,12 @@ def _embed_from(chunk: Refusals, whole: Prefix, depth: int, cache) -> np.ndarray
     # Pooled outputs have two dimensions, and no length that could vary.
     padding = PADDING if whole.varies and outputs.ndim == 3 else None
     if not chunk.rows:
-        return embed(_outputs(outputs, depth, padding), [whole])[0]
-    embeddings = np.full((len(samples), *whole.shape), np.nan, dtype=np.float32)
+        return embed(_outputs(outputs, depth, padding), [whole], on_device=on_device)[0]
+    device = whole.device if on_device else "cpu"
+    embeddings = torch.full((len(samples), *whole.shape), torch.nan, device=device)
     there = [row for row in range(len(samples)) if row not in chunk.rows]
     if there:
         given = _outputs(outputs[there], depth, padding)
-        (embeddings[there],) = embed(given, [whole])
+        (found,) = embed(given, [whole], on_device=on_device)
+        embeddings[there] = torch.as_tensor(found)
     return embeddings

@@ -11,6 +11,8 @@ from sklearn.utils import _safe_indexing
 from sklearn.utils.validation import check_is_fitted
 from torch import nn
 
+from sktransfer.inputs._validate import on_host
+
 
 class WeightedLoss(nn.Module):
     """Mean of a loss over rows, weighted by the last column of the target.
@@ -119,7 +121,7 @@ def teacher_scores(estimator, targets, X, rows) -> np.ndarray:
     # The teacher sees each sample only once. Its rounding errors may depend on the
     # neighbours of a sample, and copies of a sample must have the same target.
     X = X[rows] if hasattr(X, "detach") else _safe_indexing(X, rows)
-    proba = np.asarray(teacher.predict_proba(X), dtype=np.float64)
+    proba = np.asarray(on_host(teacher.predict_proba(X)), dtype=np.float64)
     unknown = np.isnan(proba).any(axis=1).sum()
     if unknown:
         raise ValueError(

@@ -10,9 +10,10 @@ from sklearn.utils.validation import check_is_fitted
 
 from sktransfer.embedding._prefix import resolve_cache
 from sktransfer.embedding._reading import Refusals, advising
+from sktransfer.embedding._tensors import dispatches
 from sktransfer.finetuning._examples import embed_tuned
 from sktransfer.finetuning._targets import fitted_targets
-from sktransfer.inputs._validate import as_samples, check_samples
+from sktransfer.inputs._validate import as_samples, check_samples, on_host
 
 # Float64 holds all integers below this.
 _EXACT = 2**53
@@ -43,13 +44,14 @@ _SCORED = _Use(
 class Predictions:
     """What a fitted estimator predicts, and how good that is."""
 
-    def _predictions(self, X, use=_RETURNED) -> tuple[np.ndarray, list[int]]:
+    def _predictions(self, X, use=_RETURNED) -> tuple:
         """Return a prediction for every row, and the rows that cannot be read."""
         scores, unread = self._outputs(X, use)
         return fitted_targets(self).predictions(scores), unread
 
     def _score(self, metric, X, y, sample_weight) -> float:
-        predictions, unread = self._predictions(X, _SCORED)
+        y, sample_weight = on_host(y), on_host(sample_weight)
+        predictions, unread = self._predictions(on_host(X), _SCORED)
         if unread:
             there = np.setdiff1d(np.arange(len(predictions)), unread)
             if not len(there):
@@ -62,10 +64,11 @@ class Predictions:
                 sample_weight = _safe_indexing(sample_weight, there)
         return metric(y, predictions, sample_weight=sample_weight)
 
-    def _outputs(self, X, use=_RETURNED) -> tuple[np.ndarray, list[int]]:
+    def _outputs(self, X, use=_RETURNED) -> tuple:
         """Return the outputs of the head, and the rows that cannot be read, all NaN.
 
-        The outputs are float64 of shape (n_samples, n_outputs).
+        The outputs are float64 of shape (n_samples, n_outputs): an array or, with array
+        API dispatch and a tensor `X`, a tensor on the device that computed them.
         """
         check_is_fitted(self)
         reader = self.backbone_.reader
@@ -74,23 +77,34 @@ class Predictions:
         whole = self._prefix(self.backbone_, len(self.backbone_.stages), "avg")
         cache = resolve_cache(self.cache)
         refusals = Refusals(samples, strict=self.on_error in use.refusing)
+        on_device = dispatches(X)
         with advising(use.advice):
-            embeddings = embed_tuned(refusals, whole, self.freeze_depth_, cache)
+            embeddings = embed_tuned(
+                refusals, whole, self.freeze_depth_, cache, on_device
+            )
         refusals.warn_of_cut()
         refusals.warn_of_refused(use.outcome)
         # In float64, since float32 could round probabilities to a tie where the logits
         # differ, and let a row depend on the size of its batch.
-        head = copy.deepcopy(self.head_).cpu().double().eval()
-        with torch.inference_mode():
-            return head(embeddings.double()).numpy(), sorted(refusals.rows)
+        kind = torch.float32 if embeddings.device.type == "mps" else torch.float64
+        head = copy.deepcopy(self.head_).to(embeddings.device, kind).eval()
+        # Not in inference mode, whose tensors nobody could change in place.
+        with torch.no_grad():
+            outputs = head(embeddings.to(kind))
+        return outputs if on_device else outputs.numpy(), sorted(refusals.rows)
 
 
-def marked(predictions: np.ndarray, rows: list[int]) -> np.ndarray:
+def marked(predictions, rows: list[int]):
     """Return predictions with a missing value at these rows: NaN, or None.
 
     No class is a prediction that was not made, and metrics refuse both.
     """
     if not rows:
+        return predictions
+    if isinstance(predictions, torch.Tensor):
+        if not predictions.is_floating_point():
+            predictions = predictions.double()
+        predictions[rows] = torch.nan
         return predictions
     kind, missing = predictions.dtype.kind, np.nan
     if kind in "iu" and np.abs(predictions.astype(np.float64)).max() < _EXACT:

@@ -281,7 +281,9 @@ class FineTuneRegressor(RegressorMixin, BaseFineTune):
         -------
         ndarray of shape (n_samples,) or (n_samples, n_outputs), float64
             The predicted targets of each sample, in their original units. With
-            ``on_error="nan"``, those of a sample that cannot be read are NaN.
+            ``on_error="nan"``, those of a sample that cannot be read are NaN. If `X` is
+            a tensor and scikit-learn's ``array_api_dispatch`` is on, they are a tensor
+            on the device that computed them.
         """
         return marked(*self._predictions(X))
 

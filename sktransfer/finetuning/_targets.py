@@ -8,12 +8,13 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import numpy as np
-from scipy.special import expit, log_softmax, logit, softmax
+from scipy.special import log_softmax, logit
 from sklearn.model_selection import ShuffleSplit, StratifiedShuffleSplit
 from sklearn.utils import compute_class_weight
 from sklearn.utils.multiclass import check_classification_targets, type_of_target
 from torch import nn
 
+from sktransfer.finetuning._arrays import expit, matching, positive, softmax, taken
 from sktransfer.finetuning._head import (
     Solution,
     class_priors,
@@ -139,13 +140,13 @@ class ClassTargets(Targets):
         right = scores.argmax(axis=1) == encoded[:, 0]
         return float(np.average(right, weights=weights))
 
-    def predictions(self, scores) -> np.ndarray:
-        return self.classes[scores.argmax(axis=1)]
+    def predictions(self, scores):
+        return taken(self.classes, scores.argmax(1))
 
-    def probabilities(self, scores) -> np.ndarray:
-        return softmax(scores, axis=1)
+    def probabilities(self, scores):
+        return softmax(scores)
 
-    def decisions(self, scores) -> np.ndarray:
+    def decisions(self, scores):
         # scikit-learn expects a single column for two classes.
         return scores[:, 1] - scores[:, 0] if self.n_outputs == 2 else scores
 
@@ -204,14 +205,14 @@ class LabelTargets(Targets):
         right = ((scores > 0) == (encoded > 0.5)).mean(axis=1)
         return float(np.average(right, weights=weights))
 
-    def predictions(self, scores) -> np.ndarray:
+    def predictions(self, scores):
         # A logit of 0 is a probability of one half.
-        return (scores > 0).astype(np.int64)
+        return positive(scores)
 
-    def probabilities(self, scores) -> np.ndarray:
+    def probabilities(self, scores):
         return expit(scores)
 
-    def decisions(self, scores) -> np.ndarray:
+    def decisions(self, scores):
         return scores
 
 
@@ -305,8 +306,8 @@ class ValueTargets(Targets):
         # The targets of a validation set may all be equal.
         return float(np.mean(1 - left / np.maximum(total, 1e-12)))
 
-    def predictions(self, scores) -> np.ndarray:
-        y = scores * self.scale + self.mean
+    def predictions(self, scores):
+        y = scores * matching(self.scale, scores) + matching(self.mean, scores)
         return y if self.multi_output else y[:, 0]
 
 

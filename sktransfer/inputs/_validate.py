@@ -4,8 +4,10 @@ import numbers
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 from sklearn.utils.validation import _check_y, _num_samples, validate_data
 
+from sktransfer.inputs._content import to_numpy
 from sktransfer.inputs._reader import Reader, Samples, is_missing
 
 
@@ -21,6 +23,7 @@ def check_samples(
     y : ndarray
         The validated targets. Returned only if `y` was passed.
     """
+    X, y = on_host(X), on_host(y)
     samples = reader.samples(X)
     with_y = not (isinstance(y, str) and y == "no_validation")
     if with_y:
@@ -48,6 +51,15 @@ def check_samples(
             f"{len(samples)} {reader.kind}s and y has {_num_samples(y)} targets."
         )
     return samples, y
+
+
+def on_host(values):
+    """Return a tensor as an array, and anything else as it is.
+
+    Samples are read on the host. With scikit-learn's array API dispatch, its checks
+    would return tensors as they are.
+    """
+    return to_numpy(values) if isinstance(values, torch.Tensor) else values
 
 
 def as_samples(reader: Reader, checked, image_shape=None, value_range=None) -> Samples:
