@@ -42,6 +42,7 @@ _SOURCE = (
 _TRAIN_ALL = {
     "weights": None,
     "freeze": 0,
+    "train_only": "all",
     "backbone_lr_mult": 1.0,
     "layer_decay": 1.0,
     "l2_sp": 0.0,

@@ -101,6 +101,8 @@ class Summary:
         The number of leading stages that are run. If None, all stages are run.
     n_features : int, optional
         The number of features of the embedding, if it differs from the backbone's.
+    trained : str, default="trained"
+        What is said of the stages that were not frozen.
     """
 
     backbone: Backbone
@@ -108,6 +110,7 @@ class Summary:
     n_trained: int
     n_used: int | None = None
     n_features: int | None = None
+    trained: str = "trained"
 
     def stages(self) -> Table:
         """Return the output shape, number of parameters and state of each stage."""
@@ -126,7 +129,7 @@ class Summary:
     def _state(self, i: int) -> str:
         if self.n_used is not None and i >= self.n_used:
             return "not used"
-        return "frozen" if i < self.n_frozen else "trained"
+        return "frozen" if i < self.n_frozen else self.trained
 
     def sentence(self) -> str:
         total = self.backbone.n_parameters

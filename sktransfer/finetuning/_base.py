@@ -41,6 +41,7 @@ from sktransfer.finetuning._predictions import Predictions
 from sktransfer.finetuning._skipping import left_out, unreadable
 from sktransfer.finetuning._targets import fitted_targets
 from sktransfer.finetuning._train import Plan, epochs_table, train
+from sktransfer.finetuning._trained import check_some_trained, trained_parameters
 from sktransfer.inputs._image_tables import table_range
 from sktransfer.inputs._validate import as_samples, check_samples, on_host
 
@@ -203,7 +204,9 @@ class BaseFineTune(
 
     def _frozen(self, backbone) -> Prefix:
         backbone = backbone.cut(self.freeze)
-        return self._prefix(backbone, backbone.freeze_depth(self.freeze))
+        depth = backbone.freeze_depth(self.freeze)
+        check_some_trained(backbone, depth, self.train_only)
+        return self._prefix(backbone, depth)
 
     def _inputs(self, backbone, examples) -> Inputs:
         prefix = self._frozen(backbone)
@@ -227,7 +230,10 @@ class BaseFineTune(
         """Train the stages that are not frozen, and the head."""
         # From scratch, the statistics of batch norms have yet to be learnt.
         network = inputs.network(
-            head, self.precision, fixed_norms=self.weights is not None
+            head,
+            self.precision,
+            fixed_norms=self.weights is not None,
+            train_only=self.train_only,
         )
         rows, held_out = parts
         valid = None if held_out is None else inputs.rows(held_out)
@@ -340,15 +346,24 @@ class BaseFineTune(
 
     @property
     def n_trained_parameters_(self):
-        """The number of parameters of the trained stages and the head."""
+        """The number of trained parameters of the network and the head."""
         check_is_fitted(self)
-        trained = [self.backbone_.stages[self.freeze_depth_ :], self.head_]
-        return sum(p.numel() for part in trained for p in part.parameters())
+        stages = self.backbone_.stages[self.freeze_depth_ :]
+        trained = trained_parameters(stages, self._trained_kind())
+        return sum(p.numel() for p in (*trained, *self.head_.parameters()))
+
+    def _trained_kind(self) -> str:
+        """Return ``train_only`` as it was in the last fit."""
+        # In files of format 1, there was no choice.
+        return getattr(self, "train_only_", "all")
 
     def _summary(self):
         if not self._is_fitted():
             return None
-        return Summary(self.backbone_, self.freeze_depth_, self.n_trained_parameters_)
+        kind = self._trained_kind()
+        trained = {} if kind == "all" else {"trained": f"{kind} trained"}
+        counts = self.freeze_depth_, self.n_trained_parameters_
+        return Summary(self.backbone_, *counts, **trained)
 
 
 def _value_range(checked, weights, start) -> tuple[float, float] | None:
@@ -375,6 +390,7 @@ def _tuned(prefix: Prefix, network: Network) -> dict:
         # On the CPU, like the backbone, since a pickle must open without a GPU.
         "head_": copy.deepcopy(network.head).cpu(),
         "freeze_depth_": prefix.depth,
+        "train_only_": network.train_only,
     }
 
 

@@ -146,8 +146,8 @@ class PullToSource(Callback):
 class GradualUnfreezing(Callback):
     """Train one more stage every few epochs, from the last stage to the first.
 
-    A stage without parameters, such as pooling, does not take an epoch. The method is
-    from Howard and Ruder, "Universal language model fine-tuning for text
+    A stage in which nothing is trained, such as pooling, does not take an epoch. The
+    method is from Howard and Ruder, "Universal language model fine-tuning for text
     classification", ACL 2018.
     """
 
@@ -156,10 +156,10 @@ class GradualUnfreezing(Callback):
         self.done = done
 
     def on_epoch_begin(self, net, **kwargs):
-        suffix = bare(net).suffix
-        stages = [i for i, stage in enumerate(suffix) if [*stage.parameters()]]
+        network = bare(net)
+        stages = [i for i, s in enumerate(network.suffix) if network.trained(s)]
         awake = 1 + (self.done + len(net.history) - 1) // self.every
-        bare(net).rest(stages[-awake] if awake <= len(stages) else 0)
+        network.rest(stages[-awake] if awake <= len(stages) else 0)
 
     def on_train_end(self, net, **kwargs):
         # The fitted network must not depend on how far the unfreezing came.

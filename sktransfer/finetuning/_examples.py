@@ -132,16 +132,16 @@ class Inputs:
         self._in_step = not once
         self._features = None
 
-    def network(self, head, precision: str, fixed_norms: bool) -> Network:
+    def network(
+        self, head, precision: str, fixed_norms: bool, train_only: str
+    ) -> Network:
         """Make the network to train: a copy of the stages not frozen, and a head."""
         suffix = copy.deepcopy(self.prefix.backbone.stages[self.prefix.depth :])
         prefix = None
         if self._in_step:
             prefix = functools.partial(_frozen, self.prefix)
-        # The parameters of a backbone do not require gradients.
-        suffix.requires_grad_(True)
         padded = self.prefix.varies
-        return Network(suffix, head, prefix, precision, fixed_norms, padded)
+        return Network(suffix, head, prefix, precision, fixed_norms, padded, train_only)
 
     def rows(self, chosen, training: bool = False) -> Rows:
         read = self._inputs if self._in_step else self._frozen_outputs

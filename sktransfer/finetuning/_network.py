@@ -8,6 +8,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from sktransfer.embedding._prefix import pool
+from sktransfer.finetuning._trained import trained_parameters
 
 # Features whose relative variation is below this count as constant. It is the rounding
 # error of float32, with a margin.
@@ -117,6 +118,8 @@ class Network(nn.Module):
         convolutions would lose its scales.
     padded : bool
         Whether the rows of a batch differ in length and are padded with NaN.
+    train_only : {"all", "norms", "biases"}
+        Which parameters of the suffix are trained. The head is trained as a whole.
     """
 
     def __init__(
@@ -127,6 +130,7 @@ class Network(nn.Module):
         precision="float32",
         fixed_norms=False,
         padded=False,
+        train_only="all",
     ):
         super().__init__()
         self.padded = padded
@@ -135,8 +139,10 @@ class Network(nn.Module):
         self.head = head
         self.prefix = prefix
         self.precision = precision
-        self.n_resting = 0
+        self.train_only = train_only
         self._largest = [_largest_convolution(stage) for stage in suffix]
+        suffix.requires_grad_(False)
+        self.rest(0)
 
     def forward(self, x):
         if self.prefix is not None:
@@ -151,11 +157,16 @@ class Network(nn.Module):
             x = self.head(pool(x, "avg", self.padded))
         return x.float()
 
+    def trained(self, stage: nn.Module) -> list[nn.Parameter]:
+        """Return the parameters of a stage of the suffix that are trained."""
+        return trained_parameters(stage, self.train_only)
+
     def rest(self, count: int) -> None:
         """Keep the first `count` stages of the suffix from being trained, for now."""
         self.n_resting = count
         for i, stage in enumerate(self.suffix):
-            stage.requires_grad_(i >= count)
+            for parameter in self.trained(stage):
+                parameter.requires_grad_(i >= count)
         # To set the mode of the stages that rest now, or no longer.
         self.train(self.training)
 

@@ -8,6 +8,7 @@ from sklearn.utils._param_validation import Interval, StrOptions
 
 from sktransfer.finetuning._callbacks import LR_SCHEDULES
 from sktransfer.finetuning._train import OPTIMIZERS
+from sktransfer.finetuning._trained import TRAIN_ONLY
 from sktransfer.inputs._images import ImageReader
 
 POSITIVE = Interval(Real, 0, None, closed="neither")
@@ -28,11 +29,12 @@ class SharedParameters:
         "device": "no_validation",
         "cache": "no_validation",
         "freeze": [Integral, str],
+        "train_only": [StrOptions(set(TRAIN_ONLY))],
         "hidden_layer_sizes": ["array-like"],
         "dropout": [Interval(Real, 0, 1, closed="left")],
         "optimizer": [StrOptions(set(OPTIMIZERS)), callable],
         "lr": [POSITIVE],
-        "backbone_lr_mult": [_NOT_NEGATIVE],
+        "backbone_lr_mult": [_NOT_NEGATIVE, StrOptions({"auto"})],
         "layer_decay": [Interval(Real, 0, 1, closed="right")],
         "weight_decay": [_NOT_NEGATIVE],
         "l2_sp": [_NOT_NEGATIVE],
@@ -64,11 +66,12 @@ class SharedParameters:
         *,
         weights="default",
         freeze=0,
+        train_only="all",
         hidden_layer_sizes=(),
         dropout=0.0,
         optimizer="adamw",
         lr=1e-3,
-        backbone_lr_mult=0.1,
+        backbone_lr_mult="auto",
         layer_decay=1.0,
         weight_decay=1e-4,
         l2_sp=0.0,

@@ -36,6 +36,12 @@ class FineTuneRegressor(RegressorMixin, BaseFineTune):
         train, all stages are frozen. A stage is frozen in part by the name of one of
         its blocks: "layer4.1" freezes its blocks up to the second one. Numbers count
         whole stages.
+    train_only : {"all", "norms", "biases"}, default="all"
+        Which parameters of the stages that are not frozen are trained: all of them,
+        those of the normalisation layers (their scales and shifts, [4]_), or the biases
+        [5]_, those of normalisation layers included. All other parameters stay
+        bit-identical, and a saved file does not contain them. The head is always
+        trained as a whole. If there is no such parameter, `fit` raises an error.
     hidden_layer_sizes : tuple of int, default=()
         The widths of the fully connected ReLU layers between the embedding and the
         output layer.
@@ -47,12 +53,13 @@ class FineTuneRegressor(RegressorMixin, BaseFineTune):
         through `net_params`, as in ``{"optimizer__momentum": 0.8}``.
     lr : float, default=1e-3
         The learning rate of the head.
-    backbone_lr_mult : float, default=0.1
-        The ratio of the learning rate of the backbone to that of the head.
+    backbone_lr_mult : float or "auto", default="auto"
+        The ratio of the learning rate of the backbone to that of the head. "auto" is
+        0.1, or 3 if `train_only` leaves only norms or biases to train.
     layer_decay : float, default=1.0
         The factor by which the learning rate is multiplied once more for each stage
-        towards the input. Stages without parameters do not count, and what is trained
-        of a stage that is frozen in part counts as one.
+        towards the input. Stages in which nothing is trained do not count, and what is
+        trained of a stage that is frozen in part counts as one.
     weight_decay : float, default=1e-4
         The weight decay, as the optimizer defines it. It applies to all weights except
         biases and the parameters of normalisation layers.
@@ -218,6 +225,11 @@ class FineTuneRegressor(RegressorMixin, BaseFineTune):
        features and underperform out-of-distribution", ICLR 2022.
     .. [3] Howard and Ruder, "Universal language model fine-tuning for text
        classification", ACL 2018.
+    .. [4] Basu, Hu, Massiceti and Feizi, "Strong baselines for parameter-efficient
+       few-shot fine-tuning", AAAI 2024, arXiv:2304.01917.
+    .. [5] Mai, Zhang, Tu, Chen, Zhang and Chao, "Lessons and insights from a unifying
+       study of parameter-efficient fine-tuning (PEFT) in visual recognition", CVPR
+       2025, arXiv:2409.16434.
 
     Examples
     --------

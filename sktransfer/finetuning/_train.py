@@ -31,6 +31,9 @@ OPTIMIZERS = {
     "adamw": (torch.optim.AdamW, {}),
     "sgd": (torch.optim.SGD, {"momentum": 0.9, "nesterov": True}),
 }
+# The ratio of the learning rate of the backbone to that of the head, by what is
+# trained: a network in which little can change needs, and bears, larger changes of it.
+_RATIOS = {"all": 0.1, "norms": 3.0, "biases": 3.0}
 # Devices for which every supported version of torch has fused optimizers.
 _FUSED = ("cpu", "cuda")
 # Arguments in `net_params` that are combined with those of the estimator.
@@ -241,11 +244,15 @@ def _make_net(network, n_rows, valid, plan) -> NeuralNet:
 
 
 def split_decay(optimizer: type, groups, **options):
-    """Make an optimizer without weight decay of biases and norms, all 1-D tensors."""
+    """Make an optimizer of what is trained, without decay of biases and norms.
+
+    Biases and the parameters of norms are 1-D tensors.
+    """
     split = []
     for group in groups:
-        flat = [p for p in group["params"] if p.ndim <= 1]
-        rest = [p for p in group["params"] if p.ndim > 1]
+        trained = [p for p in group["params"] if p.requires_grad]
+        flat = [p for p in trained if p.ndim <= 1]
+        rest = [p for p in trained if p.ndim > 1]
         split += [{**group, "params": rest}] if rest else []
         split += [{**group, "params": flat, "weight_decay": 0.0}] if flat else []
     return optimizer(split, **options)
@@ -276,22 +283,25 @@ def _optimizer_arguments(network, estimator, device: str) -> dict:
         )
     return {
         "optimizer": functools.partial(split_decay, optimizer),
-        "optimizer__param_groups": _stage_rates(network.suffix, estimator),
+        "optimizer__param_groups": _stage_rates(network, estimator),
         **{f"optimizer__{name}": value for name, value in options.items()},
     }
 
 
-def _stage_rates(suffix, estimator) -> list:
+def _stage_rates(network, estimator) -> list:
     """Return the learning rate of each stage, which decreases towards the input."""
-    # Stages without parameters, such as pooling, do not count as a step, and the blocks
-    # of a stage that was cut are one step.
-    trained = [name for name, stage in suffix._modules.items() if [*stage.parameters()]]
+    ratio = estimator.backbone_lr_mult
+    ratio = _RATIOS[estimator.train_only] if ratio == "auto" else ratio
+    # Stages in which nothing is trained, such as pooling, do not count as a step, and
+    # the blocks of a stage that was cut are one step.
+    stages = network.suffix._modules.items()
+    trained = [name for name, stage in stages if network.trained(stage)]
     wholes = {name: stage_of(name_of(name)) or name for name in trained}
     steps = list(dict.fromkeys(reversed(wholes.values())))
     rates = {}
     for name, whole in wholes.items():
         distance = steps.index(whole)
-        factor = estimator.backbone_lr_mult * estimator.layer_decay**distance
+        factor = ratio * estimator.layer_decay**distance
         rates[name] = estimator.lr * factor
     # The asterisk stands for the prefix of a wrapper, such as that of torch.compile.
     return [(f"*suffix.{name}.*", {"lr": rate}) for name, rate in rates.items()]

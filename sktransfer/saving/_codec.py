@@ -50,6 +50,7 @@ _ADDED = {
     "sampling_rate": None,
     "on_error": "raise",
     "decoding": "exact",
+    "train_only": "all",
 }
 
 

@@ -279,6 +279,7 @@ def test_a_source_task_is_a_part_of_the_model():
 SETTINGS = {
     "weights": ("default", None),
     "freeze": ("all", 0),
+    "train_only": ("norms", "all"),
     "backbone_lr_mult": (0.2, 1.0),
     "layer_decay": (0.5, 1.0),
     "l2_sp": (0.1, 0.0),

@@ -253,6 +253,23 @@ def test_a_file_holds_the_tensors_that_differ_from_the_source(task, tmp_path):
         np.testing.assert_array_equal(array, tuned[name].numpy())
 
 
+@pytest.mark.parametrize("train_only", ["norms", "biases"])
+def test_a_file_of_norms_or_biases_holds_no_other_tensors(train_only, task, tmp_path):
+    X, y = task
+    model = classifier(train_only=train_only).fit(X, y)
+    loaded = there_and_back(model, tmp_path)
+    np.testing.assert_array_equal(outputs(loaded, X), outputs(model, X))
+    found = tensors_of(tmp_path / "model.sktransfer")
+    assert not any("conv.weight" in name for name in found)
+    head = sum(p.numel() for p in model.head_.parameters())
+    assert sum(a.size for a in found.values()) == model.n_trained_parameters_ - head
+    assert loaded.n_trained_parameters_ == model.n_trained_parameters_
+    # It goes on with the same parameters.
+    loaded.partial_fit(X, y)
+    save(loaded, tmp_path / "again")
+    assert tensors_of(tmp_path / "again").keys() == found.keys()
+
+
 def test_what_training_left_as_it_was_is_not_in_the_file(task, tmp_path):
     X, y = task
     still = classifier(freeze=1, backbone_lr_mult=0.0, weight_decay=0.0).fit(X, y)
@@ -314,6 +331,8 @@ def test_a_file_of_format_1_loads(tmp_path):
     try:
         loaded = load(FORMAT_1)
         assert loaded.frozen_stages_ == ("stem",)
+        assert loaded.train_only == "all"
+        assert loaded.n_trained_parameters_ == 4 * 4 + 4 + 2 * 4 + 2 * 4 + 2
         numbers = np.arange(12 * 64, dtype=np.uint8).reshape(12, 64)
         X = numbers * np.arange(1, 13, dtype=np.uint8)[:, None]
         # As the estimator predicted before it was saved.
