@@ -3,7 +3,6 @@
 import json
 import warnings
 
-import numpy as np
 import torch
 from sklearn.utils.validation import check_is_fitted
 from torch import nn
@@ -15,6 +14,14 @@ from sktransfer.finetuning._base import BaseFineTune
 from sktransfer.inputs._image_graph import INPUTS, image_graph
 from sktransfer.inputs._images import ImageReader
 from sktransfer.saving._atomic import whole_file
+from sktransfer.saving._onnx_steps import (
+    Affine,
+    classes_of,
+    predictor,
+    refusal,
+    steps_of,
+    transformer,
+)
 
 # The first version whose exporter makes graphs for any number of images.
 _OLDEST_TORCH = "2.9"
@@ -30,8 +37,11 @@ def export_onnx(estimator, path):
 
     Parameters
     ----------
-    estimator : PretrainedFeatureExtractor, FineTuneClassifier or FineTuneRegressor
-        The fitted estimator to export.
+    estimator : estimator
+        The fitted estimator to export: a `PretrainedFeatureExtractor`,
+        `FineTuneClassifier` or `FineTuneRegressor`; a pipeline of an extractor, scalers
+        and a linear model of scikit-learn; or a search over one of these, whose best
+        estimator is exported.
     path : str or path-like
         The path of the file. An existing file is replaced once the new one has been
         written completely.
@@ -43,6 +53,7 @@ def export_onnx(estimator, path):
         the extra requires.
     ValueError
         If the estimator is of another kind, or its network is bound to one batch size.
+        For a pipeline, the error names the step that cannot be exported.
 
     Notes
     -----
@@ -50,9 +61,16 @@ def export_onnx(estimator, path):
     which contains RGB images that are upright and have no alpha channel. The sizes n,
     height and width can be chosen freely. The output is a float32 array: the
     ``embeddings`` (n, n_features) of an extractor, the ``probabilities``
-    (n, n_classes) of a classifier, or the ``values`` (n, n_outputs) of a regressor. The
-    metadata of the file contain ``classes`` (JSON), ``recipe`` (JSON) and the version
-    of this package.
+    (n, n_classes) of a classifier, the ``scores`` (n, n_classes) of one that has no
+    probabilities, such as `LinearSVC`, or the ``values`` (n, n_outputs) of a regressor.
+    The column of the largest probability or score is that of the predicted class, also
+    if there are two classes. The metadata of the file contain ``classes`` (JSON),
+    ``recipe`` (JSON) and the version of this package.
+
+    Of a pipeline, the steps that select features or are one of `StandardScaler`,
+    `MinMaxScaler`, `MaxAbsScaler`, `RobustScaler`, `Normalizer`, `PCA` and
+    `TruncatedSVD`, and the linear models for one target or several values, become
+    layers of the graph.
 
     The graph resizes with antialiasing as Pillow does, up to rounding: pixel values
     differ by one level of 255, and occasionally by two. The differences are larger at
@@ -105,31 +123,39 @@ def _import_onnx():
 
 def _parts_of(estimator):
     """Return the network, its reader, the name of its output, and the metadata."""
-    kinds = (PretrainedFeatureExtractor, BaseFineTune)
-    if not isinstance(estimator, kinds):
-        raise ValueError(
-            "export_onnx expects a fitted PretrainedFeatureExtractor, "
-            "FineTuneClassifier or FineTuneRegressor, got a "
-            f"{type(estimator).__name__}. For a pipeline, export that step, and "
-            "scikit-learn's own steps by the skl2onnx package."
-        )
-    check_is_fitted(estimator)
-    properties = {"estimator": type(estimator).__name__}
+    steps = steps_of(estimator, type(estimator).__name__)
+    (name, first), *rest = steps
+    # A BackboneSelector has fitted an extractor.
+    first = getattr(first, "extractor_", first)
+    if not isinstance(first, PretrainedFeatureExtractor | BaseFineTune):
+        raise refusal(name, first)
+    check_is_fitted(first)
+    network, reader, output, properties = _own_part(first)
+    for number, (name, step) in enumerate(rest, 2):
+        if number == len(steps) and hasattr(step, "predict"):
+            module, output, properties = predictor(name, step)
+        else:
+            module = transformer(name, step)
+        network.append(module)
+    properties |= {"estimator": type(steps[-1][1]).__name__}
+    return network, reader, output, properties
+
+
+def _own_part(estimator):
+    """Return what `_parts_of` does, for an estimator of this package."""
     if isinstance(estimator, PretrainedFeatureExtractor):
         prefix = estimator._prefix()
-        return _Embedding(prefix), prefix.backbone.reader, "embeddings", properties
+        embedding = nn.Sequential(_Embedding(prefix))
+        return embedding, prefix.backbone.reader, "embeddings", {}
     backbone = estimator.backbone_
     # The whole network up to the head, as in predict.
     embedding = _Embedding(Prefix(backbone, len(backbone.stages), "avg"))
     if hasattr(estimator, "classes_"):
         kind = nn.Sigmoid() if estimator.multilabel_ else nn.Softmax(dim=1)
-        output = "probabilities"
-        # Labels that are not JSON, such as dates, are written as text.
-        classes = np.asarray(estimator.classes_).tolist()
-        properties["classes"] = json.dumps(classes, default=str)
+        output, properties = "probabilities", classes_of(estimator)
     else:
-        mean, scale = estimator.target_mean_, estimator.target_scale_
-        kind, output = _Affine(mean, scale), "values"
+        kind = Affine(estimator.target_mean_, estimator.target_scale_)
+        output, properties = "values", {}
     network = nn.Sequential(embedding, estimator.head_, kind)
     return network, backbone.reader, output, properties
 
@@ -144,18 +170,6 @@ class _Embedding(nn.Module):
 
     def forward(self, x):
         return pool(self.stages(x), self.pooling)
-
-
-class _Affine(nn.Module):
-    """Convert standardised predictions to the scale of the targets."""
-
-    def __init__(self, mean, scale):
-        super().__init__()
-        self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32))
-        self.register_buffer("scale", torch.tensor(scale, dtype=torch.float32))
-
-    def forward(self, x):
-        return x * self.scale + self.mean
 
 
 def _network_graph(network, reader: ImageReader, output: str):
