@@ -4,8 +4,8 @@
 
 Each FOLDER has one folder of images for each class; "digits" stands for those of
 scikit-learn. For each seed, other images are drawn: `--images` of each class to learn
-from, and as many again to test. FILE holds the weights of a network. "tiny" is run at
-its own 64 pixels, the others at `--image-size`.
+from, and up to `--test-images` to test. FILE holds the weights of a network. "tiny" is
+run at its own 64 pixels, the others at `--image-size`.
 
 `--ratios` are values of `backbone_lr_mult` for norms and biases. That of "auto" was
 chosen by this table for some sets, and need not be the best for others.
@@ -36,12 +36,12 @@ def images_of(source):
     return folder.data, folder.target
 
 
-def drawn(X, y, count, seed):
-    """Return training and test images, `count` of each class, and their labels."""
+def drawn(X, y, count, test_count, seed):
+    """Return so many training and test images of each class, and their labels."""
     order = np.random.default_rng(seed).permutation(len(y))
-    parts = [order[y[order] == label][: 2 * count] for label in np.unique(y)]
-    train = np.concatenate([part[: len(part) // 2] for part in parts])
-    test = np.concatenate([part[len(part) // 2 :] for part in parts])
+    parts = [order[y[order] == label] for label in np.unique(y)]
+    train = np.concatenate([part[:count] for part in parts])
+    test = np.concatenate([part[count : count + test_count] for part in parts])
     return X[train], y[train], X[test], y[test]
 
 
@@ -78,7 +78,8 @@ def rows(network, source, arguments):
         for seed in range(arguments.seeds):
             settings = {**network, **parameters, "max_epochs": arguments.epochs}
             model = FineTuneClassifier(**settings, random_state=seed)
-            found.append(figures(model, drawn(X, y, arguments.images, seed)))
+            counts = arguments.images, arguments.test_images
+            found.append(figures(model, drawn(X, y, *counts, seed)))
         mean, spread = np.mean(found, axis=0), np.std(found, axis=0)
         cells = [f"{mean[i]:.3f} ({spread[i]:.3f})" for i in range(2)]
         yield name, *cells, f"{mean[2]:,.0f}", f"{mean[3]:,.0f}", f"{mean[4]:.1f}"
@@ -96,6 +97,7 @@ def main():
     parser.add_argument("--networks", nargs="+", default=["tiny"])
     parser.add_argument("--ratios", nargs="+", default=["auto"], type=ratio)
     parser.add_argument("--images", type=int, default=30)
+    parser.add_argument("--test-images", type=int, default=50)
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--image-size", type=int, default=96)

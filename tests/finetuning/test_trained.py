@@ -13,6 +13,7 @@ from sktransfer import Backbone, FineTuneClassifier, FineTuneRegressor, load_bac
 from sktransfer.finetuning import _base
 from sktransfer.finetuning._trained import trained_parameters
 from sktransfer.inputs._images import ImageReader
+from sktransfer.inputs._sound import WaveReader
 from tests.small_network import Block, small_backbone, text_backbone
 from tests.small_tasks import make_task, make_texts
 
@@ -170,6 +171,22 @@ def test_what_is_trained_is_chosen_for_texts_too():
     model = classifier(text_backbone(), train_only="biases", freeze="stem")
     model.fit(*make_texts())
     assert changed(model) == chosen(model.source_.stages[1:], "biases") != set()
+
+
+class Loudness(nn.Module):
+    def forward(self, x):
+        return torch.stack([x.abs().nanmean(1), x.diff(dim=1).abs().nanmean(1)], dim=1)
+
+
+def test_what_is_trained_is_chosen_for_sounds_too():
+    mixing = nn.Sequential(nn.Linear(2, 4), nn.LayerNorm(4))
+    reader = WaveReader(shortest=400)
+    backbone = Backbone(nn.Sequential(Loudness(), mixing), reader)
+    hz = 200 + 900 * (LABELS == "light")
+    waves = np.sin(np.outer(hz, np.arange(800)) / 8000 * 2 * np.pi)
+    model = classifier(backbone, train_only="norms")
+    model.fit([(8000, wave) for wave in waves], LABELS)
+    assert changed(model) == {"1.1.weight", "1.1.bias"}
 
 
 def test_numbers_are_learnt_too():
