@@ -11,12 +11,14 @@ import numpy as np
 from sklearn.utils import Bunch
 
 from sktransfer.embedding._check import check_images
+from sktransfer.embedding._duplicates import find_duplicates
 from sktransfer.inputs._decoding import readable_suffixes
 from sktransfer.inputs._files import read_file
 from sktransfer.inputs._torch_datasets import load_torch_dataset
 
 __all__ = [
     "check_images",
+    "find_duplicates",
     "list_images",
     "list_sounds",
     "load_image_folder",

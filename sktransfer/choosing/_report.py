@@ -19,16 +19,21 @@ from tqdm.auto import tqdm
 from sktransfer._tables import Table
 from sktransfer.backbones._backbone import Backbone
 from sktransfer.backbones._load import kind_of
+from sktransfer.choosing._leaks import find_leaks, told
 from sktransfer.choosing._ranking import linear_steps
+from sktransfer.choosing._verdict import AS_GIVEN, SCRATCH, folds_told, judge
+from sktransfer.embedding._duplicates import Copies
 from sktransfer.embedding._extractor import PretrainedFeatureExtractor
 from sktransfer.embedding._mixin import LOADING
+from sktransfer.embedding._prefix import resolve_cache
 from sktransfer.finetuning._base import BaseFineTune
 from sktransfer.finetuning._classifier import FineTuneClassifier
 from sktransfer.finetuning._parts import ends_of, find_source, is_within
 from sktransfer.finetuning._regressor import FineTuneRegressor
+from sktransfer.finetuning._skipping import unreadable
 from sktransfer.inputs._reader import Reader
+from sktransfer.inputs._validate import as_samples, check_samples
 
-AS_GIVEN, SCRATCH = "as given", "from scratch"
 # The parameters of every estimator that determine its network and how it is run.
 _SOURCE = (
     *(name for name in LOADING if name != "weights"),
@@ -49,23 +54,6 @@ _TRAIN_ALL = {
     "unfreeze_every": 0,
     "teacher": None,
 }
-# Fewer folds do not show how much a difference varies. With two, a difference that
-# happens to be the same in both would have an interval of zero width.
-_LEAST_FOLDS = 3
-# Differences that vary by less than this fraction of the largest score are equal:
-# subtracting scores in floating point leaves as much.
-_ROUNDING = 1e-9
-_ALIKE = "cannot be distinguished from"
-# The keys say on which side of the model from scratch the estimator is.
-_VERDICTS = {
-    1: ("transfer helps", "is above"),
-    0: ("no evidence", _ALIKE),
-    -1: ("negative transfer", "is below"),
-}
-_SIMPLER = {
-    "linear probe": "A linear probe",
-    "guessing": "Guessing",
-}
 
 
 class TransferReport(Table):
@@ -84,19 +72,31 @@ class TransferReport(Table):
     explanation : str
         The verdict in a few sentences. If there is no evidence, they include the size
         below which a difference could not have been detected.
+    leaks : list of dict
+        The test samples that have a copy in the training set of their fold, as a table
+        with one row for each of them and each such fold: the number of the ``fold``
+        from 0, the rows of ``X`` of the ``test`` sample and of its most similar copy in
+        the training set (``train``), whether it is an "exact" or a "near" ``copy``, and
+        the ``similarity``; see `datasets.find_duplicates`.
+    leaks_explanation : str
+        The number of leaks in a sentence, and what to do about them.
     """
 
-    def __init__(self, rows, scores, verdict, explanation):
+    def __init__(self, rows, scores, verdict, explanation, leaks, leaks_explanation):
         super().__init__(rows)
         self.scores = scores
         self.verdict = verdict
         self.explanation = explanation
+        self.leaks = leaks
+        self.leaks_explanation = leaks_explanation
 
     def __repr__(self):
-        return f"{super().__repr__()}\n\n{self.explanation}"
+        texts = super().__repr__(), self.explanation, self.leaks_explanation
+        return "\n\n".join(texts)
 
     def _repr_html_(self):
-        return f"{super()._repr_html_()}<p>{self.explanation}</p>"
+        texts = self.explanation, self.leaks_explanation
+        return super()._repr_html_() + "".join(f"<p>{text}</p>" for text in texts)
 
 
 def transfer_report(
@@ -127,7 +127,8 @@ def transfer_report(
     X : sequence of samples, or array-like of shape (n_samples, n_pixels)
         The samples of the task.
     y : array-like of shape (n_samples,) or (n_samples, n_outputs)
-        The class labels, or the real values for a regressor.
+        The class labels, an indicator matrix of several labels, or the real values
+        for a regressor.
     cv : int, cross-validation splitter or iterable, default=5
         The folds. At least two are required, and at least three for a verdict.
     groups : array-like of shape (n_samples,), optional
@@ -135,7 +136,9 @@ def transfer_report(
     scoring : str or callable, optional
         A single score, as in scikit-learn, where greater is better. If None, the score
         is that of the search if `estimator` is or ends in one, otherwise the accuracy
-        or R2.
+        or R2. For several labels it is their mean "average_precision", since few
+        samples have all labels right, and most labels of a sample are right if none is
+        predicted.
     n_jobs : int or None, default=None
         The number of folds that are fitted in parallel.
     verbose : int, default=0
@@ -145,7 +148,7 @@ def transfer_report(
     -------
     TransferReport
         A list of dict with one row per model. Its attributes are ``scores``,
-        ``verdict`` and ``explanation``, and its columns:
+        ``verdict``, ``explanation`` and ``leaks``, and its columns:
 
         - ``model``: the name of the model;
         - ``score`` and ``se``: the mean score over the folds and its standard error;
@@ -172,6 +175,13 @@ def transfer_report(
     embeddings that an earlier model has left in the cache are not computed again for
     a later one.
 
+    Samples that cannot be read are left out of all folds, with a warning, if the
+    network has ``on_error="skip"`` or ``"nan"``.
+
+    Leaks are found by the digests of samples and by the embeddings of the linear probe,
+    which are in the cache by then. With ``cache=None``, the samples are embedded once
+    more.
+
     References
     ----------
     .. [1] Nadeau and Bengio, "Inference for the generalization error", Machine
@@ -190,11 +200,9 @@ def transfer_report(
     check_consistent_length(X, y)
     # np.asarray would wrap a sparse matrix in an array of one object.
     y = y.toarray() if issparse(y) else np.asarray(y)
-    if scoring is None:
-        scoring = _own_scoring(estimator)
-    if not (scoring is None or isinstance(scoring, str) or callable(scoring)):
-        raise ValueError(_not_one(f"scoring={scoring!r}"))
     multilabel = type_of_target(y) == "multilabel-indicator"
+    scoring = _one_scoring(estimator, scoring, multilabel)
+    extractor = _extractor(find_source(estimator)[1])
     models = _models(estimator, multilabel)
     splitter = check_cv(cv, y, classifier=is_classifier(estimator))
     folds = list(splitter.split(X, y, groups))
@@ -204,6 +212,7 @@ def transfer_report(
             "folds, to judge differences by. Nothing was fitted. Pass, for example, "
             "cv=5."
         )
+    folds = _readable(folds, extractor, X)
     _check_that_r2_is_defined(estimator, scoring, folds)
     settings = {"cv": folds, "scoring": scoring, "n_jobs": n_jobs}
     settings |= {"return_estimator": True, "error_score": "raise"}
@@ -217,8 +226,12 @@ def transfer_report(
     scores = {name: result["test_score"] for name, result in found.items()}
     test_share = np.mean([len(test) / len(train) for train, test in folds])
     rows = [_row(name, found[name], scores[AS_GIVEN], test_share) for name in found]
-    tested = _tested(folds, kind_of(find_source(estimator)[1].backbone))
-    return TransferReport(rows, scores, *_judge(rows, scores, tested))
+    kind = kind_of(extractor.backbone)
+    verdict = judge(rows, scores, folds_told(folds, kind))
+    # After the models, which have computed most embeddings by now, so that the seconds
+    # are what they are without this.
+    leaks = find_leaks(Copies.of(extractor, X), folds)
+    return TransferReport(rows, scores, *verdict, leaks, told(leaks, len(y), kind))
 
 
 def corrected_interval(differences, test_share: float, level: float = 0.95) -> tuple:
@@ -230,6 +243,17 @@ def corrected_interval(differences, test_share: float, level: float = 0.95) -> t
     deviation = np.sqrt((1 / k + test_share) * np.var(differences, ddof=1))
     reach = student_t.ppf((1 + level) / 2, k - 1) * deviation
     return float(np.mean(differences) - reach), float(np.mean(differences) + reach)
+
+
+def _one_scoring(estimator, scoring, multilabel):
+    """Return the score to compare models by; None is that of the estimators."""
+    if scoring is None:
+        scoring = _own_scoring(estimator)
+    if scoring is None and multilabel and is_classifier(estimator):
+        return "average_precision"
+    if scoring is None or isinstance(scoring, str) or callable(scoring):
+        return scoring
+    raise ValueError(_not_one(f"scoring={scoring!r}"))
 
 
 def _own_scoring(estimator):
@@ -267,12 +291,39 @@ def _check_that_r2_is_defined(estimator, scoring, folds) -> None:
             )
 
 
+def _readable(folds, extractor, X) -> list:
+    """Leave out of the folds what cannot be read, unless that is an error."""
+    if extractor.on_error == "raise":
+        return folds
+    prefix = extractor._prefix()
+    reader = prefix.backbone.reader
+    checked = check_samples(extractor, X, reader=reader, reset=False)
+    samples = as_samples(reader, checked, extractor.image_shape)
+    cache = resolve_cache(extractor.cache)
+    refusals = unreadable(samples, range(len(samples)), prefix, cache)
+    refusals.warn_of_refused("they were left out of all folds with their targets")
+    left_out = list(refusals.rows)
+    return [
+        tuple(rows[~np.isin(rows, left_out)] for rows in map(np.asarray, fold))
+        for fold in folds
+    ]
+
+
+def _extractor(source) -> PretrainedFeatureExtractor:
+    """Return an extractor of the embeddings that a network begins with."""
+    shared = {key: getattr(source, key) for key in _SOURCE}
+    on_error = "raise" if source.on_error == "raise" else "nan"
+    return PretrainedFeatureExtractor(
+        **shared, weights=source.weights, on_error=on_error
+    )
+
+
 def _models(estimator, multilabel=False) -> dict:
     """Return the models to compare, by name."""
     classes = is_classifier(estimator)
     name, source = find_source(estimator)
     shared = {key: getattr(source, key) for key in _SOURCE}
-    extractor = PretrainedFeatureExtractor(**shared, weights=source.weights)
+    extractor = _extractor(source)
     if isinstance(source, BaseFineTune):
         # A regressor has no teacher, for example.
         known, prefix = source.get_params(), f"{name}__" if name else ""
@@ -369,71 +420,3 @@ def _n_trained(fitted) -> int | None:
     if hasattr(fitted, "coef_"):
         return int(np.size(fitted.coef_) + np.size(fitted.intercept_))
     return 0 if isinstance(fitted, DummyClassifier | DummyRegressor) else None
-
-
-def _judge(rows, scores, tested: str) -> tuple[str, str]:
-    """Return the verdict and its explanation, which says how much the folds test."""
-    by_name = {row["model"]: row for row in rows}
-    scratch = by_name[SCRATCH]
-    side, unknown = _side(scratch, scores)
-    verdict, how = _VERDICTS[side]
-    text = (
-        f"{verdict.capitalize()}: {by_name[AS_GIVEN]['score']:.3f} {how} the "
-        f"{scratch['score']:.3f} from scratch"
-    )
-    low, high = scratch["low"], scratch["high"]
-    if unknown:
-        text += f", since {unknown}."
-    else:
-        text += f" (95 % interval of the difference {low:+.3f} to {high:+.3f})."
-    if not unknown and side == 0:
-        text += (
-            f" Differences below {(high - low) / 2:.2g} could not be seen with "
-            f"{len(scores[AS_GIVEN])} folds of {tested}."
-        )
-    for name in [name for name in by_name if name not in (AS_GIVEN, SCRATCH)]:
-        what = _SIMPLER.get(name, f"A linear model of the {name}")
-        side, unknown = _side(by_name[name], scores)
-        score = f"{what} ({by_name[name]['score']:.3f})"
-        if unknown:
-            text += f" {score} {_ALIKE} it, since {unknown}."
-        elif side <= 0:
-            text += f" {score} {'is better than' if side < 0 else _ALIKE} it."
-    return verdict, text
-
-
-def _side(row, scores) -> tuple[int, str | None]:
-    """Return 1 if the estimator is better than a model, -1 if worse, 0 if unknown.
-
-    The second value is why it is unknown, or None if the interval contains zero.
-    """
-    unknown = _why_open(scores[AS_GIVEN], scores[row["model"]])
-    side = 0 if unknown else int(row["low"] > 0) - int(row["high"] < 0)
-    return side, unknown
-
-
-def _why_open(given, other) -> str | None:
-    """Return why scores cannot distinguish two models, whatever their interval is."""
-    differences, n_folds = given - other, len(given)
-    if not np.isfinite(differences).all():
-        fold = np.flatnonzero(~np.isfinite(differences))[0]
-        return f"the scores of fold {fold + 1} are {given[fold]} and {other[fold]}"
-    if n_folds < _LEAST_FOLDS:
-        return (
-            f"{n_folds} folds are too few to tell how much the difference varies: pass "
-            f"at least {_LEAST_FOLDS}, such as cv=5"
-        )
-    if np.ptp(differences) <= _ROUNDING * np.abs([given, other]).max():
-        return (
-            f"the difference is {differences.mean():+.3f} in each of the {n_folds} "
-            "folds, and without spread nothing tells how much it would vary: pass "
-            "more samples or, for classes, scoring='neg_log_loss'"
-        )
-    return None
-
-
-def _tested(folds, kind: str) -> str:
-    """Format the range of the numbers of test samples of the folds."""
-    sizes = sorted({len(test) for _, test in folds})
-    count = " to ".join(map(str, dict.fromkeys((sizes[0], sizes[-1]))))
-    return f"{count} {kind}{'s' * (sizes[-1] > 1)}"

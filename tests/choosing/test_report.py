@@ -7,10 +7,11 @@ from scipy.sparse import csr_array
 from sklearn.base import BaseEstimator
 from sklearn.ensemble import VotingClassifier
 from sklearn.linear_model import LogisticRegression, Ridge
-from sklearn.metrics import make_scorer, r2_score
+from sklearn.metrics import average_precision_score, make_scorer, r2_score
 from sklearn.model_selection import (
     GridSearchCV,
     GroupKFold,
+    KFold,
     LeaveOneOut,
     StratifiedKFold,
     TunedThresholdClassifierCV,
@@ -25,7 +26,7 @@ from sktransfer import (
     PretrainedFeatureExtractor,
     transfer_report,
 )
-from sktransfer.choosing._report import SCRATCH, _models, _tested, corrected_interval
+from sktransfer.choosing._report import SCRATCH, _models, corrected_interval
 from tests.small_network import small_backbone
 
 MODELS = ["as given", "from scratch", "linear probe", "pixels", "guessing"]
@@ -185,7 +186,7 @@ def test_pipelines_searches_groups_and_scoring():
     assert rows["from scratch"]["trained"] > small_backbone().n_parameters
     assert rows["guessing"]["score"] == 0.5
     text = repr(report)
-    assert text.endswith(report.explanation)
+    assert text.endswith(f"{report.explanation}\n\n{report.leaks_explanation}")
     assert report.explanation in report._repr_html_()
     assert all(name in text for name in MODELS)
 
@@ -440,9 +441,13 @@ def test_all_models_are_scored_as_a_search_scores_itself(scoring, refit, score, 
     assert found.scores["guessing"][0] == (10 / 16 if score == "accuracy" else 0.5)
 
 
+def make_labels(y):
+    return np.column_stack([y == "|", np.arange(len(y)) % 3 == 0]).astype(int)
+
+
 def test_several_labels():
     X, y = make_task(24)
-    Y = np.column_stack([y == "|", np.arange(24) % 3 == 0]).astype(int)
+    Y = make_labels(y)
     report = transfer_report(fine_tuned(max_epochs=1), X, Y, cv=3)
     rows = {row["model"]: row for row in report}
     assert list(rows) == MODELS
@@ -450,6 +455,78 @@ def test_several_labels():
     assert rows["as given"]["trained"] == small_backbone().n_parameters + 2 * 16 + 2
     sparse = transfer_report(fine_tuned(max_epochs=1), X, csr_array(Y), cv=3)
     np.testing.assert_equal(sparse.scores, report.scores)
+
+
+def test_the_score_of_several_labels_is_their_average_precision():
+    X, y = make_task(24)
+    Y, folds = make_labels(y), list(KFold(3).split(X))
+    model = fine_tuned(max_epochs=1, freeze="all")
+    report = transfer_report(model, X, Y, cv=folds)
+    # Of one score for all samples, the precision at the only threshold.
+    guessed = [Y[test].mean(axis=0).mean() for _, test in folds]
+    np.testing.assert_allclose(report.scores["guessing"], guessed)
+    train, test = folds[0]
+    model.fit([X[row] for row in train], Y[train])
+    scores = model.predict_proba([X[row] for row in test])
+    own = average_precision_score(Y[test], scores, average="macro")
+    assert report.scores["as given"][0] == pytest.approx(own)
+    asked = transfer_report(model, X, Y, cv=folds, scoring="accuracy")
+    guess = np.round(Y[folds[0][0]].mean(axis=0))
+    right = (Y[folds[0][1]] == guess).all(axis=1).mean()
+    assert asked.scores["guessing"][0] == right
+
+
+def with_unreadable(X):
+    X = list(X)
+    X[3], X[8] = b"", b"no image"
+    return X
+
+
+@pytest.mark.parametrize("kind", ["tuned", "extracted"])
+def test_what_cannot_be_read_is_left_out_of_all_folds(kind):
+    X, y = make_task(24)
+    folds = list(StratifiedKFold(3).split(X, y))
+    if kind == "tuned":
+        model = fine_tuned(max_epochs=1, freeze="all", on_error="skip")
+    else:
+        extractor = PretrainedFeatureExtractor(small_backbone(), on_error="nan")
+        model = make_pipeline(extractor, LogisticRegression())
+    with pytest.warns(UserWarning, match=r"2 of 24 images .* left out of all folds"):
+        report = transfer_report(model, with_unreadable(X), y, cv=folds)
+    kept = [
+        [rows[~np.isin(rows, [3, 8])] for rows in (train, test)]
+        for train, test in folds
+    ]
+    expected = transfer_report(model, X, y, cv=kept)
+    np.testing.assert_equal(report.scores, expected.scores)
+    rows = {leak[side] for leak in report.leaks for side in ("test", "train")}
+    assert rows.isdisjoint([3, 8])
+
+
+def test_what_cannot_be_read_is_an_error_by_default():
+    X, y = make_task(24)
+    with pytest.raises(ValueError, match=r"Cannot read the image in row \d"):
+        transfer_report(fine_tuned(max_epochs=1), with_unreadable(X), y, cv=2)
+
+
+def test_leaks_are_reported():
+    X, y = make_task(24, colours=True)
+    rng = np.random.default_rng(0)
+    X = [rng.integers(0, 256, image.shape, dtype=np.uint8) for image in X]
+    # A copy with another label leaks, too.
+    X[1], X[23] = X[0].copy(), X[2].copy()
+    folds = [(np.arange(1, 24), np.arange(1)), (np.arange(23), np.arange(22, 24))]
+    model = fine_tuned(max_epochs=1, freeze="all")
+    report = transfer_report(model, X, y, cv=folds, scoring="accuracy")
+    assert [(leak["fold"], leak["test"], leak["train"]) for leak in report.leaks] == [
+        (0, 0, 1),
+        (1, 22, 22),
+        (1, 23, 2),
+    ]
+    assert "of 24 images, 3 have an exact copy" in report.leaks_explanation
+    for text in (repr(report), report._repr_html_()):
+        assert report.explanation in text
+        assert report.leaks_explanation in text
 
 
 @pytest.mark.parametrize(
@@ -466,11 +543,3 @@ def test_bad_arguments(model, cv, message):
         transfer_report(model, X, y, cv=cv)
     with pytest.raises(ValueError, match="inconsistent numbers of samples"):
         transfer_report(fine_tuned(), X, y[:-1])
-
-
-@pytest.mark.parametrize(
-    ("sizes", "kind", "told"),
-    [([4, 4], "text", "4 texts"), ([3, 2], "sound", "2 to 3 sounds")],
-)
-def test_folds_are_of_samples_of_the_kind_of_the_backbone(sizes, kind, told):
-    assert _tested([(None, range(n)) for n in sizes], kind) == told
