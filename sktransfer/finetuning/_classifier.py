@@ -177,9 +177,13 @@ class FineTuneClassifier(ClassifierMixin, BaseFineTune):
         trained by gradient descent instead if this is False, or if
         `hidden_layer_sizes`, `dropout`, `augment`, `teacher`, `net_params` or an
         optimizer class is set.
-    class_weight : dict, "balanced" or None, default=None
+    class_weight : dict, list of dict, "balanced" or None, default=None
         The weight of each class. "balanced" gives all classes the same total weight.
-        If None, all classes have a weight of one.
+        If None, all classes have a weight of one. For multilabel targets, a list with
+        the weights of 0 and 1 for each label, as in ``[{0: 1, 1: 5}, {0: 1, 1: 1}]``,
+        or a single dict for all labels; "balanced" gives the samples with and without
+        a label the same total weight. The weights of a label apply to its own loss, not
+        to that of the other labels.
     teacher : fitted classifier or None, default=None
         A classifier whose predicted probabilities are learnt together with the labels,
         which distils a large model into a small one [4]_. It must have been fitted on
@@ -268,7 +272,7 @@ class FineTuneClassifier(ClassifierMixin, BaseFineTune):
     _parameter_constraints: dict = {
         **BaseFineTune._parameter_constraints,
         "C": [POSITIVE, None],
-        "class_weight": [dict, StrOptions({"balanced"}), None],
+        "class_weight": [dict, list, StrOptions({"balanced"}), None],
         "teacher": "no_validation",
         "temperature": [POSITIVE],
         "distill_weight": [Interval(Real, 0, 1, closed="both")],

@@ -125,14 +125,26 @@ def solve_classes(Z, examples, n_classes, C) -> Solution:
     return _logistic(Z, codes, examples.weights, examples.groups, n_classes, C)
 
 
-def solve_labels(Z, examples, C) -> Solution:
-    def solve(codes):
+def solve_labels(Z, examples, C, factors=None) -> Solution:
+    """Solve a logistic regression for each label.
+
+    `factors`, of shape (2, n_labels), multiply the weights of the examples without and
+    with a label.
+    """
+    if factors is None:
+        factors = np.ones((2, examples.targets.shape[1]))
+
+    def solve(codes, factors):
+        weights, groups = examples.weights * factors[codes], examples.groups
+        rows = slice(None) if weights.all() else weights > 0
+        groups = groups if groups is None else groups[rows]
         # The logit of a label is that of class 1 minus that of class 0.
-        two = _logistic(Z, codes, examples.weights, examples.groups, 2, C)
+        two = _logistic(Z[rows], codes[rows], weights[rows], groups, 2, C)
         return np.diff(two.coef, axis=0)[0], np.diff(two.intercept)[0], two.penalty
 
     labels = examples.targets.astype(int).T
-    coef, intercept, penalty = zip(*map(solve, labels), strict=True)
+    solved = map(solve, labels, factors.T)
+    coef, intercept, penalty = zip(*solved, strict=True)
     return Solution(np.array(coef), np.array(intercept), np.array(penalty))
 
 

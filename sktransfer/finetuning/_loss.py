@@ -7,6 +7,7 @@ estimator.
 import functools
 
 import numpy as np
+import torch
 from sklearn.utils import _safe_indexing
 from sklearn.utils.validation import check_is_fitted
 from torch import nn
@@ -45,6 +46,33 @@ class ClassLoss(WeightedLoss):
 
     def rows(self, output, target):
         return self.loss(output, target[:, 0].long())
+
+
+class LabelLoss(WeightedLoss):
+    """A loss of each label, averaged over the labels.
+
+    Parameters
+    ----------
+    loss : type of nn.Module
+        The loss of a label.
+    factors : ndarray of shape (2, n_labels), optional
+        What the loss of a label is multiplied by, where it is absent and present.
+    **options
+        Further arguments of the loss.
+    """
+
+    def __init__(self, loss, factors=None, **options):
+        super().__init__(loss, **options)
+        if factors is not None:
+            factors = torch.tensor(factors, dtype=torch.float32)
+        self.register_buffer("factors", factors)
+
+    def rows(self, output, target):
+        if self.factors is None:
+            return super().rows(output, target)
+        absent, present = self.factors
+        factors = torch.where(target > 0.5, present, absent)
+        return (self.loss(output, target) * factors).mean(dim=1)
 
 
 class DistillingLoss(ClassLoss):
@@ -92,7 +120,8 @@ def make_criterion(estimator, targets):
     """
     loss = _users_loss(estimator.net_params) or targets.loss
     if not distils(estimator):
-        return functools.partial(targets.criterion, loss)
+        options = targets.criterion_options
+        return functools.partial(targets.criterion, loss, **options)
     return functools.partial(
         DistillingLoss,
         loss,

@@ -10,11 +10,11 @@ from typing import ClassVar
 import numpy as np
 from scipy.special import log_softmax, logit
 from sklearn.model_selection import ShuffleSplit, StratifiedShuffleSplit
-from sklearn.utils import compute_class_weight
 from sklearn.utils.multiclass import check_classification_targets, type_of_target
 from torch import nn
 
 from sktransfer.finetuning._arrays import expit, matching, positive, softmax, taken
+from sktransfer.finetuning._class_weight import class_factors, label_factors
 from sktransfer.finetuning._head import (
     Solution,
     class_priors,
@@ -22,7 +22,7 @@ from sktransfer.finetuning._head import (
     solve_labels,
     solve_values,
 )
-from sktransfer.finetuning._loss import ClassLoss, WeightedLoss
+from sktransfer.finetuning._loss import ClassLoss, LabelLoss, WeightedLoss
 
 # Targets whose relative variation is below this count as equal. It is the rounding
 # error of float64, with a margin.
@@ -35,6 +35,8 @@ class Targets:
     # The loss class of torch for a single row, and the one that averages over a batch.
     loss: ClassVar[type[nn.Module]]
     criterion: ClassVar[type[WeightedLoss]] = WeightedLoss
+    # Further arguments of the latter.
+    criterion_options: ClassVar[dict] = {}
     # The splitter that sets a part aside for validation.
     splitter: ClassVar[type] = ShuffleSplit
 
@@ -108,21 +110,8 @@ class ClassTargets(Targets):
         if self.class_weight is None:
             return weights
         codes = encoded[:, 0]
-        if self.class_weight == "balanced":
-            # Counts are weighted, so that a weight of k stays equivalent to k copies. A
-            # class without weight would divide by zero; no example uses its factor.
-            counts = np.bincount(codes, weights=weights, minlength=self.n_outputs)
-            each = weights.sum() / (self.n_outputs * np.maximum(counts, 1e-12))
-            return weights * each[codes]
-        factors = compute_class_weight(
-            self.class_weight, classes=self.classes, y=self.classes[codes]
-        )
-        if factors.min() < 0:
-            raise ValueError(
-                f"Invalid class_weight={self.class_weight!r}: expected no negative "
-                "weight. Use 0 to leave a class out."
-            )
-        return weights * factors[codes]
+        given = self.class_weight, self.classes
+        return weights * class_factors(*given, codes, weights)[codes]
 
     def prior_scores(self, encoded, weights) -> np.ndarray:
         """Return scores that predict the weighted class frequencies for any sample."""
@@ -159,11 +148,19 @@ class LabelTargets(Targets):
     ----------
     classes : ndarray of shape (n_labels,)
         The indices of the columns.
+    factors : ndarray of shape (2, n_labels) or None
+        What the loss of a label is multiplied by, where it is absent and present.
     """
 
     classes: np.ndarray
+    factors: np.ndarray | None = None
 
     loss = nn.BCEWithLogitsLoss
+    criterion = LabelLoss
+
+    @property
+    def criterion_options(self) -> dict:
+        return {} if self.factors is None else {"factors": self.factors}
 
     @property
     def n_outputs(self) -> int:
@@ -191,14 +188,20 @@ class LabelTargets(Targets):
         # have, or none, would be infinite.
         least = 0.5 / len(weights)
         shares = np.average(encoded, axis=0, weights=weights)
+        if self.factors is not None:
+            absent, present = self.factors * [1 - shares, shares]
+            shares = present / np.maximum(absent + present, np.finfo(float).tiny)
         return logit(shares.clip(least, 1 - least))
 
     def solve(self, Z, examples, penalty) -> Solution:
-        return solve_labels(Z, examples, penalty)
+        return solve_labels(Z, examples, penalty, self.factors)
 
     def row_losses(self, scores, encoded) -> np.ndarray:
         # The binary cross-entropy from logits, in a form that does not overflow.
-        return np.logaddexp(0, np.where(encoded > 0.5, -scores, scores)).mean(axis=1)
+        losses = np.logaddexp(0, np.where(encoded > 0.5, -scores, scores))
+        if self.factors is not None:
+            losses = losses * np.where(encoded > 0.5, *self.factors[::-1])
+        return losses.mean(axis=1)
 
     def validation_score(self, scores, encoded, weights) -> float:
         """Return the weighted accuracy, averaged over the labels."""
@@ -327,20 +330,15 @@ def label_targets(
         positive weight.
     before : ClassTargets or LabelTargets, optional
         The targets of the fit that this one continues, with the same classes.
-    class_weight : dict, "balanced" or None
+    class_weight : dict, list of dict, "balanced" or None
         The weight of each class.
     """
     multilabel = _is_indicator(y)
     if before is not None:
         _check_same(before, y, multilabel, classes)
     if multilabel:
-        if class_weight is not None:
-            raise ValueError(
-                f"Invalid class_weight={class_weight!r}: class_weight does not apply "
-                "to multilabel targets. Use class_weight=None, and sample_weight to "
-                "weight samples."
-            )
-        return LabelTargets(np.arange(y.shape[1]))
+        factors = label_factors(class_weight, y, weights)
+        return LabelTargets(np.arange(y.shape[1]), factors)
     if before is not None:
         classes = before.classes
     classes = np.unique(y[weights > 0] if classes is None else classes)

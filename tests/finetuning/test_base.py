@@ -397,8 +397,6 @@ def test_multilabel(task):
     proba = fitted.predict_proba(X)
     assert proba.shape == Y.shape
     np.testing.assert_array_equal(fitted.predict(X), proba > 0.5)
-    with pytest.raises(ValueError, match="does not apply to multilabel"):
-        model(class_weight="balanced").fit(X, Y)
 
 
 def test_own_source_task_to_target_task(task):

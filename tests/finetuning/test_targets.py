@@ -82,14 +82,12 @@ def test_a_fit_goes_on_with_its_classes_and_the_class_weight_of_now():
     assert label_targets(LABELS, WEIGHTS, LABELS[::-1]).n_outputs == 3
 
 
-def test_balanced_classes_weigh_the_same_and_labels_have_no_class_weight():
+def test_balanced_classes_weigh_the_same():
     targets = label_targets(LABELS, WEIGHTS, class_weight="balanced")
     encoded = targets.encode(LABELS, WEIGHTS)
     weighted = targets.weighted(encoded, WEIGHTS)
     assert np.bincount(encoded[:, 0], weighted).tolist() == pytest.approx([8 / 3] * 3)
     assert CLASSES.weighted(encoded, WEIGHTS) is WEIGHTS
-    with pytest.raises(ValueError, match="class_weight does not apply to multilabel"):
-        label_targets(MATRIX, WEIGHTS, class_weight="balanced")
 
 
 def test_counts_are_of_each_class_and_label():
