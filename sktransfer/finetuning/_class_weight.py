@@ -67,9 +67,9 @@ def label_factors(class_weight, y, weights) -> np.ndarray | None:
     if len(each) != y.shape[1] or not all(map(_weighs_a_label, each)):
         raise ValueError(
             f"Invalid class_weight={class_weight!r}: expected, for {y.shape[1]} "
-            "labels, a dict of the weights of 0 and 1 for each of them, as in [{0: 1, 1: 5}, "
-            "...], a single dict for all, 'balanced' or None. Weights are not "
-            "negative, and not both 0."
+            "labels, a dict of the weights of 0 and 1 for each of them, as in "
+            "[{0: 1, 1: 5}, ...], a single dict for all, 'balanced' or None. Weights "
+            "are not negative, and not both 0."
         )
     return np.array([[d.get(code, 1.0) for d in each] for code in (0, 1)], dtype=float)
 

@@ -16,7 +16,7 @@ from tests.small_tasks import make_task
 MATRIX = np.array([[0, 1], [1, 1], [0, 0], [0, 1], [0, 1], [0, 1]])
 WEIGHTS = np.array([1.0, 2, 1, 1, 1, 2])
 FORMS = [
-    ("balanced", [[4 / 6, 4], [4, 4 / 7]]),
+    ("balanced", [[4 / 6, 4], [2, 4 / 7]]),
     ({1: 3}, [[1, 1], [3, 3]]),
     ([{0: 2}, {0: 0, 1: 5.0}], [[2, 0], [1, 5]]),
 ]
@@ -91,7 +91,7 @@ def test_a_solved_head_is_that_of_each_label_alone(weights):
         embed = PretrainedFeatureExtractor(small_backbone())
         alone = make_pipeline(embed, StandardScaler(), linear).fit(X, codes)
         expected = alone.predict_proba(X)[:, 1]
-        np.testing.assert_allclose(found[:, i], expected, atol=1e-4)
+        np.testing.assert_allclose(found[:, i], expected, atol=1e-3)
 
 
 @pytest.mark.parametrize("freeze", ["all", 1])
@@ -117,10 +117,7 @@ def test_a_loss_weighs_each_label_by_itself():
     expected = (plain * torch.tensor([[5.0, 3.0], [2.0, 7.0]])).mean(dim=1)
     loss = LabelLoss(torch.nn.BCEWithLogitsLoss, factors=factors)
     torch.testing.assert_close(loss.rows(output, target), expected)
-    targets = label_targets(
-        target.numpy().astype(int),
-        np.ones(2),
-        class_weight=[{0: 2, 1: 5}, {0: 3, 1: 7}],
-    )
+    weights = [{0: 2, 1: 5}, {0: 3, 1: 7}]
+    targets = label_targets(target.int().numpy(), np.ones(2), class_weight=weights)
     found = targets.row_losses(output.numpy(), target.numpy())
     np.testing.assert_allclose(found, expected.numpy(), rtol=1e-6)
