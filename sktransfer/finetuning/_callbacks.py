@@ -126,6 +126,7 @@ class PullToSource(Callback):
         self.start_ = {
             name: parameter.detach().to(own[name].device)
             for name, parameter in source.items()
+            if own[name].requires_grad
         }
 
     def on_grad_computed(self, net, named_parameters, **kwargs):

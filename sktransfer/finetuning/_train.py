@@ -33,6 +33,7 @@ OPTIMIZERS = {
 }
 # The ratio of the learning rate of the backbone to that of the head, by what is
 # trained: a network in which little can change needs, and bears, larger changes of it.
+# How large, only few small sets of images have told (benchmarks/quality/train_only.py).
 _RATIOS = {"all": 0.1, "norms": 3.0, "biases": 3.0}
 # Devices for which every supported version of torch has fused optimizers.
 _FUSED = ("cpu", "cuda")
