@@ -1,13 +1,15 @@
 """The blocks of code on the pages of the documentation, and the README."""
 
 import doctest
-import importlib.util
+import importlib.metadata
 import re
 from pathlib import Path
 from typing import NamedTuple
 
-# A comment that is about the next block, as ".. needs: skrub" or, in Markdown,
-# "<!-- not run: starts a cluster -->".
+from packaging.requirements import Requirement
+
+# A comment that is about the next block, as ".. needs: scikit-learn>=1.8, skrub" or, in
+# Markdown, "<!-- not run: starts a cluster -->".
 _NOTE = re.compile(r"\s*(?:\.\.|<!--) (needs|not run): (.*?)\s*(?:-->)?$")
 _DIRECTIVE = re.compile(r"\s*\.\. (?:code-block|code|sourcecode)::\s*(\S*)$")
 _FENCE = re.compile(r"\s*```+\s*(\S*)$")
@@ -25,9 +27,9 @@ class Block(NamedTuple):
     note: str = ""
 
     def missing(self) -> list[str]:
-        """Return the modules that the block needs and that are not installed."""
-        names = self.note.replace(",", " ").split() if self.kind == "needs" else []
-        return [name for name in names if importlib.util.find_spec(name) is None]
+        """Return the requirements of the block that what is installed does not meet."""
+        needs = self.note.split(", ") if self.kind == "needs" else []
+        return [need for need in needs if not _is_met(Requirement(need))]
 
     def is_python(self) -> bool:
         return self.language in _PYTHON
@@ -35,6 +37,14 @@ class Block(NamedTuple):
     def is_run(self) -> bool:
         """Whether doctest finds the code, which then also compares what it prints."""
         return self.first.startswith(">>> ")
+
+
+def _is_met(requirement) -> bool:
+    try:
+        found = importlib.metadata.version(requirement.name)
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return requirement.specifier.contains(found, prereleases=True)
 
 
 def blocks(path: Path) -> list[Block]:

@@ -50,7 +50,7 @@ def test_what_is_printed_is_compared(page):
 
 
 RST = """
-.. needs: json, no_such_module
+.. needs: pytest, no-such-library, numpy>=99
 
 A sentence::
 
@@ -101,7 +101,7 @@ ls
 def test_blocks_of_pages_are_found_with_the_comments_before_them(tmp_path):
     (tmp_path / "page.rst").write_text(RST)
     needing, shell, hidden, code, more = blocks(tmp_path / "page.rst")
-    assert needing.missing() == ["no_such_module"]
+    assert needing.missing() == ["no-such-library", "numpy>=99"]
     assert needing.is_run()
     assert [RST.splitlines()[i - 1] for i in needing.lines if i in (6, 8)] == [
         "    >>> import no_such_module",
