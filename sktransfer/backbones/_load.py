@@ -8,6 +8,8 @@ from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from difflib import get_close_matches
 
+from sklearn.frozen import FrozenEstimator
+from sklearn.pipeline import Pipeline
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 from torch import nn
@@ -48,7 +50,8 @@ def load_backbone(
         without arguments and returns a module or a backbone. A module is deep-copied
         and split by `split_stages`; a module of timm gets timm's own reader, and one of
         transformers that of the folder it was loaded from. A fitted
-        `FineTuneClassifier` or `FineTuneRegressor` stands for its tuned backbone.
+        `FineTuneClassifier` or `FineTuneRegressor` stands for its tuned backbone, also
+        as the last step of a fitted pipeline or as the best estimator of a search.
     weights : str, enum member, path, (path, "sha256:...") or None, default="default"
         "default" stands for the weights of "tiny" that come with the package, for the
         ``DEFAULT`` entry of a builder of torchvision, and for the weights that a given
@@ -126,7 +129,7 @@ def _check_parameter(backbone, parameter, size):
 
 def kind_of(backbone) -> str:
     """Return what the samples of a specification are, without loading a network."""
-    fitted = getattr(backbone, "best_estimator_", backbone)
+    fitted = _fitted_within(backbone)
     reader = getattr(getattr(fitted, "backbone_", fitted), "reader", None)
     if isinstance(reader, Reader):
         return reader.kind
@@ -302,7 +305,7 @@ def _given(backbone, seed) -> Backbone | nn.Module:
     given = backbone
     if hasattr(backbone, "get_params"):
         check_is_fitted(backbone)
-        given = getattr(backbone, "best_estimator_", backbone)
+        given = _fitted_within(backbone)
         given = getattr(given, "backbone_", given)
     elif callable(backbone) and not isinstance(backbone, nn.Module):
         with seeded(seed):
@@ -311,10 +314,24 @@ def _given(backbone, seed) -> Backbone | nn.Module:
         raise ValueError(
             f"Invalid backbone={given!r}: expected a name from list_backbones(), "
             "'hf/<folder>', a torch.nn.Module, a callable that returns one, a "
-            "Backbone, or a fitted FineTuneClassifier or FineTuneRegressor."
+            "Backbone, or a fitted FineTuneClassifier or FineTuneRegressor, also at "
+            "the end of a pipeline or as the best estimator of a search."
             f"{_hint(given)}"
         )
     return given
+
+
+def _fitted_within(estimator):
+    """Return what a pipeline ends in, or what a search has found, however nested."""
+    while True:
+        if hasattr(estimator, "best_estimator_"):
+            estimator = estimator.best_estimator_
+        elif isinstance(estimator, FrozenEstimator):
+            estimator = estimator.estimator
+        elif isinstance(estimator, Pipeline) and estimator.steps:
+            estimator = estimator.steps[-1][1]
+        else:
+            return estimator
 
 
 def _reader_of(model):

@@ -5,6 +5,7 @@ import os
 from dataclasses import dataclass, field, replace
 
 import numpy as np
+from scipy.sparse import issparse
 from torch import nn
 
 from sktransfer.embedding._embed import embed
@@ -157,7 +158,11 @@ def check_for(candidates: list[Candidate], estimator, X, y):
         The validated targets.
     """
     reader = _reader_of(candidates)
-    checked, y = check_samples(estimator, X, y, reader=reader, reset=True)
+    # np.asarray would wrap a sparse matrix in an array of one object.
+    y = y.toarray() if issparse(y) else y
+    checked, y = check_samples(
+        estimator, X, y, reader=reader, reset=True, multi_output=True
+    )
     return checked, as_samples(reader, checked, estimator.image_shape), y
 
 

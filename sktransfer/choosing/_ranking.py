@@ -4,13 +4,16 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from numbers import Integral
 
 import numpy as np
 import torch
 from scipy.stats import rankdata
+from sklearn.base import is_classifier
 from sklearn.linear_model import LogisticRegression, Ridge
-from sklearn.model_selection import check_cv, cross_val_score
-from sklearn.pipeline import make_pipeline
+from sklearn.model_selection import KFold, check_cv, cross_val_score
+from sklearn.multiclass import OneVsRestClassifier
+from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from sktransfer._tables import Table
@@ -23,7 +26,7 @@ from sktransfer.choosing._candidates import (
     make_candidates,
     said,
 )
-from sktransfer.choosing._scores import SCORES, is_classes
+from sktransfer.choosing._scores import SCORES, is_classes, is_labels
 from sktransfer.embedding._embed import StageOutputs, embed
 from sktransfer.embedding._extractor import PretrainedFeatureExtractor
 from sktransfer.embedding._prefix import Prefix, resolve_cache
@@ -57,8 +60,9 @@ def rank_backbones(
     ----------
     X : sequence of samples, or array-like of shape (n_samples, n_pixels)
         The samples of the task.
-    y : array-like of shape (n_samples,)
-        The class labels, or the real values to regress on.
+    y : array-like of shape (n_samples,) or (n_samples, n_outputs)
+        The class labels, the indicator matrix of a multilabel task, or the real values
+        to regress on. A matrix of zeros and ones is one of labels.
     backbones : list, default=("tiny",)
         The candidates. Each is a name, anything else that the ``backbone`` parameter of
         `PretrainedFeatureExtractor` accepts, or such an extractor, which may have its
@@ -75,8 +79,9 @@ def rank_backbones(
         Stages with the same embeddings, such as a final average pooling and the stage
         before it, share one row, which has the name of the last of them.
     cv : int, cross-validation splitter, iterable or None, default=5
-        The folds on which the linear probe is scored, the same for all candidates. If
-        None, no probe is fitted.
+        The folds on which the linear probe is scored, the same for all candidates. A
+        number stands for stratified folds of classes, and for shuffled ones of
+        multilabel targets. If None, no probe is fitted.
     image_shape, image_size, max_length, sampling_rate, decoding : optional
         The parameters of the same name of `PretrainedFeatureExtractor`.
     device, precision, cache, random_state : optional
@@ -92,9 +97,11 @@ def rank_backbones(
 
         - ``backbone`` and ``stage``;
         - each score and its rank, such as ``logme`` and ``logme_rank``;
-        - ``probe``: the mean cross-validated accuracy, or R2, of a linear model;
+        - ``probe``: the mean cross-validated accuracy, or R2, of a linear model; for
+          multilabel targets the average precision, averaged over the labels;
         - ``probe_se``: the standard error of ``probe`` over the folds;
-        - ``chance``: the score of guessing the most frequent class, or the mean;
+        - ``chance``: the score of guessing the most frequent class, the mean, or labels
+          at random;
         - ``seconds``: the computation time for 1,000 samples;
         - ``parameters``: the number of parameters of the stages;
         - ``megabytes``: the size of the weights of the stages;
@@ -111,7 +118,8 @@ def rank_backbones(
     Notes
     -----
     LogME and the H-score are cheap when there are many candidates. They are proxies
-    for the accuracy of the probe, which also shows how large a difference is.
+    for the accuracy of the probe, which also shows how large a difference is. For
+    multilabel targets, each of the scores is the mean of those of the labels.
 
     Examples
     --------
@@ -161,8 +169,9 @@ class Result:
 def resolve_scoring(scoring, y) -> dict[str, Callable]:
     """Return the scoring functions of a ``scoring`` parameter, by name."""
     if scoring is None:
-        # The H-score is defined for classes only.
-        scoring = [name for name in SCORES if name != "h_score" or is_classes(y)]
+        # The H-score is defined for classes and labels only.
+        classes = is_classes(y) or is_labels(y)
+        scoring = [name for name in SCORES if name != "h_score" or classes]
     single = isinstance(scoring, str) or callable(scoring)
     scoring = [scoring] if single else list(scoring)
     unknown = [s for s in scoring if not callable(s) and s not in SCORES]
@@ -279,7 +288,18 @@ def linear_steps(classes: bool) -> list:
     return [StandardScaler(), linear]
 
 
+def linear_pipeline(*steps, multilabel: bool) -> Pipeline:
+    """Make a pipeline that ends in a linear model, or in one for each label."""
+    *before, linear = steps
+    if multilabel and is_classifier(linear):
+        linear = OneVsRestClassifier(linear)
+    return make_pipeline(*before, linear)
+
+
 def _folds(cv, samples, y) -> list:
+    if is_labels(y) and isinstance(cv, Integral):
+        # Labels cannot be stratified, and samples are often sorted by them.
+        cv = KFold(cv, shuffle=True, random_state=0)
     folds = list(check_cv(cv, y, classifier=is_classes(y)).split(samples, y))
     if not folds:
         raise ValueError(
@@ -294,12 +314,16 @@ def _probe(features, y, folds) -> dict:
     """Return the cross-validated score of a linear model, and that of guessing."""
     if folds is None:
         return {}
-    classes = is_classes(y)
-    found = cross_val_score(
-        make_pipeline(*linear_steps(classes)), features, y, cv=folds
-    )
+    classes, labels = is_classes(y), is_labels(y)
+    model = linear_pipeline(*linear_steps(classes or labels), multilabel=labels)
+    scoring = "average_precision" if labels else None
+    found = cross_val_score(model, features, y, cv=folds, scoring=scoring)
     # The R2 of predicting the mean is zero.
-    chance = np.unique(y, return_counts=True)[1].max() / len(y) if classes else 0.0
+    chance = 0.0
+    if labels:
+        chance = np.mean(y)
+    elif classes:
+        chance = np.unique(y, return_counts=True)[1].max() / len(y)
     error = found.std(ddof=1) / np.sqrt(len(found)) if len(found) > 1 else np.nan
     return {
         "probe": float(found.mean()),

@@ -10,7 +10,6 @@ from sklearn.metrics import r2_score
 from sklearn.model_selection import check_cv, cross_validate
 from sklearn.model_selection._search import BaseSearchCV
 from sklearn.multiclass import OneVsRestClassifier
-from sklearn.pipeline import make_pipeline
 from sklearn.utils import check_consistent_length
 from sklearn.utils.multiclass import type_of_target
 from torch import nn
@@ -20,7 +19,7 @@ from sktransfer._tables import Table
 from sktransfer.backbones._backbone import Backbone
 from sktransfer.backbones._load import kind_of
 from sktransfer.choosing._leaks import find_leaks, told
-from sktransfer.choosing._ranking import linear_steps
+from sktransfer.choosing._ranking import linear_pipeline, linear_steps
 from sktransfer.choosing._verdict import AS_GIVEN, SCRATCH, folds_told, judge
 from sktransfer.embedding._duplicates import Copies
 from sktransfer.embedding._extractor import PretrainedFeatureExtractor
@@ -332,7 +331,7 @@ def _models(estimator, multilabel=False) -> dict:
     else:
         tuner = FineTuneClassifier if classes else FineTuneRegressor
         scratch = tuner(**shared, weights=None, backbone_lr_mult=1.0, random_state=0)
-    probe = _linear(extractor, *linear_steps(classes), multilabel=multilabel)
+    probe = linear_pipeline(extractor, *linear_steps(classes), multilabel=multilabel)
     return {
         AS_GIVEN: estimator,
         SCRATCH: scratch,
@@ -340,14 +339,6 @@ def _models(estimator, multilabel=False) -> dict:
         **_plain_models(extractor, classes, multilabel),
         "guessing": DummyClassifier() if classes else DummyRegressor(),
     }
-
-
-def _linear(*steps, multilabel):
-    """Make a pipeline that ends in a linear model, or one for each label."""
-    *before, linear = steps
-    if multilabel and is_classifier(linear):
-        linear = OneVsRestClassifier(linear)
-    return make_pipeline(*before, linear)
 
 
 def _plain_models(extractor, classes, multilabel) -> dict:
@@ -359,9 +350,11 @@ def _plain_models(extractor, classes, multilabel) -> dict:
     if not isinstance(features, Reader):
         # The weights of words have a scale of their own.
         linear = LogisticRegression(max_iter=1000) if classes else Ridge()
-        return {name: _linear(features, linear, multilabel=multilabel)}
+        return {name: linear_pipeline(features, linear, multilabel=multilabel)}
     values = _plain_values(extractor, name, features)
-    return {name: _linear(values, *linear_steps(classes), multilabel=multilabel)}
+    return {
+        name: linear_pipeline(values, *linear_steps(classes), multilabel=multilabel)
+    }
 
 
 def _plain_values(extractor, name, reader) -> PretrainedFeatureExtractor:

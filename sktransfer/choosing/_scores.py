@@ -27,20 +27,27 @@ def is_classes(y) -> bool:
     return type_of_target(y) in ("binary", "multiclass")
 
 
+def is_labels(y) -> bool:
+    """Whether targets are an indicator matrix: several labels for each sample."""
+    return type_of_target(y) == "multilabel-indicator"
+
+
 def logme_score(features, y) -> float:
     """Compute LogME, the log of the maximum evidence of a linear model on embeddings.
 
     The evidence is that of a Bayesian linear regression of the target on the features.
     Its logarithm is maximised over the precisions of the weights and the noise, and
     divided by the number of samples. For classes, the score is the mean over their
-    indicators [1]_. Higher is better.
+    indicators [1]_; for multilabel targets, it is the mean of the scores of the labels.
+    Higher is better.
 
     Parameters
     ----------
     features : array-like of shape (n_samples, n_features)
         The embeddings.
-    y : array-like of shape (n_samples,) or, for regression, (n_samples, n_targets)
-        The class labels (strings, integers or booleans), or the real values.
+    y : array-like of shape (n_samples,) or (n_samples, n_outputs)
+        The class labels (strings, integers or booleans), an indicator matrix of several
+        labels, or the real values. A matrix of zeros and ones is one of labels.
 
     Returns
     -------
@@ -76,7 +83,8 @@ def logme_score(features, y) -> float:
     True
     """
     features, y = _checked(features, y)
-    targets = _indicators(y) if is_classes(y) else y.astype(float).reshape(len(y), -1)
+    classes = is_classes(y) or is_labels(y)
+    targets = _indicators(y) if classes else _values(y)
     return float(np.mean(_evidence(*_spectrum(features, targets), targets)))
 
 
@@ -138,14 +146,15 @@ def h_score(features, y) -> float:
     class means, and ``S`` is the covariance of the features, shrunk by the Ledoit-Wolf
     intensity ``a`` so that the score is usable with more features than samples [2]_.
     Both covariances are sums over the ``n`` samples divided by ``n``, not ``n - 1``.
-    Higher is better.
+    For multilabel targets, the score is the mean of those of the labels. Higher is
+    better.
 
     Parameters
     ----------
     features : array-like of shape (n_samples, n_features)
         The embeddings.
-    y : array-like of shape (n_samples,)
-        The class labels.
+    y : array-like of shape (n_samples,) or (n_samples, n_labels)
+        The class labels, or an indicator matrix.
 
     Returns
     -------
@@ -186,6 +195,9 @@ def h_score(features, y) -> float:
     # Least squares, since the covariance may be singular where it is hardly shrunk.
     solved = linalg.lstsq(shrunk, means.T, check_finite=False)[0]
     between = (shares * (means.T * solved).sum(axis=0)).sum()
+    if is_labels(y):
+        # Each label is a task of two classes.
+        between /= len(shares) / 2
     return float((1 - covariance.shrinkage_) * between)
 
 
@@ -193,14 +205,16 @@ def knn_score(features, y, n_neighbors=5) -> float:
     """Compute the leave-one-out score of nearest neighbours among embeddings.
 
     The neighbours are found by cosine similarity. The score is the accuracy for
-    classes, and R2 for real values [1]_. Higher is better.
+    classes, the mean of the accuracies of the labels for multilabel targets, and R2 for
+    real values [1]_. Higher is better.
 
     Parameters
     ----------
     features : array-like of shape (n_samples, n_features)
         The embeddings.
-    y : array-like of shape (n_samples,) or, for regression, (n_samples, n_targets)
-        The class labels (strings, integers or booleans), or the real values.
+    y : array-like of shape (n_samples,) or (n_samples, n_outputs)
+        The class labels (strings, integers or booleans), an indicator matrix of several
+        labels, or the real values. A matrix of zeros and ones is one of labels.
     n_neighbors : int, default=5
         The number of neighbours, or all other samples if there are fewer of them.
 
@@ -236,11 +250,15 @@ def knn_score(features, y, n_neighbors=5) -> float:
             f"Invalid n_neighbors={n_neighbors!r}: expected a positive integer. No "
             "score was computed. Pass a number such as 5."
         )
-    classes = is_classes(y)
-    targets = _indicators(y) if classes else y.astype(float).reshape(len(y), -1)
+    classes, labels = is_classes(y), is_labels(y)
+    targets = _indicators(y) if classes or labels else _values(y)
     order = _order_by_content(np.hstack([features, targets]))
     targets = targets[order]
     found = _neighbour_means(normalize(features[order]), targets, n_neighbors)
+    if labels:
+        # A tie between presence and absence is half a hit, as for two classes.
+        hits = np.where(found == 0.5, 0.5, (found > 0.5) == (targets == 1))
+        return float(hits.mean())
     if not classes:
         return float(r2_score(targets, found))
     most = found == found.max(axis=1, keepdims=True)
@@ -293,6 +311,25 @@ def _checked(features, y):
     )
 
 
+def _values(y) -> np.ndarray:
+    """Return real values as columns, (n_samples, n_targets) float64."""
+    return y.astype(float).reshape(len(y), -1)
+
+
 def _indicators(y) -> np.ndarray:
-    """Return class labels as a 0-1 matrix, (n_samples, n_classes) float64."""
+    """Return class labels as a 0-1 matrix, (n_samples, n_classes) float64.
+
+    For multilabel targets, the columns are the absence of each label, then its
+    presence.
+    """
+    if is_labels(y):
+        y = np.asarray(y) == 1
+        # A label that all samples have, or none, says nothing about the features.
+        y = y[:, y.any(axis=0) & ~y.all(axis=0)]
+        if not y.shape[1]:
+            raise ValueError(
+                "Invalid y: expected a label that some samples have and others do not, "
+                "got none. No score was computed. Pass more samples or other labels."
+            )
+        return np.hstack([~y, y]).astype(np.float64)
     return (np.asarray(y).reshape(-1, 1) == np.unique(y)).astype(np.float64)

@@ -154,8 +154,9 @@ class BackboneSelector(
         ----------
         X : sequence of samples, or array-like of shape (n_samples, n_pixels)
             The samples of the task.
-        y : array-like of shape (n_samples,)
-            The class labels, or the real values to regress on.
+        y : array-like of shape (n_samples,) or (n_samples, n_outputs)
+            The class labels, the indicator matrix of a multilabel task, or the real
+            values to regress on.
 
         Returns
         -------

@@ -23,8 +23,9 @@ class FineTuneClassifier(ClassifierMixin, BaseFineTune):
     backbone : str, callable, torch.nn.Module, Backbone or fitted estimator, \
             default="tiny"
         The pretrained network; see `load_backbone` for the names and objects that are
-        accepted. From a fitted `FineTuneClassifier` or `FineTuneRegressor`, its tuned
-        weights are taken, so that training starts from your own source task.
+        accepted. From a fitted `FineTuneClassifier` or `FineTuneRegressor`, a pipeline
+        that ends in one or a search over one, the tuned weights are taken, so that
+        training starts from your own source task.
     weights : str, enum member, path, (path, "sha256:...") or None, default="default"
         The weights to start from; see `load_backbone`. If None, the network is
         initialised at random and trained from scratch, which is the baseline that

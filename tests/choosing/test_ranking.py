@@ -1,8 +1,10 @@
 import numpy as np
 import pytest
 import torch
+from scipy.sparse import csr_matrix
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import KFold, cross_val_score
+from sklearn.multiclass import OneVsRestClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import nn
@@ -12,6 +14,7 @@ from sktransfer import (
     EmbeddingCache,
     PretrainedFeatureExtractor,
     h_score,
+    knn_score,
     load_backbone,
     logme_score,
     rank_backbones,
@@ -371,3 +374,34 @@ def test_a_stage_that_is_not_there_costs_no_other():
         rank_backbones(X, y, backbones, stages="0")
     with pytest.raises(ValueError, match="colour, 9: ValueError: "):
         rank_backbones(X, y, backbones[1:], stages=["9"])
+
+
+def test_multilabel():
+    X, y = make_task()
+    bright = y == np.unique(y)[1]
+    Y = np.column_stack([bright, ~bright, np.arange(len(X)) % 3 == 0]).astype(int)
+    backbones = [blind_backbone(), colour_backbone()]
+    ranking = rank_backbones(X, Y, backbones, cv=3)
+    assert [row["backbone"] for row in ranking] == ["colour", "blind"]
+    best, worst = ranking
+    for score in ("logme", "h_score", "knn", "probe"):
+        assert best[score] > worst[score]
+    assert best["chance"] == pytest.approx(Y.mean())
+    embedded = PretrainedFeatureExtractor(colour_backbone()).transform(X)
+    assert best["knn"] == pytest.approx(knn_score(embedded, Y))
+    linear = OneVsRestClassifier(LogisticRegression(C=0.01, max_iter=1000))
+    model = make_pipeline(StandardScaler(), linear)
+    # Of any order of the samples.
+    cv = KFold(3, shuffle=True, random_state=0)
+    expected = cross_val_score(model, embedded, Y, cv=cv, scoring="average_precision")
+    assert best["probe"] == pytest.approx(expected.mean())
+    (again, *_) = rank_backbones(X, csr_matrix(Y), backbones, cv=3)
+    assert again["logme"] == best["logme"]
+
+
+def test_several_real_values():
+    X, _ = make_task()
+    y = np.array([[image.mean(), image[..., 0].mean()] for image in X])
+    best, worst = rank_backbones(X, y, [blind_backbone(), colour_backbone()], cv=3)
+    assert best["backbone"] == "colour"
+    assert best["probe"] > worst["probe"]

@@ -191,3 +191,21 @@ def test_h_score_refuses_numbers():
     X, _ = make_task()
     with pytest.raises(ValueError, match="continuous"):
         h_score(X, X[:, 0])
+
+
+def make_labels(n=60, seed=1):
+    """Features, and labels that some of them show; the last is in no sample."""
+    rng = np.random.default_rng(seed)
+    y = (rng.random((n, 4)) < [0.5, 0.3, 0.2, 0.0]).astype(int)
+    return rng.normal(size=(n, 8)) + 2 * np.hstack([y, 0 * y]), y
+
+
+@pytest.mark.parametrize("score", [logme_score, h_score, knn_score])
+def test_scores_of_labels_are_the_means_over_the_labels(score):
+    features, y = make_labels()
+    expected = np.mean([score(features, column) for column in y.T[:3]])
+    assert score(features, y) == pytest.approx(expected, rel=1e-9)
+    assert score(features, y.astype(bool)) == score(features, y)
+    assert score(features, y) > score(features[::-1], y)
+    with pytest.raises(ValueError, match="that some samples have and others do not"):
+        score(features, np.zeros((len(y), 2), dtype=int))

@@ -1,7 +1,11 @@
+import numpy as np
 import pytest
+from sklearn.base import clone
 from sklearn.calibration import CalibratedClassifierCV
 from sklearn.compose import ColumnTransformer
 from sklearn.ensemble import StackingClassifier, VotingClassifier
+from sklearn.exceptions import NotFittedError
+from sklearn.frozen import FrozenEstimator
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV, TunedThresholdClassifierCV
 from sklearn.multiclass import OneVsRestClassifier
@@ -110,3 +114,41 @@ def test_the_source_has_the_name_of_its_parameters():
     assert inner.lr == 0.25
     with pytest.raises(ValueError, match=r"2 parts .*\['a', 'b'\]"):
         find_source(VotingClassifier([("a", tuned()), ("b", probe()[0])]))
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda model: make_pipeline(FunctionTransformer(), model),
+        lambda model: searched(model),
+        lambda model: searched(make_pipeline(model), "finetuneclassifier__max_epochs"),
+        lambda model: make_pipeline("passthrough", searched(model)),
+        lambda model: FrozenEstimator(model),
+    ],
+)
+def test_a_network_within_is_a_backbone(wrap):
+    X, y = make_table()
+    model = FineTuneClassifier(small_backbone(), max_epochs=1, random_state=0)
+    if isinstance(wrap(model), FrozenEstimator):
+        model.fit(X, y)
+    outer = wrap(model).fit(X, y)
+    (inner,) = [part for part in networks(outer) if hasattr(part, "backbone_")]
+    start = tuned().set_params(backbone=outer)
+    again = clone(start)
+    assert again.backbone is outer
+    assert again.fit(X, y).source_.digest == inner.backbone_.digest
+    embedder = PretrainedFeatureExtractor(outer)
+    np.testing.assert_array_equal(
+        embedder.fit_transform(X),
+        PretrainedFeatureExtractor(inner).fit_transform(X),
+    )
+
+
+def test_what_has_no_tuned_network_is_no_backbone():
+    X, y = make_table()
+    outer = probe().fit(X, y)
+    for given in (outer, searched(tuned(), refit=False).fit(X, y)):
+        with pytest.raises(ValueError, match="at the end of a pipeline or as the best"):
+            tuned().set_params(backbone=given).fit(X, y)
+    with pytest.raises(NotFittedError):
+        tuned().set_params(backbone=make_pipeline(tuned())).fit(X, y)
