@@ -19,6 +19,20 @@ def expit(scores):
     return special.expit(scores)
 
 
+def log_softmax(scores):
+    """Return the logarithm of the softmax of each row, also where that is 0."""
+    if isinstance(scores, torch.Tensor):
+        return scores.log_softmax(1)
+    return special.log_softmax(scores, axis=1)
+
+
+def log_expit(scores):
+    """Return the logarithm of the logistic function, also where that is 0."""
+    if isinstance(scores, torch.Tensor):
+        return torch.nn.functional.logsigmoid(scores)
+    return -np.logaddexp(0, -scores)
+
+
 def positive(scores):
     """Return 1 where a score is positive, and 0 elsewhere."""
     if isinstance(scores, torch.Tensor):

@@ -396,6 +396,23 @@ class FineTuneClassifier(ClassifierMixin, BaseFineTune):
         scores, _ = self._outputs(X)
         return fitted_targets(self).probabilities(scores)
 
+    def predict_log_proba(self, X):
+        """Predict the logarithms of the probabilities of the classes.
+
+        Parameters
+        ----------
+        X : sequence of samples, or array-like of shape (n_samples, n_pixels)
+            The samples to classify.
+
+        Returns
+        -------
+        ndarray of shape (n_samples, n_classes), float64
+            The logarithms of what `predict_proba` returns, computed from the scores, so
+            that they are finite also where a probability is rounded to 0.
+        """
+        scores, _ = self._outputs(X)
+        return fitted_targets(self).log_probabilities(scores)
+
     def decision_function(self, X):
         """Compute the scores that the predictions are based on.
 

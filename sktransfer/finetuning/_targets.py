@@ -8,12 +8,20 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import numpy as np
-from scipy.special import log_softmax, logit
+from scipy.special import logit
 from sklearn.model_selection import ShuffleSplit, StratifiedShuffleSplit
 from sklearn.utils.multiclass import check_classification_targets, type_of_target
 from torch import nn
 
-from sktransfer.finetuning._arrays import expit, matching, positive, softmax, taken
+from sktransfer.finetuning._arrays import (
+    expit,
+    log_expit,
+    log_softmax,
+    matching,
+    positive,
+    softmax,
+    taken,
+)
 from sktransfer.finetuning._class_weight import class_factors, label_factors
 from sktransfer.finetuning._head import (
     Solution,
@@ -122,7 +130,7 @@ class ClassTargets(Targets):
 
     def row_losses(self, scores, encoded) -> np.ndarray:
         codes = encoded[:, 0].astype(int)
-        return -log_softmax(scores, axis=1)[np.arange(len(codes)), codes]
+        return -log_softmax(scores)[np.arange(len(codes)), codes]
 
     def validation_score(self, scores, encoded, weights) -> float:
         """Return the weighted accuracy."""
@@ -134,6 +142,9 @@ class ClassTargets(Targets):
 
     def probabilities(self, scores):
         return softmax(scores)
+
+    def log_probabilities(self, scores):
+        return log_softmax(scores)
 
     def decisions(self, scores):
         # scikit-learn expects a single column for two classes.
@@ -214,6 +225,9 @@ class LabelTargets(Targets):
 
     def probabilities(self, scores):
         return expit(scores)
+
+    def log_probabilities(self, scores):
+        return log_expit(scores)
 
     def decisions(self, scores):
         return scores

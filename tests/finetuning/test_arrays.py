@@ -31,7 +31,8 @@ def classifier(**params):
 @pytest.mark.parametrize("y", [CODES, SEVERAL], ids=["classes", "labels"])
 def test_predictions_for_a_tensor_are_tensors(freeze, y):
     model = classifier(freeze=freeze, max_epochs=1).fit(X, y)
-    for method in ["predict", "predict_proba", "decision_function"]:
+    methods = ["predict", "predict_proba", "predict_log_proba", "decision_function"]
+    for method in methods:
         expected = getattr(model, method)(STACK)
         assert isinstance(expected, np.ndarray)
         with config_context(array_api_dispatch=True):

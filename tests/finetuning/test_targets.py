@@ -111,6 +111,15 @@ def test_prior_scores_are_the_weighted_frequencies():
     assert ValueTargets.of(MATRIX).prior_scores(MATRIX, WEIGHTS).tolist() == [0, 0]
 
 
+@pytest.mark.parametrize("targets", [CLASSES, INDICATORS])
+def test_logarithms_of_probabilities_are_finite_where_these_are_0(targets):
+    found = targets.log_probabilities(SCORES)
+    np.testing.assert_allclose(np.exp(found), targets.probabilities(SCORES))
+    far = 2000 * SCORES
+    assert (targets.probabilities(far) == 0).any()
+    assert np.isfinite(targets.log_probabilities(far)).all()
+
+
 def test_the_losses_and_scores_of_rows_are_those_of_scikit_learn():
     codes = CLASSES.encode(LABELS, WEIGHTS)
     loss = np.average(CLASSES.row_losses(SCORES, codes), weights=WEIGHTS)
