@@ -34,6 +34,7 @@ from sktransfer.saving._names import (
     find_class,
     find_holder,
     holder_name,
+    is_ours,
     ours_in,
     refusal,
 )
@@ -315,9 +316,17 @@ class Decoder:
         kind, state, requests = content
         kind = find_class(kind)
         state = {name: self.decode(value) for name, value in state.items()}
-        missing = set(kind._get_param_names()) - set(state)
+        known = set(kind._get_param_names())
+        missing = known - set(state)
         if missing - _ADDED.keys():
             raise ValueError(f"{kind.__name__} without {sorted(missing)}")
+        # Names of what is fitted or private end or begin with an underscore.
+        unknown = {name for name in state if name == name.strip("_")} - known
+        if unknown and is_ours(kind):
+            raise ValueError(
+                f"{kind.__name__} with {sorted(unknown)}, which this version of "
+                "sktransfer does not have. Upgrade it"
+            )
         state |= {name: _ADDED[name] for name in missing}
         # As in unpickling, parameters and fitted attributes are set alike.
         estimator = kind.__new__(kind)

@@ -35,17 +35,18 @@ def ours_in(value) -> type | None:
     # The best estimator stands for a search among the parts, but the others are saved,
     # too.
     parts = chain(parts_of(value), parts_of(getattr(value, "__dict__", {})))
-    return next(filter(_is_ours, map(type, parts)), None)
+    return next(filter(is_ours, map(type, parts)), None)
 
 
-def _is_ours(kind: type) -> bool:
+def is_ours(kind: type) -> bool:
+    """Whether a class is one of this package."""
     return kind.__module__.split(".")[0] == "sktransfer"
 
 
 def class_name(kind: type, where: str) -> str:
     """Return the name by which `find_class` finds a class, or refuse the class."""
     # The public name of a class of this package survives a move between its modules.
-    module = "sktransfer" if _is_ours(kind) else kind.__module__
+    module = "sktransfer" if is_ours(kind) else kind.__module__
     name = f"{module}:{kind.__name__}"
     try:
         known = find_class(name)

@@ -542,6 +542,16 @@ def test_files_of_before_load_without_parameters_added_since(tmp_path):
     assert (loaded.max_length, loaded.decoding) == (None, "exact")
 
 
+def test_parameters_of_later_versions_are_not_ignored(tmp_path):
+    save(embedder(), tmp_path / "model")
+    with safe_open(tmp_path / "model", "np") as file:
+        record = json.loads(file.metadata()["document"])["estimator"]
+    record["estimator"][1]["rotation"] = 90
+    forge(tmp_path / "model", record)
+    with pytest.raises(ValueError, match=r"Extractor with \['rotation'\].*Upgrade it"):
+        load(tmp_path / "model")
+
+
 @pytest.mark.parametrize(
     "record",
     [
