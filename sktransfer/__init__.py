@@ -3,6 +3,7 @@
 from sktransfer import datasets
 from sktransfer._version import __version__ as __version__
 from sktransfer.backbones._backbone import Backbone
+from sktransfer.backbones._check import check_backbone
 from sktransfer.backbones._load import list_backbones, load_backbone, register_backbone
 from sktransfer.backbones._stages import split_stages
 from sktransfer.backbones._weights import WeightsMismatchError
@@ -50,6 +51,7 @@ __all__ = [
     "TransferReportDisplay",
     "WaveReader",
     "WeightsMismatchError",
+    "check_backbone",
     "datasets",
     "export_onnx",
     "h_score",
