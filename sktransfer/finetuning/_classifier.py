@@ -18,6 +18,20 @@ class FineTuneClassifier(ClassifierMixin, BaseFineTune):
     The last layer of the network is replaced by a new head, which is trained on the
     target task together with the stages that `freeze` leaves.
 
+    Tune three parameters first: `backbone`, since a larger network knows more;
+    `freeze`, since the best depth differs from task to task; and `augment` for images,
+    or `max_length` for texts and sounds. Then come `lr` and `max_epochs`.
+
+    The parameters are listed in groups:
+
+    - the network, and what of it is trained: from `backbone` to `dropout`;
+    - how it is trained: from `optimizer` to `n_iter_no_change`;
+    - how samples are read: from `image_shape` to `on_error`;
+    - where it is computed: from `device` to `cache`;
+    - how one fit follows another, and what it prints: from `warm_start` to
+      `net_params`;
+    - what is learnt from the labels, and by which head: from `solve_head` to `C`.
+
     Parameters
     ----------
     backbone : str, callable, torch.nn.Module, Backbone or fitted estimator, \

@@ -62,6 +62,7 @@ class SharedParameters:
 
     def __init__(
         self,
+        # The network, and what of it is trained.
         backbone="tiny",
         *,
         weights="default",
@@ -69,6 +70,7 @@ class SharedParameters:
         train_only="all",
         hidden_layer_sizes=(),
         dropout=0.0,
+        # How it is trained.
         optimizer="adamw",
         lr=1e-3,
         backbone_lr_mult="auto",
@@ -84,19 +86,23 @@ class SharedParameters:
         early_stopping=False,
         validation_fraction=0.1,
         n_iter_no_change=5,
+        # How samples are read.
         image_shape=None,
         image_size=None,
         max_length=None,
         sampling_rate=None,
         decoding="exact",
         on_error="raise",
+        # Where it is computed.
         device="auto",
         precision="float32",
         cache="auto",
+        # How one fit follows another, and what it prints.
         warm_start=False,
         random_state=None,
         verbose=0,
         net_params=None,
+        # How a linear head is fitted; the estimators add what their targets need.
         solve_head=True,
     ):
         # Setting all of them at once makes a new parameter a single line above. There

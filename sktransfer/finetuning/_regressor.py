@@ -16,6 +16,20 @@ class FineTuneRegressor(RegressorMixin, BaseFineTune):
     target task together with the stages that `freeze` leaves. The targets
     are standardised internally.
 
+    Tune three parameters first: `backbone`, since a larger network knows more;
+    `freeze`, since the best depth differs from task to task; and `augment` for images,
+    or `max_length` for texts and sounds. Then come `lr` and `max_epochs`.
+
+    The parameters are listed in groups:
+
+    - the network, and what of it is trained: from `backbone` to `dropout`;
+    - how it is trained: from `optimizer` to `n_iter_no_change`;
+    - how samples are read: from `image_shape` to `on_error`;
+    - where it is computed: from `device` to `cache`;
+    - how one fit follows another, and what it prints: from `warm_start` to
+      `net_params`;
+    - how a linear head is solved: from `solve_head` to `alpha`.
+
     Parameters
     ----------
     backbone : str, callable, torch.nn.Module, Backbone or fitted estimator, \

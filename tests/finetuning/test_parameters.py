@@ -1,4 +1,5 @@
 import inspect
+import re
 
 import pytest
 
@@ -40,6 +41,17 @@ def test_the_docstring_has_the_parameters_in_the_order_of_the_signature(kind):
     lines = [line for line in section.splitlines() if line[:1].isalpha()]
     documented = [line.split(" : ")[0] for line in lines if " : " in line]
     assert documented == [*inspect.signature(kind).parameters]
+
+
+@pytest.mark.parametrize("kind", BOTH)
+def test_the_docstring_names_groups_that_make_up_the_signature(kind):
+    summary, _ = inspect.getdoc(kind).split("\nParameters\n")
+    ends = re.findall(r"from `(\w+)` to\s+`(\w+)`[;.]", summary)
+    names, first = [*inspect.signature(kind).parameters], 0
+    for begin, end in ends:
+        assert names[first] == begin
+        first = names.index(end) + 1
+    assert (len(ends), first) == (6, len(names))
 
 
 @pytest.mark.parametrize("estimator", [FineTuneClassifier, FineTuneRegressor])
