@@ -1,6 +1,7 @@
 """Which pretrained network, and which of its stages, suits a task."""
 
 import time
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
@@ -11,6 +12,7 @@ import torch
 from scipy.stats import rankdata
 from sklearn.base import is_classifier
 from sklearn.linear_model import LogisticRegression, Ridge
+from sklearn.metrics import average_precision_score
 from sklearn.model_selection import KFold, check_cv, cross_val_score
 from sklearn.multiclass import OneVsRestClassifier
 from sklearn.pipeline import Pipeline, make_pipeline
@@ -316,8 +318,11 @@ def _probe(features, y, folds) -> dict:
         return {}
     classes, labels = is_classes(y), is_labels(y)
     model = linear_pipeline(*linear_steps(classes or labels), multilabel=labels)
-    scoring = "average_precision" if labels else None
-    found = cross_val_score(model, features, y, cv=folds, scoring=scoring)
+    scoring = _average_precision if labels else None
+    with warnings.catch_warnings():
+        # A label so rare that no sample of a training fold has it.
+        warnings.filterwarnings("ignore", "Label not", UserWarning)
+        found = cross_val_score(model, features, y, cv=folds, scoring=scoring)
     # The R2 of predicting the mean is zero.
     chance = 0.0
     if labels:
@@ -330,6 +335,14 @@ def _probe(features, y, folds) -> dict:
         "probe_se": float(error),
         "chance": float(chance),
     }
+
+
+def _average_precision(model, features, y) -> float:
+    """Return the average precision, averaged over the labels that samples have."""
+    there = y.any(axis=0)
+    return average_precision_score(
+        y[:, there], model.decision_function(features)[:, there]
+    )
 
 
 def _timed(noise: StageOutputs, prefix: Prefix) -> float:

@@ -379,7 +379,7 @@ def test_a_stage_that_is_not_there_costs_no_other():
 def test_multilabel():
     X, y = make_task()
     bright = y == np.unique(y)[1]
-    Y = np.column_stack([bright, ~bright, np.arange(len(X)) % 3 == 0]).astype(int)
+    Y = np.column_stack([bright, ~bright, np.arange(len(X)) % 4 < 2]).astype(int)
     backbones = [blind_backbone(), colour_backbone()]
     ranking = rank_backbones(X, Y, backbones, cv=3)
     assert [row["backbone"] for row in ranking] == ["colour", "blind"]
@@ -395,6 +395,9 @@ def test_multilabel():
     cv = KFold(3, shuffle=True, random_state=0)
     expected = cross_val_score(model, embedded, Y, cv=cv, scoring="average_precision")
     assert best["probe"] == pytest.approx(expected.mean())
+    # A label of a single sample is in no other fold than one.
+    rare = np.column_stack([Y, np.arange(len(X)) == 5])
+    assert all(row["error"] is None for row in rank_backbones(X, rare, backbones, cv=3))
     (again, *_) = rank_backbones(X, csr_matrix(Y), backbones, cv=3)
     assert again["logme"] == best["logme"]
 
