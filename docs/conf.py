@@ -23,13 +23,10 @@ exclude_patterns = ["_build"]
 html_theme = "pydata_sphinx_theme"
 html_title = f"sktransfer {release}"
 html_show_sourcelink = False
-html_sidebars = dict.fromkeys(
-    (
-        *("changelog", "images", "model_card", "performance", "scaling_out"),
-        *("sounds", "texts"),
-    ),
-    [],
-)
+html_static_path = ["_static"]
+html_css_files = ["custom.css"]
+# Pages have a sidebar if others lie below them.
+html_sidebars = {"*": [], "api": ["sidebar-nav-bs"], "user_guide": ["sidebar-nav-bs"]}
 html_theme_options = {
     "show_prev_next": False,
     "secondary_sidebar_items": ["page-toc"],

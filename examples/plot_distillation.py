@@ -10,6 +10,7 @@ distillation.
 # %%
 # The teacher: the bundled network, tuned on 400 handwritten digits.
 
+import matplotlib.pyplot as plt
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from torch import nn
@@ -48,3 +49,17 @@ taught = FineTuneClassifier(student, teacher=teacher, **settings).fit(X_train, y
 print(f"{taught.n_trained_parameters_:,} parameters")
 print(f"by the labels alone: {alone.score(X_test, y_test):.3f}")
 print(f"with the teacher:    {taught.score(X_test, y_test):.3f}")
+
+# %%
+# The student has a three-hundredth of the teacher's parameters; what it learns from the
+# scores closes half of the gap.
+
+models = {"teacher": teacher, "student, by labels": alone, "student, taught": taught}
+figure, ax = plt.subplots(layout="constrained", figsize=(5, 3.5))
+for (name, model), marker in zip(models.items(), "sov", strict=True):
+    n_parameters = model.backbone_.n_parameters
+    ax.plot(n_parameters, model.score(X_test, y_test), marker, ms=10, label=name)
+ax.set(xscale="log", xlabel="parameters", ylabel="test accuracy")
+ax.margins(0.1)
+ax.legend(loc="lower right")
+plt.show()

@@ -40,6 +40,7 @@ parser.add_argument("--vgg", nargs=2, default=("vgg16", "default"))
 parser.add_argument("--resnet", nargs=2, default=("resnet50", "default"))
 parser.add_argument("--image-size", type=int, default=64)
 parser.add_argument("--epochs", type=int, default=10)
+parser.add_argument("--figure", help="file of a chart of the results")
 arguments = parser.parse_args()
 (vgg, vgg_weights), (resnet, resnet_weights) = arguments.vgg, arguments.resnet
 train, test = load_image_folder(arguments.train), load_image_folder(arguments.test)
@@ -104,7 +105,7 @@ for name in classes[len(classes) // 2 :]:
 everything = [np.ones(len(data.target), dtype=bool) for data in (train, test)]
 other_half = few, ~np.isin(test.target, source_classes)
 print("| recipe | test accuracy | from scratch | seconds |\n|---|---|---|---|")
-known = {}
+known, results = {}, {}
 for name, model, network, (train_rows, test_rows) in (
     (f"{vgg}, pooled, hidden layer of 1024", features, vgg, everything),
     (f"{resnet}, last layer by SGD", last_layer, resnet, everything),
@@ -119,4 +120,18 @@ for name, model, network, (train_rows, test_rows) in (
         baseline = FineTuneClassifier(network, **scratch).fit(*part(train, train_rows))
         known[key] = baseline.score(*part(test, test_rows))
     score = model.score(*part(test, test_rows))
+    results[name] = known[key], score
     print(f"| {name} | {score:.3f} | {known[key]:.3f} | {seconds:.0f} |", flush=True)
+
+# %%
+# The same as a chart: a line from training from scratch to the recipe.
+if arguments.figure:
+    import matplotlib.pyplot as plt
+
+    figure, ax = plt.subplots(layout="constrained", figsize=(6, 2.6))
+    for name, (from_scratch, score) in reversed(results.items()):
+        ax.plot([from_scratch, score], [name, name], color="C0")
+        ax.plot(from_scratch, name, "o", color="grey")
+        ax.plot(score, name, "o", color="C0")
+    ax.set(xlabel="test accuracy (grey: from scratch)", xlim=(0, 1))
+    figure.savefig(arguments.figure)

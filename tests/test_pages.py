@@ -1,6 +1,7 @@
 """That the tests run the code of every page: pytest runs what stands after ``>>>``."""
 
 import doctest
+import re
 from pathlib import Path
 
 import pytest
@@ -47,6 +48,16 @@ def test_what_is_printed_is_compared(page):
         place = f"{page.name}, line {example.lineno + 1}"
         assert doctest.SKIP not in example.options, place
         assert example.want.strip() != "...", f"{place}: anything would do"
+
+
+def test_links_of_the_readme_lead_somewhere():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    targets = re.findall(r"\]\(([^)]+)\)", text)
+    assert len(targets) > 5
+    missing = [
+        name for name in targets if "://" not in name and not (ROOT / name).exists()
+    ]
+    assert not missing
 
 
 RST = """
