@@ -46,11 +46,11 @@ print(f"photo patches: {search.best_score_:.3f} accuracy with {search.best_param
 
 # %%
 # What the best of these pipelines predicts for patches that it was not fitted to, for
-# every thirtieth of them and the ones that it gets wrong (in red).
+# every 25th of them and some that it gets wrong (in red).
 
 predicted = cross_val_predict(search.best_estimator_, patches, labels, cv=3)
 is_wrong = predicted != labels
-rows = [*np.flatnonzero(is_wrong)[:6], *np.flatnonzero(~is_wrong)[::30]][:16]
+rows = [*np.flatnonzero(is_wrong)[:6], *np.flatnonzero(~is_wrong)[::25]][:16]
 figure, axes = plt.subplots(2, 8, layout="constrained", figsize=(8, 2.6))
 for ax, row in zip(axes.flat, rows, strict=True):
     ax.imshow(patches[row])

@@ -25,6 +25,7 @@ mobilenet_v2, own source task moved          0.360          0.200         1
 ===========================================  =============  ============  =======
 """
 
+# sphinx_gallery_thumbnail_path = '_static/textbook_recipes.png'
 import argparse
 import time
 
@@ -125,6 +126,10 @@ for name, model, network, (train_rows, test_rows) in (
 
 # %%
 # The same as a chart: a line from training from scratch to the recipe.
+#
+# .. image:: /_static/textbook_recipes.png
+#     :alt: Test accuracy of each recipe, beside training from scratch
+
 if arguments.figure:
     import matplotlib.pyplot as plt
 
@@ -134,4 +139,5 @@ if arguments.figure:
         ax.plot(from_scratch, name, "o", color="grey")
         ax.plot(score, name, "o", color="C0")
     ax.set(xlabel="test accuracy (grey: from scratch)", xlim=(0, 1))
+    ax.margins(y=0.15)
     figure.savefig(arguments.figure)
