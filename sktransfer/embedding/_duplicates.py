@@ -14,8 +14,9 @@ from sktransfer.embedding._prefix import resolve_cache
 from sktransfer.embedding._reading import Refusals, advising, sample_digests
 from sktransfer.inputs._validate import as_samples, check_samples
 
-# The least cosine of whitened embeddings of near copies. It was chosen on photographs
-# of ants and bees and on CIFAR-10, by benchmarks/quality/duplicates.py.
+# The least cosine of whitened embeddings of near copies. By "tiny", at most 2 % of some
+# hundred photographs have another one that is as similar. How many copies are is told
+# by benchmarks/quality/duplicates.py.
 NEAR = 0.6
 # The number of similarities that are computed at once.
 _BLOCK = 2**22
@@ -92,6 +93,10 @@ def find_duplicates(
     covariance matrix, to which ``1 + n_features / n_samples`` times the identity is
     added, as few samples determine it badly. A dozen samples are too few for that, and
     fewer near copies are found then.
+
+    A network finds what it does not tell apart: many find mirrored or very small images
+    badly. Images with little in them, such as digits, look like copies; a higher
+    `threshold` separates these.
 
     The group of a near copy contains its own near copies. Similarities are computed in
     blocks, in time proportional to the square of the number of samples, and not stored.
