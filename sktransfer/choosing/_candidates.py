@@ -11,6 +11,7 @@ from torch import nn
 from sktransfer.embedding._embed import embed
 from sktransfer.embedding._extractor import PretrainedFeatureExtractor
 from sktransfer.embedding._prefix import Prefix
+from sktransfer.embedding._tasks import Task
 from sktransfer.inputs._images import ImageReader
 from sktransfer.inputs._reader import Reader
 from sktransfer.inputs._validate import as_samples, check_samples
@@ -199,7 +200,9 @@ def _label(extractor) -> str:
     return name if path == "default" else f"{name}, {os.path.basename(str(path))}"
 
 
-def embed_all(samples, candidates: list[Candidate], cache, verbose=0) -> None:
+def embed_all(
+    samples, candidates: list[Candidate], cache, verbose=0, task: Task | None = None
+) -> None:
     """Embed samples with all stages of all candidates in a single pass.
 
     A candidate that fails is skipped. Among stages with the same embeddings, only the
@@ -208,7 +211,9 @@ def embed_all(samples, candidates: list[Candidate], cache, verbose=0) -> None:
     good = [candidate for candidate in candidates if candidate.error is None]
     prefixes = [prefix for candidate in good for prefix in candidate.prefixes]
     failures = {}
-    found = embed(samples, prefixes, cache=cache, failures=failures, verbose=verbose)
+    found = embed(
+        samples, prefixes, cache=cache, failures=failures, task=task, verbose=verbose
+    )
     results = enumerate(found)
     for candidate in good:
         # The results come in the order of the prefixes, so that the next ones belong to

@@ -194,16 +194,19 @@ def resolve_scoring(scoring, y) -> dict[str, Callable]:
     return dict(zip(names, functions, strict=True))
 
 
-def rank(samples, y, candidates, scores, cache, verbose, more=None) -> list[Result]:
+def rank(
+    samples, y, candidates, scores, cache, verbose, more=None, task=None
+) -> list[Result]:
     """Embed the samples with all candidates, score the embeddings and sort the rows.
 
-    `more` returns further columns of a row. Rows of failures come last.
+    `more` returns further columns of a row. Rows of failures come last. The batches are
+    subtasks of a `task`.
     """
     if not candidates:
         raise ValueError(
             "There is no backbone to rank. Pass at least one, such as ['tiny']."
         )
-    embed_all(samples, candidates, cache, verbose)
+    embed_all(samples, candidates, cache, verbose, task)
     results = [
         result
         for candidate in candidates

@@ -17,6 +17,7 @@ from sktransfer.choosing._candidates import check_for, listed, make_candidates
 from sktransfer.choosing._ranking import rank, resolve_scoring
 from sktransfer.embedding._mixin import set_input_tags
 from sktransfer.embedding._prefix import resolve_cache
+from sktransfer.embedding._tasks import CallbackSupportMixin, Task
 from sktransfer.embedding._tensors import gives_tensors
 from sktransfer.inputs._images import ImageReader
 
@@ -34,7 +35,10 @@ _SHARED = (
 
 
 class BackboneSelector(
-    ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator
+    CallbackSupportMixin,
+    ClassNamePrefixFeaturesOutMixin,
+    TransformerMixin,
+    BaseEstimator,
 ):
     """Embed samples with the backbone whose embeddings suit the targets best.
 
@@ -163,13 +167,17 @@ class BackboneSelector(
         BackboneSelector
             The fitted selector.
         """
+        with Task.of(self, "fit", 1, X=X, y=y) as task:
+            return self._fit(X, y, task)
+
+    def _fit(self, X, y, task):
         given = listed("candidates", self.candidates, (list, tuple))
         shared = {name: getattr(self, name) for name in _SHARED}
         candidates = make_candidates(given, shared, self.stages)
         _, samples, y = check_for(candidates, self, X, y)
         scores = resolve_scoring(self.scoring, y)
         cache = resolve_cache(self.cache)
-        results = rank(samples, y, candidates, scores, cache, self.verbose)
+        results = rank(samples, y, candidates, scores, cache, self.verbose, task=task)
         self.ranking_ = Table(result.row for result in results)
         best = results[0]
         self.best_backbone_, self.best_stage_ = best.prefix.backbone, best.row["stage"]

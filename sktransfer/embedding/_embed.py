@@ -14,6 +14,7 @@ from sktransfer.embedding._cache import EmbeddingCache, Writer
 from sktransfer.embedding._outputs import Output
 from sktransfer.embedding._prefix import Prefix, stacked, values_of
 from sktransfer.embedding._reading import Refusals, UnreadableError, sample_digests
+from sktransfer.embedding._tasks import Batches, Task
 from sktransfer.embedding._threads import readers, run_lanes
 from sktransfer.inputs._reader import Samples
 
@@ -54,6 +55,7 @@ def embed(
     refusals: Refusals | None = None,
     failures: dict | None = None,
     on_device: bool = False,
+    task: Task | None = None,
     verbose: int = 0,
 ) -> list[np.ndarray | torch.Tensor]:
     """Run samples through the leading stages of backbones, each sample once.
@@ -87,6 +89,8 @@ def embed(
     on_device : bool
         Whether the outputs, which must not differ in size, are returned as tensors on
         the device that computes them. Only the copies for a cache reach the host.
+    task : Task, optional
+        The task of a fit that this is a part of.
     verbose : int
         Controls the verbosity: 1 shows a progress bar on standard error.
 
@@ -102,9 +106,13 @@ def embed(
     runs = _runs(samples, prefixes, taps, cache, on_device)
     names = dict.fromkeys(run.base.backbone.name for run in runs)
     unit = prefixes[0].backbone.reader.kind if prefixes else "sample"
-    with tqdm(
-        total=len(samples), desc=", ".join(names), unit=unit, disable=not verbose
-    ) as progress:
+    size = max((run.base.size for run in runs), default=1)
+    with (
+        tqdm(
+            total=len(samples), desc=", ".join(names), unit=unit, disable=not verbose
+        ) as bar,
+        Batches(task or Task(), bar, len(samples), size) as progress,
+    ):
         pass_ = _Pass(samples, runs, cache, digests or [], reported, failures, progress)
         for start in range(0, len(samples), _WINDOW) if runs else ():
             pass_.run(range(start, min(start + _WINDOW, len(samples))), n_jobs)
@@ -171,7 +179,7 @@ class _Pass:
     digests: list[bytes]
     refusals: Refusals
     failures: dict | None
-    progress: tqdm
+    progress: tqdm | Batches
     firsts: dict[bytes, int] = field(default_factory=dict)  # digest -> first row
 
     def run(self, rows: range, n_jobs: int | None) -> None:

@@ -20,12 +20,19 @@ from sktransfer.embedding._prefix import (
     resolve_precision,
 )
 from sktransfer.embedding._reading import advising
+from sktransfer.embedding._tasks import (
+    CallbackSupportMixin,
+    Task,
+    is_watched,
+    with_callbacks,
+)
 from sktransfer.embedding._tensors import gives_tensors
 from sktransfer.inputs._images import ImageReader
 from sktransfer.inputs._validate import as_samples, check_samples
 
 
 class PretrainedFeatureExtractor(
+    CallbackSupportMixin,
     StagesReprMixin,
     SourceMixin,
     ClassNamePrefixFeaturesOutMixin,
@@ -228,6 +235,36 @@ class PretrainedFeatureExtractor(
         PretrainedFeatureExtractor
             The fitted estimator.
         """
+        with Task.of(self, "fit", 0, X=X, y=y):
+            return self._fit(X)
+
+    @with_callbacks
+    def fit_transform(self, X, y=None):
+        """Load the network, check that it can embed `X`, and embed it.
+
+        Callbacks of scikit-learn are told of the batches, which they are not told of
+        by `transform`.
+
+        Parameters
+        ----------
+        X : sequence of samples, or array-like of shape (n_samples, n_pixels)
+            The samples to embed.
+        y : Ignored
+            Not used, present here for API consistency by convention.
+
+        Returns
+        -------
+        ndarray or Tensor of shape (n_samples, n_features_out), float32
+            The embedding of each sample, as `transform` returns it.
+        """
+        if not is_watched(self):
+            return super().fit_transform(X, y)
+        self._validate_params()
+        with Task.of(self, "fit", 1, X=X, y=y) as task:
+            self._fit(X)
+            return self._embed(X, gives_tensors(self, X), task)
+
+    def _fit(self, X):
         # Fitting again loads the network again: the module or the weights file may
         # have changed although the parameters are the same.
         self._loaded = None
@@ -261,7 +298,7 @@ class PretrainedFeatureExtractor(
         """
         return self._embed(X, gives_tensors(self, X))
 
-    def _embed(self, X, on_device: bool):
+    def _embed(self, X, on_device: bool, task: Task | None = None):
         # `fit`, which validates the parameters otherwise, may not have been called.
         self._validate_params()
         prefix = self._prefix()
@@ -275,6 +312,7 @@ class PretrainedFeatureExtractor(
                 n_jobs=self.n_jobs,
                 on_error=self.on_error,
                 on_device=on_device,
+                task=task,
                 verbose=self.verbose,
             )
         return embeddings

@@ -2,7 +2,8 @@
 
 import copy
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import partial
 from numbers import Integral
 
 import numpy as np
@@ -27,12 +28,14 @@ from sktransfer.embedding._prefix import (
     resolve_precision,
 )
 from sktransfer.embedding._reading import Refusals, advising
+from sktransfer.embedding._tasks import CallbackSupportMixin, Task
 from sktransfer.finetuning._examples import Examples, Inputs
 from sktransfer.finetuning._head import solve_head
 from sktransfer.finetuning._loss import distils, teacher_scores
 from sktransfer.finetuning._network import (
     Network,
     Standardise,
+    fitted_so_far,
     make_head,
     restandardise,
 )
@@ -56,13 +59,21 @@ class _Job:
     """What distinguishes one call of `fit` or `partial_fit` from another."""
 
     epochs: int
+    task: Task
     classes: object = None
     groups: object = None
     partial: bool = False
+    # The fitted attributes that are known before the training.
+    found: dict = field(default_factory=dict)
 
 
 class BaseFineTune(
-    SharedParameters, Predictions, StagesReprMixin, SourceMixin, BaseEstimator
+    CallbackSupportMixin,
+    SharedParameters,
+    Predictions,
+    StagesReprMixin,
+    SourceMixin,
+    BaseEstimator,
 ):
     """Base class of the fine-tuned estimators, which differ in their targets alone."""
 
@@ -98,25 +109,30 @@ class BaseFineTune(
         for name in [name for name in vars(self) if name.endswith("_")]:
             if name not in kept:
                 delattr(self, name)
-        job = _Job(self.max_epochs, groups=groups)
-        with advising(_SKIP):
+        with advising(_SKIP), self._task("fit", X, y, sample_weight) as task:
+            job = _Job(self.max_epochs, task, groups=groups)
             vars(self).update(self._fitted(X, y, sample_weight, start, job))
         return self
+
+    def _task(self, name, X, y, sample_weight) -> Task:
+        """Return the task of a fit, with subtasks to embed, and to train twice."""
+        weights = {} if sample_weight is None else {"sample_weight": sample_weight}
+        return Task.of(self, name, 3, X=X, y=y, metadata=weights)
 
     def _partial_fit(self, X, y, sample_weight, classes=None):
         start = self if self._is_fitted() else None
         # Everything is computed first and set at the end: a call that fails or is
         # interrupted must leave the estimator as it was.
-        job = _Job(1, classes=classes, partial=True)
-        with advising(_SKIP):
+        with advising(_SKIP), self._task("partial-fit", X, y, sample_weight) as task:
+            job = _Job(1, task, classes=classes, partial=True)
             fitted = self._fitted(X, y, sample_weight, start, job)
-        if start is not None:
-            for name in ("history_", "n_images_", "class_count_"):
-                if name in fitted:
-                    fitted[name] = getattr(self, name) + fitted[name]
-            # The penalty was chosen for the solved head, which training has changed.
-            vars(self).pop(f"{self._penalty}_", None)
-        vars(self).update(fitted)
+            if start is not None:
+                for name in ("history_", "n_images_", "class_count_"):
+                    if name in fitted:
+                        fitted[name] = getattr(self, name) + fitted[name]
+                # The penalty was chosen for the solved head, which training changed.
+                vars(self).pop(f"{self._penalty}_", None)
+            vars(self).update(fitted)
         return self
 
     def _fitted(self, X, y, sample_weight, start, job):
@@ -153,9 +169,9 @@ class BaseFineTune(
             # From the raw `X`: a teacher may read images differently.
             scores = teacher_scores(self, targets, X, examples.samples.rows)
             examples.targets = np.column_stack([examples.targets, scores])
-        inputs = self._inputs(backbone, examples)
-        tuned = self._tune(inputs, targets, seed, start, job)
-        return {**counts, **tuned, "value_range_": value_range}
+        inputs = self._inputs(backbone, examples, job.task)
+        job.found = {**counts, "value_range_": value_range}
+        return job.found | self._tune(inputs, targets, seed, start, job)
 
     def _tune(self, inputs, targets, seed, start, job) -> dict:
         """Train on the examples and return the fitted attributes."""
@@ -181,6 +197,8 @@ class BaseFineTune(
             epochs=0 if solves else job.epochs,
             epochs_done=done,
             source=source.stages[prefix.depth :],
+            task=job.task,
+            fitted=partial(fitted_so_far, job.found | targets.attributes, prefix),
             # A loaded estimator has no net, since `save` leaves it out.
             optimizer_before=getattr(getattr(before, "net_", None), "optimizer_", None),
         )
@@ -192,8 +210,8 @@ class BaseFineTune(
         n_iter = done + len(net.history)
         training = {"net_": net, "history_": history, "n_iter_": n_iter}
         further = {"source_": source, "seen_": examples.seen}
-        tuned = _tuned(prefix, network)
-        return targets.attributes | found | training | further | tuned
+        known = targets.attributes | found | training | further
+        return fitted_so_far(known, prefix, network)
 
     def _load(self, seed: int) -> Backbone:
         return self._load_backbone(seed)
@@ -208,10 +226,10 @@ class BaseFineTune(
         check_some_trained(backbone, depth, self.train_only)
         return self._prefix(backbone, depth)
 
-    def _inputs(self, backbone, examples) -> Inputs:
+    def _inputs(self, backbone, examples, task) -> Inputs:
         prefix = self._frozen(backbone)
         augment = backbone.reader.augmentation(self.augment)
-        return Inputs(prefix, resolve_cache(self.cache), examples, augment)
+        return Inputs(prefix, resolve_cache(self.cache), examples, augment, task)
 
     def _head(self, inputs, parts, plan, start, solves):
         """Return the head that the training starts with, and its fitted attributes."""
@@ -263,9 +281,10 @@ class BaseFineTune(
         embeddings, examples = inputs.embeddings(), inputs.examples
         zeros = np.zeros(targets.n_outputs)
         head = make_head(Standardise.of(embeddings), (), 0.0, zeros)
-        penalty, loss = solve_head(
-            targets, head, embeddings, examples, getattr(self, name)
-        )
+        with inputs.task.subtask("solve"):
+            penalty, loss = solve_head(
+                targets, head, embeddings, examples, getattr(self, name)
+            )
         seconds = time.perf_counter() - begin
         row = {"phase": "solve", "epoch": 1, "train_loss": loss, "seconds": seconds}
         return head, {"history_": [row], f"{name}_": penalty}
@@ -301,7 +320,12 @@ class BaseFineTune(
             Network(torch.nn.Sequential(), head),
             examples.rows(read, rows),
             None if held_out is None else examples.rows(read, held_out),
-            replace(plan, phase="head", epochs=self.head_epochs),
+            replace(
+                plan,
+                phase="head",
+                epochs=self.head_epochs,
+                fitted=partial(plan.fitted, whole=True),
+            ),
         )
         return head.cpu(), {"history_": epochs_table(net, "head")}
 
@@ -381,17 +405,6 @@ def _check_some_weigh(weights, kind: str) -> None:
             f"All {kind} weights are zero, which leaves no example to learn from. "
             f"Pass at least one positive {kind} weight."
         )
-
-
-def _tuned(prefix: Prefix, network: Network) -> dict:
-    """Return the fitted attributes that hold a trained network."""
-    return {
-        "backbone_": prefix.backbone.tuned(prefix.depth, network.suffix),
-        # On the CPU, like the backbone, since a pickle must open without a GPU.
-        "head_": copy.deepcopy(network.head).cpu(),
-        "freeze_depth_": prefix.depth,
-        "train_only_": network.train_only,
-    }
 
 
 def _mixed(seed: int, done: int) -> int:

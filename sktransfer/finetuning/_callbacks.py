@@ -38,7 +38,8 @@ def callbacks_of(plan, n_steps: int, validates: bool) -> list:
 def stopping_of(plan) -> list:
     """Return the callback of early stopping, if any.
 
-    It must come after all other callbacks, which would miss the last epoch otherwise.
+    It must come after the callbacks of training, which would miss the last epoch
+    otherwise.
     """
     estimator = plan.estimator
     if not estimator.early_stopping or plan.phase == "head" or not plan.epochs:
@@ -50,12 +51,13 @@ def stopping_of(plan) -> list:
 
 
 def stopped_early(net) -> bool:
-    """Whether an interrupt was skorch's early stopping, and not Ctrl-C.
+    """Whether an interrupt was a callback that stops a fit, and not Ctrl-C.
 
     Skorch ends a fit by raising a KeyboardInterrupt, too.
     """
     return any(
-        isinstance(callback, EarlyStopping) and callback.misses_ == callback.patience
+        (isinstance(callback, EarlyStopping) and callback.misses_ == callback.patience)
+        or (isinstance(callback, TellOfEpochs) and callback.stopped)
         for _, callback in net.callbacks_
     )
 
@@ -191,6 +193,42 @@ class RefuseDivergence(Callback):
                 f"a lower lr (it was {net.lr}), and check that the targets and sample "
                 "weights are of moderate size."
             )
+
+
+def told_of(plan) -> list:
+    """Return what tells the callbacks of scikit-learn of each epoch.
+
+    It must come after all other callbacks, so that an epoch ends when they are done.
+    """
+    return [("told", TellOfEpochs(plan))] if plan.epochs else []
+
+
+class TellOfEpochs(Callback):
+    """Tell the callbacks of scikit-learn of each epoch, and stop if one asks for it."""
+
+    def __init__(self, plan):
+        self.plan = plan
+        self.stopped = False
+
+    def on_train_begin(self, net, **kwargs):
+        name = "train-head" if self.plan.phase == "head" else "train"
+        self.phase = self.plan.task.subtask(name, self.plan.epochs).begin()
+        self.epoch = None
+
+    def on_epoch_begin(self, net, **kwargs):
+        self.epoch = self.phase.subtask("epoch").begin()
+
+    def on_epoch_end(self, net, **kwargs):
+        epoch, self.epoch = self.epoch, None
+        if epoch.end(functools.partial(self.plan.fitted, bare(net))):
+            self.stopped = True
+            raise KeyboardInterrupt
+
+    def on_train_end(self, net, **kwargs):
+        # If early stopping interrupted an epoch, it has loaded the best weights by now.
+        if self.epoch is not None:
+            self.epoch.end(functools.partial(self.plan.fitted, bare(net)))
+        self.phase.end()
 
 
 def _scoring(targets) -> EpochScoring:

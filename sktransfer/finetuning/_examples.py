@@ -10,6 +10,7 @@ import torch
 from sktransfer.embedding._embed import StageOutputs, embed
 from sktransfer.embedding._prefix import Prefix
 from sktransfer.embedding._reading import Refusals, read_samples, sample_digests
+from sktransfer.embedding._tasks import Task
 from sktransfer.finetuning._network import Network
 from sktransfer.finetuning._train import Rows
 from sktransfer.inputs._reader import PADDING, Reader, Samples, unpadded
@@ -114,13 +115,16 @@ class Inputs:
         The examples of the fit.
     augment : callable or None
         A function that takes and returns a draft.
+    task : Task
+        The task of the fit, of which embedding the examples is a part.
     """
 
-    def __init__(self, prefix: Prefix, cache, examples, augment):
+    def __init__(self, prefix: Prefix, cache, examples, augment, task: Task):
         self.prefix = prefix
         self.cache = cache
         self.examples = examples
         self.augment = augment
+        self.task = task
         self.reader = prefix.backbone.reader
         self._drafts = _Drafts(examples.samples, self.reader)
         self.all_frozen = prefix.depth == len(prefix.backbone.stages)
@@ -165,6 +169,8 @@ class Inputs:
         return embeddings
 
     def _embed(self, prefixes, taps, examples=None) -> list[np.ndarray]:
+        # Some of the examples are read in a step of the training, whose task it is.
+        task = self.task if examples is None else None
         examples = examples or self.examples
         return embed(
             examples.samples,
@@ -172,6 +178,7 @@ class Inputs:
             cache=self.cache,
             digests=examples.digests,
             taps=taps,
+            task=task,
         )
 
     def _taps(self, prefix) -> list[Prefix]:

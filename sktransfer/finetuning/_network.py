@@ -1,13 +1,14 @@
 """The network to be trained: the stages that are not frozen, and a head on them."""
 
 import contextlib
+import copy
 
 import numpy as np
 import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from sktransfer.embedding._prefix import pool
+from sktransfer.embedding._prefix import Prefix, pool
 from sktransfer.finetuning._trained import trained_parameters
 
 # Features whose relative variation is below this count as constant. It is the rounding
@@ -179,6 +180,22 @@ class Network(nn.Module):
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
                 module.eval()
         return self
+
+
+def fitted_so_far(known: dict, prefix: Prefix, network: Network, whole=False) -> dict:
+    """Return the attributes of an estimator that is fitted as far as its network is.
+
+    They are those that are known otherwise, and those that hold the network. While the
+    head is trained alone, its network begins after the `whole` backbone.
+    """
+    prefix = prefix.whole() if whole else prefix
+    return known | {
+        "backbone_": prefix.backbone.tuned(prefix.depth, network.suffix),
+        # On the CPU, like the backbone, since a pickle must open without a GPU.
+        "head_": copy.deepcopy(network.head).cpu(),
+        "freeze_depth_": prefix.depth,
+        "train_only_": network.train_only,
+    }
 
 
 _NOTHING = contextlib.nullcontext()

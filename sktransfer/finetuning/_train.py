@@ -5,7 +5,7 @@ import functools
 import inspect
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -15,12 +15,14 @@ from skorch.hf import AccelerateMixin
 from torch import nn
 
 from sktransfer.backbones._names import name_of, stage_of
+from sktransfer.embedding._tasks import Task
 from sktransfer.embedding._threads import keep_freed_memory
 from sktransfer.finetuning._callbacks import (
     callbacks_of,
     silent,
     stopped_early,
     stopping_of,
+    told_of,
 )
 from sktransfer.finetuning._loss import make_criterion
 from sktransfer.finetuning._net_params import check_net_params
@@ -119,6 +121,11 @@ class Plan:
         The number of epochs of earlier fits.
     source : nn.Module, optional
         The trained stages as they were before the first fit.
+    task : Task
+        The task of the fit, of which each epoch is a part.
+    fitted : callable
+        A function from the network to the attributes of an estimator that is fitted as
+        far as the network is trained.
     optimizer_before : torch.optim.Optimizer, optional
         The optimizer of the previous call, whose state is taken over.
     """
@@ -130,6 +137,8 @@ class Plan:
     epochs: int
     epochs_done: int = 0
     source: nn.Module | None = None
+    task: Task = field(default_factory=Task)
+    fitted: Callable | None = None
     optimizer_before: torch.optim.Optimizer | None = None
 
     @property
@@ -240,6 +249,7 @@ def _make_net(network, n_rows, valid, plan) -> NeuralNet:
         *callbacks_of(plan, n_steps, validates=valid is not None),
         *plan.users_callbacks,
         *stopping_of(plan),
+        *told_of(plan),
     ]
     return kind(_Factory(network), callbacks=callbacks, **arguments)
 

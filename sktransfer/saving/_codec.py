@@ -42,8 +42,9 @@ from sktransfer.saving._simple import SIMPLE
 from sktransfer.saving._skops import HARMLESS, import_skops, loads
 
 _LAYERS = {kind.__name__: kind for kind in (nn.Linear, nn.ReLU, nn.Dropout)}
-# The skorch net used for training is not needed to predict or to continue training.
-_LEFT_OUT = ("net_",)
+# The skorch net used for training is not needed to predict or to continue training, and
+# callbacks of scikit-learn are objects of any kind.
+_LEFT_OUT = ("net_", "_skl_callbacks")
 _ROUTED = "_metadata_request"
 # Parameters that files of earlier versions do not have, and their default values.
 _ADDED = {
