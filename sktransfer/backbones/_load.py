@@ -6,7 +6,6 @@ import functools
 import os
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
-from difflib import get_close_matches
 
 from sklearn.frozen import FrozenEstimator
 from sklearn.pipeline import Pipeline
@@ -16,6 +15,7 @@ from torch import nn
 
 from sktransfer.backbones import _timm, _tiny, _torchvision, _transformers
 from sktransfer.backbones._backbone import Backbone
+from sktransfer.backbones._names import asked, did_you_mean
 from sktransfer.backbones._seeding import initialise, seeded
 from sktransfer.backbones._stages import packages_of, split_stages
 from sktransfer.backbones._weights import apply_file, file_stamp, unknown_weights
@@ -155,9 +155,9 @@ def list_backbones(pattern="*"):
     Returns
     -------
     list of str
-        The sorted names. Those of timm, ``"timm/<name>"``, are not listed. A pattern
-        that begins with ``"hf/"`` asks for the models of transformers in the local
-        cache of Hugging Face's hub.
+        The sorted names. A pattern that begins with ``"timm/"`` asks for the models of
+        timm, if it is installed, and one that begins with ``"hf/"`` for the models of
+        transformers in the local cache of Hugging Face's hub.
 
     Examples
     --------
@@ -165,7 +165,9 @@ def list_backbones(pattern="*"):
     >>> list_backbones("resnet1*")
     ['resnet101', 'resnet152', 'resnet18']
     """
-    names = {"tiny", *_registered, *_torchvision.names(), *_transformers.names(pattern)}
+    names = {"tiny", *_registered, *_torchvision.names()}
+    for library in (_timm, _transformers):
+        names.update(library.names(pattern))
     return sorted(fnmatch.filter(names, pattern))
 
 
@@ -203,13 +205,15 @@ def register_backbone(name, factory=None):
     >>> load_backbone("grey-patches").n_features
     48
     """
-    if factory is None:
-        return functools.partial(register_backbone, name)
-    if not isinstance(name, str) or not callable(factory):
+    # Checked first, as "@register_backbone" without a name passes the function for it.
+    if not isinstance(name, str) or not (factory is None or callable(factory)):
         raise ValueError(
             f"Invalid name={name!r} and factory={factory!r}: expected a str and a "
-            "callable that returns a torch.nn.Module or a Backbone."
+            "callable that returns a torch.nn.Module or a Backbone, or a str alone, as "
+            "in @register_backbone('name'). Nothing was registered."
         )
+    if factory is None:
+        return functools.partial(register_backbone, name)
     _registered[name] = factory
     _load_named.cache_clear()
     return factory
@@ -271,14 +275,12 @@ def _stages_of(name, weights):
 
 def _hint(given) -> str:
     """Ask whether a similar name was meant, or the model in the folder of that name."""
-    meant = []
-    if isinstance(given, str | os.PathLike):
-        path = os.path.expanduser(os.fspath(given))
-        if os.path.isfile(os.path.join(path, "config.json")):
-            meant = [f"hf/{os.fspath(given)}"]
-        else:
-            meant = get_close_matches(os.fspath(given).lower(), list_backbones(), n=3)
-    return f" Did you mean {' or '.join(map(repr, meant))}?" if meant else ""
+    if not isinstance(given, str | os.PathLike):
+        return ""
+    path = os.path.expanduser(os.fspath(given))
+    if os.path.isfile(os.path.join(path, "config.json")):
+        return asked([f"hf/{os.fspath(given)}"])
+    return did_you_mean(os.fspath(given), list_backbones())
 
 
 def _load_given(backbone, weights, seed):

@@ -1,6 +1,7 @@
 """Names of stages and of their blocks, such as "layer4" and "layer4.1"."""
 
 import numbers
+from collections.abc import Iterable
 from difflib import get_close_matches
 
 # In place of the dot of a block, which torch allows in no name of a module.
@@ -20,6 +21,21 @@ def name_of(key: str) -> str:
 def stage_of(block) -> str | None:
     """Return the stage that a block is of by its name, None for anything else."""
     return block.rpartition(".")[0] or None if isinstance(block, str) else None
+
+
+def did_you_mean(given: str, names: Iterable[str], n=3, cutoff=0.6) -> str:
+    """Ask whether one of the names was meant; empty if none of them is similar.
+
+    Case is not distinguished.
+    """
+    by_lower = {name.lower(): name for name in names}
+    close = get_close_matches(given.lower(), by_lower, n, cutoff)
+    return asked([by_lower[name] for name in close])
+
+
+def asked(meant: list[str]) -> str:
+    """Ask whether one of these names was meant; empty without any."""
+    return f" Did you mean {' or '.join(map(repr, meant))}?" if meant else ""
 
 
 class StageNames:
@@ -91,9 +107,7 @@ class StageNames:
             found = f"the blocks {blocks}" if blocks else "no blocks to be cut after"
             hint = f" Stage {whole!r} has {found}."
         elif isinstance(stage, str):
-            names = {name.lower(): name for name in (*self._names, "all")}
-            close = get_close_matches(stage.lower(), names, n=1)
-            hint = f" Did you mean {names[close[0]]!r}?" if close else ""
+            hint = did_you_mean(stage, (*self._names, "all"), n=1)
         return hint + _why_one(self._names)
 
 

@@ -5,10 +5,10 @@ import urllib.error
 import urllib.request
 import warnings
 from collections import OrderedDict
-from difflib import get_close_matches
 
 from torch import nn
 
+from sktransfer.backbones._names import did_you_mean
 from sktransfer.backbones._stages import LIBRARY_SPLITS, without_classifier
 from sktransfer.backbones._timm_parts import shell
 from sktransfer.backbones._timm_stages import NotCutError, cut
@@ -45,6 +45,17 @@ def pinned(name: str) -> str:
     return name
 
 
+def names(pattern: str) -> list[str]:
+    """Return the names of timm's models, if a pattern asks for them."""
+    if not pattern.startswith("timm/"):
+        return []
+    try:
+        import timm
+    except ImportError:
+        return []
+    return [f"timm/{name}" for name in timm.list_models()]
+
+
 def load(name, weights) -> tuple[nn.Sequential, ImageReader]:
     """Load the stages and the reader of a model of timm."""
     try:
@@ -55,13 +66,12 @@ def load(name, weights) -> tuple[nn.Sequential, ImageReader]:
             "'sktransfer[timm]'."
         ) from error
     # The tag after a name chooses among the weights of a model, and their recipe.
-    names = {*timm.list_models(), *timm.list_models(include_tags=True)}
-    if name not in names:
-        close = get_close_matches(name, sorted(names), n=3)
+    all_names = {*timm.list_models(), *timm.list_models(include_tags=True)}
+    if name not in all_names:
         raise ValueError(
             f"Invalid backbone='timm/{name}': expected the name of a model of timm "
-            f"{timm.__version__}, '<model>' or '<model>.<tag of its weights>'. Close "
-            f"names are {close}."
+            f"{timm.__version__}, '<model>' or '<model>.<tag of its weights>'."
+            f"{did_you_mean(name, sorted(all_names))}"
         )
     if weights == "default":
         model = _pretrained(name)

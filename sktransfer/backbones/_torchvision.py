@@ -3,7 +3,6 @@
 import os
 import warnings
 import zipfile
-from difflib import get_close_matches
 from enum import Enum
 from pathlib import Path
 from pickle import UnpicklingError
@@ -12,6 +11,7 @@ import torch
 from torch import nn
 from torchvision import models
 
+from sktransfer.backbones._names import did_you_mean
 from sktransfer.backbones._stages import split_stages
 from sktransfer.backbones._weights import apply_file, apply_weights, weights_path
 from sktransfer.inputs._images import ImageReader
@@ -80,8 +80,7 @@ def find_entry(entries: type[Enum], weights) -> Enum:
     name = weights.rpartition(".")[2] if isinstance(weights, str) else str(weights)
     if name in names:
         return entries[name]
-    close = get_close_matches(name.upper(), names, n=3, cutoff=0.4)
-    hint = f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
+    hint = did_you_mean(name, names, cutoff=0.4)
     raise ValueError(
         f"Invalid weights={weights!r} for this backbone: expected one of "
         f"{['default', *names]}, the path of a .safetensors or .pth file, or None for "

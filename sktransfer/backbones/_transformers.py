@@ -3,6 +3,7 @@
 import contextlib
 import inspect
 import os
+import re
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -91,15 +92,16 @@ def load(name: str, weights) -> tuple[nn.Sequential, Reader]:
     Raises
     ------
     WeightsMismatchError
-        If the weights lack a tensor that is used.
+        If the weights lack a tensor that is used, or have further layers.
     """
     _check_installed(name)
     folder = folder_of(name, with_weights=weights == "default")
     with _quiet():
-        model, missing = _model(name, folder, weights)
+        model, missing, unexpected = _model(name, folder, weights)
         reader = _reader(model, folder)
         stages = _split(model, folder, reader)
     _refuse_missing(name, model, stages, missing)
+    _refuse_further_layers(name, model, unexpected)
     return stages, reader
 
 
@@ -165,7 +167,8 @@ def _model(name: str, folder: Path, weights) -> tuple[nn.Module, set[str]]:
                 f"config.json in {str(folder)!r} ({str(error).splitlines()[0]})."
             ) from error
         if weights is None:
-            return AutoModel.from_config(config, dtype=torch.float32).eval(), set()
+            model = AutoModel.from_config(config, dtype=torch.float32)
+            return model.eval(), set(), set()
         source, made_by = {"pretrained_model_name_or_path": folder}, AutoModel
         if weights != "default":
             source = {"pretrained_model_name_or_path": None}
@@ -192,7 +195,8 @@ def _model(name: str, folder: Path, weights) -> tuple[nn.Module, set[str]]:
                 "only a pointer of Git LFS to it, has to be downloaded again."
             ) from error
     shapes = {key for key, *_ in about["mismatched_keys"]}
-    return model.eval(), {*about["missing_keys"]} | shapes
+    missing = {*about["missing_keys"]} | shapes
+    return model.eval(), missing, {*about["unexpected_keys"]}
 
 
 def _state(name: str, weights) -> dict:
@@ -218,6 +222,32 @@ def _refuse_missing(name, model, stages, missing) -> None:
             "transformers would take random numbers instead. Nothing was loaded. The "
             "file is incomplete, or config.json is that of another network."
         )
+
+
+def _refuse_further_layers(name, model, unexpected) -> None:
+    """Refuse weights with more layers of a kind than config.json says.
+
+    Heads, decoders and others that the model has not are left out of it on purpose.
+    """
+    prefix = f"{model.base_model_prefix}."
+    own = {_without_numbers(key) for key in model.state_dict()}
+    further = sorted(
+        key
+        for key in unexpected
+        if _without_numbers(key.removeprefix(prefix)) in own and re.search(r"\d", key)
+    )
+    if further:
+        more = f" and {len(further) - 3} more" if len(further) > 3 else ""
+        raise WeightsMismatchError(
+            f"The weights of backbone 'hf/{name}' have layers that are not in its "
+            f"config.json: {', '.join(further[:3])}{more}. A smaller network would "
+            "compute something else. Nothing was loaded. Use the config.json that "
+            "belongs to the weights."
+        )
+
+
+def _without_numbers(key: str) -> str:
+    return re.sub(r"\d+", "#", key)
 
 
 def _encoder(model: nn.Module) -> nn.Module:

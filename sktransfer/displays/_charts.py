@@ -3,6 +3,7 @@
 import re
 
 import numpy as np
+from sklearn.utils.validation import check_is_fitted
 
 from sktransfer.displays._drawing import (
     BLUE,
@@ -82,6 +83,7 @@ class FreezeDepthDisplay:
         ValueError
             If the parameter that is the freeze depth or the score is ambiguous.
         """
+        check_is_fitted(search)
         results, metric = search.cv_results_, _metric_of(search)
         param = _freeze_parameter(results, param)
         # A list of grids may contain some that do not search the freeze depth.
@@ -174,6 +176,7 @@ class TrainingHistoryDisplay:
         TrainingHistoryDisplay
             The display, already plotted.
         """
+        check_is_fitted(estimator)
         return cls(estimator.history_).plot(ax)
 
     def plot(self, ax=None):

@@ -152,8 +152,23 @@ def _length(sample) -> float:
 def _are_numbers(X, kind: str) -> bool:
     """Whether samples are numbers or rows of numbers, judged by the first present."""
     # A missing image is None or NaN; only if all are missing is NaN taken for a number.
-    there = (x for x in X if not is_missing(x))
-    return _is_numbers(next(there, X[0]), kind)
+    first = next((x for x in X if not is_missing(x)), X[0])
+    if kind != "sound":
+        _refuse_sound(first, kind)
+    return _is_numbers(first, kind)
+
+
+def _refuse_sound(sample, kind: str) -> None:
+    """Raise an error if a sample is a pair of a rate and the values of a sound."""
+    if not isinstance(sample, list | tuple) or len(sample) != 2:
+        return
+    rate, values = sample
+    if isinstance(rate, numbers.Number) and hasattr(values, "__len__"):
+        raise ValueError(
+            f"Invalid X: expected {kind}s, but it has a pair (rate, array), which is a "
+            f"sound, and the backbone reads {kind}s. Nothing was read. Pass a backbone "
+            f"of sounds, or {kind}s."
+        )
 
 
 def _is_numbers(sample, kind: str) -> bool:

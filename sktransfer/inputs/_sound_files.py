@@ -20,6 +20,8 @@ _MOST_VALUES = 2**28
 # Of a ratio of two sampling rates, such as 441 to 160, the larger number decides how
 # long the filter is by which sounds are resampled: here 21 MB.
 _MOST_STEPS = 2**17
+# WAV files with a larger size in their header were written without knowing it.
+_UNKNOWN_SIZE = 0x7FFFF000
 
 
 def pack(values: np.ndarray, rate: int) -> bytes:
@@ -86,6 +88,7 @@ def _opened(content: bytes):
         values = np.frombuffer(content, "<f4", offset=_HEAD.size)
         yield _HEAD.unpack_from(content)[1], len(values), lambda most: values[:most]
         return
+    _refuse_cut_off(content)
     soundfile = import_soundfile()
     try:
         opened = soundfile.SoundFile(io.BytesIO(content))
@@ -94,6 +97,22 @@ def _opened(content: bytes):
     with opened as file:
         read = functools.partial(_read, content, file)
         yield file.samplerate, file.frames, read
+
+
+def _refuse_cut_off(content: bytes) -> None:
+    """Raise an error if a WAV file ends before its header says.
+
+    libsndfile would read what there is of it.
+    """
+    if content[:4] != b"RIFF" or content[8:12] != b"WAVE":
+        return
+    size = int.from_bytes(content[4:8], "little")
+    # A program that writes to a pipe puts 0 or the largest number in place of the size,
+    # and some do not write the byte that makes it even.
+    if len(content) - 8 < size - 1 and size < _UNKNOWN_SIZE:
+        raise ValueError(
+            f"it has {len(content):,} bytes, and {size + 8:,} by its header (cut off?)"
+        )
 
 
 def _read(content: bytes, file, most: int) -> np.ndarray:

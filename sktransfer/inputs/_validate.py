@@ -23,6 +23,12 @@ def check_samples(
     y : ndarray
         The validated targets. Returned only if `y` was passed.
     """
+    shape = getattr(estimator, "image_shape", None)
+    if shape is not None and reader.kind != "image":
+        raise ValueError(
+            f"Invalid image_shape={shape!r}: expected None, as the samples of this "
+            f"backbone are {reader.kind}s. Only images have a shape."
+        )
     X, y = on_host(X), on_host(y)
     samples = reader.samples(X)
     with_y = not (isinstance(y, str) and y == "no_validation")

@@ -204,3 +204,9 @@ def test_names_can_be_registered():
         del _registered["mine"]
     with pytest.raises(ValueError, match="expected a str and a callable"):
         register_backbone("mine", 3)
+
+
+@pytest.mark.parametrize("name", [3, three_stages])
+def test_a_name_to_register_is_a_string(name):
+    with pytest.raises(ValueError, match="expected a str and .*in @register_backbone"):
+        register_backbone(name)

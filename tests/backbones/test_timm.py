@@ -10,7 +10,12 @@ import pytest
 import torch
 from torch import nn
 
-from sktransfer import WeightsMismatchError, load_backbone, split_stages
+from sktransfer import (
+    WeightsMismatchError,
+    list_backbones,
+    load_backbone,
+    split_stages,
+)
 from sktransfer.backbones import _timm
 from sktransfer.backbones._fusion import fuse
 from sktransfer.backbones._load import weights_licence
@@ -309,8 +314,17 @@ def test_a_tag_chooses_among_the_recipes_of_a_model():
     [("resnet81", "'resnet18'"), ("resnet18.a1_in2k", "'resnet18.a1_in1k'")],
 )
 def test_unknown_names_and_tags_name_close_ones(name, close):
-    with pytest.raises(ValueError, match=f"'timm/{name}': .*Close names are .*{close}"):
+    with pytest.raises(ValueError, match=f"'timm/{name}': .*Did you mean .*{close}"):
         load_backbone(f"timm/{name}", weights=None)
+
+
+def test_names_are_listed_if_a_pattern_asks_for_them(monkeypatch):
+    listed = list_backbones("timm/resnet1*")
+    assert {"timm/resnet18", "timm/resnet101"} <= {*listed}
+    assert len(list_backbones("timm/*")) == len(timm.list_models())
+    assert not any(name.startswith("timm/") for name in list_backbones())
+    monkeypatch.setitem(sys.modules, "timm", None)
+    assert list_backbones("timm/*") == []
 
 
 def test_a_model_without_weights_says_so():

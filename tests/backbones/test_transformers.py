@@ -249,6 +249,24 @@ def test_a_file_that_lacks_a_layer_is_refused(text_folder):
     load_backbone(f"hf/{text_folder}")
 
 
+def test_a_file_with_more_layers_than_the_config_is_refused(text_folder):
+    edited(text_folder, num_hidden_layers=1)
+    message = r"not in its config.json: encoder\.layer\.1\.\S+, .* and \d+ more.*Nothin"
+    with pytest.raises(WeightsMismatchError, match=message):
+        load_backbone(f"hf/{text_folder}")
+    # Without these weights, the size is a choice.
+    assert load_backbone(f"hf/{text_folder}", weights=None).n_features
+
+
+def test_weights_of_a_head_are_no_further_layers(text_model, tmp_path):
+    whole = transformers.BertForMaskedLM(text_model.config)
+    folder = saved(tmp_path / "masked", whole)
+    assert load_backbone(f"hf/{folder}").n_features
+    edited(folder, num_hidden_layers=1)
+    with pytest.raises(WeightsMismatchError, match=r"bert\.encoder\.layer\.1\."):
+        load_backbone(f"hf/{folder}")
+
+
 def test_a_file_of_another_shape_is_refused(text_folder):
     edited(text_folder, intermediate_size=40)
     message = r"lack encoder.layer.0.intermediate.* and \d+ more, or have another shape"

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 from matplotlib import pyplot as plt
+from sklearn.exceptions import NotFittedError
 from sklearn.experimental import enable_halving_search_cv  # noqa: F401
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV, HalvingGridSearchCV
@@ -24,6 +25,15 @@ from tests.small_network import (
     small_backbone,
 )
 from tests.small_tasks import make_task
+
+
+def test_what_is_not_fitted_has_nothing_to_show():
+    model = FineTuneClassifier()
+    search = GridSearchCV(model, {"freeze": [0, "all"]})
+    with pytest.raises(NotFittedError, match="This GridSearchCV instance is not fit"):
+        FreezeDepthDisplay.from_search(search)
+    with pytest.raises(NotFittedError, match="FineTuneClassifier instance is not fit"):
+        TrainingHistoryDisplay.from_estimator(model)
 
 
 def test_freeze_depth_of_a_search():
