@@ -12,8 +12,13 @@ from sklearn.model_selection import (
     RandomizedSearchCV,
     check_cv,
 )
+from sklearn.model_selection._search_successive_halving import (
+    BaseSuccessiveHalving,
+    HalvingGridSearchCV,
+)
 from sklearn.utils import check_random_state
 
+from sktransfer.choosing._halving import iterations_of, resources_of
 from sktransfer.finetuning._base import BaseFineTune
 from sktransfer.finetuning._parts import find_source
 
@@ -52,6 +57,9 @@ class SearchCost:
         The number of fits in which frozen stages run in each epoch.
     kind : {"image", "text", "sound"}
         What the samples are.
+    n_iterations : int, default=1
+        The number of iterations of a halving search. It is not known beforehand which
+        candidates survive one, so that these are counted as the costliest.
     """
 
     n_candidates: int
@@ -62,16 +70,20 @@ class SearchCost:
     n_steps: int
     n_augmented: int
     kind: str
+    n_iterations: int = 1
 
     def __str__(self):
-        refit = self.n_fits > self.n_candidates * self.n_splits
+        # Each candidate makes a fit in each fold, and a refit is one more.
+        refit = self.n_fits % self.n_splits == 1 or self.n_splits == 1
         augmented = (
             f"\n{self.n_augmented} fits augment their {self.kind}s, so that frozen "
             "stages run in each of their epochs."
         )
+        halved = f", halved over {self.n_iterations} iterations"
         return (
             f"{_count(self.n_fits, 'fit')}: {_count(self.n_candidates, 'candidate')} "
-            f"in {self.n_splits} folds{_REFIT * refit}.\n"
+            f"in {self.n_splits} folds{halved * (self.n_iterations > 1)}"
+            f"{_REFIT * refit}.\n"
             f"Source network: {_count(self.n_passes, 'pass', 'passes')} over "
             f"{_count(self.n_images, self.kind)}.\n"
             f"Trained stages: {_count(self.n_steps, self.kind)}, over all epochs of "
@@ -91,7 +103,7 @@ def search_cost(search, X, y=None, groups=None):
 
     Parameters
     ----------
-    search : GridSearchCV or RandomizedSearchCV
+    search : GridSearchCV, RandomizedSearchCV or a halving search
         The search, over an estimator that contains one `FineTuneClassifier`,
         `FineTuneRegressor` or `PretrainedFeatureExtractor`.
     X : sequence of samples, or array-like of shape (n_samples, n_pixels)
@@ -128,26 +140,27 @@ def search_cost(search, X, y=None, groups=None):
     generator = check_random_state(None)
     before = generator.get_state()
     try:
-        candidates, sizes = _plan(search, X, y, groups)
-        works = [_work_of(search, parameters) for parameters in candidates]
+        rungs = _rungs(search, X, y, groups)
     finally:
         # random_state=None stands for the global generator of NumPy, which drawing the
         # candidates and folds has advanced.
         generator.set_state(before)
-    n_splits, refit = len(sizes), bool(search.refit)
-    epochs = [work.epochs for work in works]
-    augmented = [work.augmented for work in works]
-    own = [work.own for work in works]
+    first, last = rungs[0], rungs[-1]
+    n_splits, refit = len(first.sizes), bool(search.refit)
+    own = sum(rung.total("own") for rung in rungs)
     return SearchCost(
-        n_candidates=len(candidates),
+        n_candidates=len(first.works),
         n_splits=n_splits,
-        n_fits=len(candidates) * n_splits + refit,
+        n_fits=sum(rung.count for rung in rungs) * n_splits + refit,
         n_images=len(X),
         # The refit is not scored, so that it makes at most one pass of its own.
-        n_passes=_n_shared(works) + sum(own) * n_splits + refit * any(own),
-        n_steps=sum(epochs) * sum(sizes) + refit * max(epochs) * len(X),
-        n_augmented=sum(augmented) * n_splits + refit * max(augmented),
-        kind=works[0].kind,
+        n_passes=_n_shared(first.works) + own * n_splits + refit * (own > 0),
+        n_steps=sum(rung.total("epochs") * sum(rung.sizes) for rung in rungs)
+        + refit * last.most("epochs") * len(X),
+        n_augmented=sum(rung.total("augmented") for rung in rungs) * n_splits
+        + refit * last.most("augmented"),
+        kind=first.works[0].kind,
+        n_iterations=len(rungs),
     )
 
 
@@ -167,6 +180,26 @@ class _Work:
     augmented: bool = False
     own: int = 0
     kind: str = "image"
+
+
+@dataclass
+class _Rung:
+    """An iteration of a search: what its candidates compute, in each of the folds.
+
+    `count` of the candidates are in this iteration, and `sizes` are the numbers of
+    training samples of the folds.
+    """
+
+    works: list[_Work]
+    count: int
+    sizes: list[int]
+
+    def total(self, name: str) -> int:
+        """Return the sum of an attribute, over the candidates that have most of it."""
+        return sum(sorted(getattr(work, name) for work in self.works)[-self.count :])
+
+    def most(self, name: str) -> int:
+        return max(getattr(work, name) for work in self.works)
 
 
 def _work_of(search, parameters) -> _Work:
@@ -222,26 +255,55 @@ def _n_shared(works) -> int:
     return count
 
 
-def _plan(search, X, y, groups) -> tuple[list[dict], list[int]]:
-    """Return the candidates of a search and the number of training images per fold."""
-    # Both are copied together, since they may share a generator. As in the search, the
+def _rungs(search, X, y, groups) -> list[_Rung]:
+    """Return the iterations of a search, which is one unless it is a halving search."""
+    # All are copied together, since they may share a generator. As in the search, the
     # candidates are drawn first.
     random_state, cv = copy.deepcopy((getattr(search, "random_state", None), search.cv))
-    if isinstance(search, GridSearchCV):
-        candidates = ParameterGrid(search.param_grid)
+    cv = check_cv(cv, y, classifier=is_classifier(search.estimator))
+    halves = isinstance(search, BaseSuccessiveHalving)
+    resources = None
+    if halves:
+        n_splits = cv.get_n_splits(X, y, groups)
+        resources = resources_of(search, y, len(X), n_splits)
+    candidates = list(_candidates(search, random_state, resources))
+    sizes = [len(train) for train, _ in cv.split(X, y, groups)]
+    if not halves:
+        works = [_work_of(search, parameters) for parameters in candidates]
+        return [_Rung(works, len(works), sizes)]
+    rungs = []
+    for count, amount in iterations_of(search, len(candidates), *resources):
+        given, kept = {search.resource: amount}, sizes
+        if search.resource == "n_samples":
+            given, kept = {}, [int(amount / len(X) * size) for size in sizes]
+        works = [_work_of(search, parameters | given) for parameters in candidates]
+        rungs.append(_Rung(works, count, kept))
+    return rungs
+
+
+def _candidates(search, random_state, resources):
+    """Return the candidates of the first iteration."""
+    if isinstance(search, GridSearchCV | HalvingGridSearchCV):
+        return ParameterGrid(search.param_grid)
+    if isinstance(search, RandomizedSearchCV):
+        number = search.n_iter
+    elif search.n_candidates == "exhaust":
+        least, most = resources
+        number = most // least
     else:
-        drawn = search.param_distributions, search.n_iter
-        candidates = ParameterSampler(*drawn, random_state=random_state)
-    candidates = list(candidates)
-    splitter = check_cv(cv, y, classifier=is_classifier(search.estimator))
-    return candidates, [len(train) for train, _ in splitter.split(X, y, groups)]
+        number = search.n_candidates
+    return ParameterSampler(
+        search.param_distributions, number, random_state=random_state
+    )
 
 
 def _check(search) -> None:
-    if not isinstance(search, GridSearchCV | RandomizedSearchCV):
+    known = GridSearchCV | RandomizedSearchCV | BaseSuccessiveHalving
+    if not isinstance(search, known):
         raise ValueError(
             f"The cost of a {type(search).__name__} is not known beforehand: expected "
-            "a GridSearchCV or RandomizedSearchCV."
+            "a GridSearchCV, RandomizedSearchCV, HalvingGridSearchCV or "
+            "HalvingRandomSearchCV."
         )
     if isinstance(search.cv, Iterator):
         raise ValueError(
