@@ -45,7 +45,8 @@ numpydoc_validation_exclude = {
     # The steps of reading, a sentence each; `Reader` tells what they take and give.
     r"\.(Image|Text|Wave|Spectrogram)Reader\.",
     # Inherited from scikit-learn, and from Exception.
-    r"\.(fit_transform|get_feature_names_out|add_note|with_traceback)$",
+    r"\.(fit_transform|get_feature_names_out|set_callbacks)$",
+    r"\.(add_note|with_traceback)$",
 }
 
 intersphinx_mapping = {
