@@ -152,8 +152,8 @@ def _folder_of(model: nn.Module) -> Path | None:
     return cached_folder(getattr(model.config, "_name_or_path", ""))
 
 
-def _model(name: str, folder: Path, weights) -> tuple[nn.Module, set[str]]:
-    """Return a model in evaluation mode, and the names of what its weights lack."""
+def _model(name: str, folder: Path, weights) -> tuple[nn.Module, set, set]:
+    """Return a model in evaluation mode, and what its weights lack and have besides."""
     from transformers import AutoConfig, AutoModel
 
     own = {"local_files_only": True, "trust_remote_code": False}

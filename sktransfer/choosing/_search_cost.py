@@ -60,6 +60,8 @@ class SearchCost:
     n_iterations : int, default=1
         The number of iterations of a halving search. It is not known beforehand which
         candidates survive one, so that these are counted as the costliest.
+    refit : bool, default=False
+        Whether the best parameters are fitted to all samples at the end.
     """
 
     n_candidates: int
@@ -71,10 +73,9 @@ class SearchCost:
     n_augmented: int
     kind: str
     n_iterations: int = 1
+    refit: bool = False
 
     def __str__(self):
-        # Each candidate makes a fit in each fold, and a refit is one more.
-        refit = self.n_fits % self.n_splits == 1 or self.n_splits == 1
         augmented = (
             f"\n{self.n_augmented} fits augment their {self.kind}s, so that frozen "
             "stages run in each of their epochs."
@@ -83,7 +84,7 @@ class SearchCost:
         return (
             f"{_count(self.n_fits, 'fit')}: {_count(self.n_candidates, 'candidate')} "
             f"in {self.n_splits} folds{halved * (self.n_iterations > 1)}"
-            f"{_REFIT * refit}.\n"
+            f"{_REFIT * self.refit}.\n"
             f"Source network: {_count(self.n_passes, 'pass', 'passes')} over "
             f"{_count(self.n_images, self.kind)}.\n"
             f"Trained stages: {_count(self.n_steps, self.kind)}, over all epochs of "
@@ -161,6 +162,7 @@ def search_cost(search, X, y=None, groups=None):
         + refit * last.most("augmented"),
         kind=first.works[0].kind,
         n_iterations=len(rungs),
+        refit=refit,
     )
 
 

@@ -53,9 +53,9 @@ def save(estimator, path):
 
     Notes
     -----
-    Everything is saved except ``net_``, the skorch net used for training. Objects and
-    arrays that several parts share are stored once. The loaded
-    estimator can predict, be cloned and continue training (``warm_start``,
+    Everything is saved except ``net_``, the skorch net used for training, and callbacks
+    of scikit-learn. Objects and arrays that several parts share are stored once. The
+    loaded estimator can predict, be cloned and continue training (``warm_start``,
     ``partial_fit``) as before.
 
     Examples

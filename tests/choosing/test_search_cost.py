@@ -7,6 +7,7 @@ from sklearn.model_selection import (
     GroupShuffleSplit,
     KFold,
     RandomizedSearchCV,
+    ShuffleSplit,
 )
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.svm import SVC
@@ -287,3 +288,11 @@ def test_augmentation_without_frozen_stages_makes_nothing_run_again():
     assert cost.n_augmented == 2 + 1
     search = GridSearchCV(model, {"freeze": [0]}, cv=2)
     assert search_cost(search, X, y).n_augmented == 0
+
+
+@pytest.mark.parametrize("refit", [True, False])
+def test_a_single_split_is_not_taken_for_a_refit(refit):
+    cv = ShuffleSplit(1, test_size=0.5, random_state=0)
+    cost = search_cost(GridSearchCV(model(), {"lr": [0.1]}, cv=cv, refit=refit), X, y)
+    assert (cost.n_fits, cost.refit) == (1 + refit, refit)
+    assert ("once more" in str(cost)) == refit
