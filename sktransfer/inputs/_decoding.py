@@ -13,6 +13,7 @@ import torch
 from torchvision.transforms.v2.functional import pil_to_tensor
 
 from sktransfer.inputs._file_kinds import file_kind
+from sktransfer.inputs._resizing import Reduced
 
 # Images with more pixels than this are decoded one at a time. The lock is reentrant, as
 # `decode` takes it for the size in the header and again for the size after opening.
@@ -29,6 +30,10 @@ _loading = [threading.Lock() for _ in range(1021)]
 _PNG_SIZE = re.compile(rb"(?s)IHDR(.{8})")
 _JPEG_SIZE = re.compile(rb"(?s)\xff[\xc0-\xc2]\0[\x0b\x11\x14]\x08(.{4})[\1\3\4]")
 _EXIF_ORIENTATION = 0x0112
+# The EXIF orientations whose rows are columns of the upright image, and the axes of the
+# upright image that run backwards.
+_TRANSPOSED = (5, 6, 7, 8)
+_FLIPPED = {2: (1,), 3: (0, 1), 4: (0,), 6: (1,), 7: (0, 1), 8: (0,)}
 # Formats whose decoders hold an image in memory once or twice more, and by what the
 # limit of pixels is divided for them.
 _SHARES = {"WEBP": 2, "AVIF": 2, "JPEG2000": 2}
@@ -39,7 +44,7 @@ _NOT_READ = {"EPS", "BUFR", "GRIB", "HDF5", "MPEG", "WMF"}
 
 def decode(
     content: bytes | np.ndarray, least: int | None = None
-) -> PIL.Image.Image | torch.Tensor:
+) -> PIL.Image.Image | torch.Tensor | Reduced:
     """Decode content into an upright RGB image.
 
     Parameters
@@ -56,7 +61,7 @@ def decode(
     PIL.Image.Image, or torch.Tensor of shape (3, H, W)
         A float32 tensor in [0, 1] if the image has more than 8 bits. An image of 8 bits
         is returned as a PIL image: Pillow also resizes it, and its pixels need not be
-        copied in between.
+        copied in between. If it was decoded to less than its size, it is a `Reduced`.
 
     Raises
     ------
@@ -69,27 +74,28 @@ def decode(
     canvas, inner = _webp_size(content), _inner_size(content)
     _refuse_huge(*canvas, _SHARES["WEBP"])
     _refuse_huge(*inner)
-    with (
-        _turn(*max(canvas, inner)),
-        _opened(content, least) as opened,
-        _turn(*opened.size),
-    ):
-        image = _loaded_image(opened)
-        if isinstance(image, PIL.Image.Image) and image.mode == "RGB":
-            return image
-        return _array_image(np.asarray(image))
-
-
-def _opened(content: bytes, least: int | None) -> PIL.Image.Image:
-    try:
-        opened = PIL.Image.open(io.BytesIO(content), formats=readable_formats())
-    except PIL.UnidentifiedImageError as error:
-        raise PIL.UnidentifiedImageError(file_kind(content)) from error
-    if least is not None:
+    with _turn(*max(canvas, inner)), _opened(content) as opened:
         # The limit applies to the size of the file, whatever it is decoded to.
         _refuse_huge(*opened.size, _SHARES.get(opened.format, 1))
-        opened.draft(None, (least, least))
-    return opened
+        size = opened.size
+        part = opened.draft(None, (least, least)) if least else None
+        reduced = opened.size != size
+        with _turn(*opened.size):
+            image = _rgb_image(_loaded_image(opened))
+        return _reduced(image, size, part[1], opened) if reduced else image
+
+
+def _opened(content: bytes) -> PIL.Image.Image:
+    try:
+        return PIL.Image.open(io.BytesIO(content), formats=readable_formats())
+    except PIL.UnidentifiedImageError as error:
+        raise PIL.UnidentifiedImageError(file_kind(content)) from error
+
+
+def _rgb_image(loaded: PIL.Image.Image | np.ndarray) -> PIL.Image.Image | torch.Tensor:
+    if isinstance(loaded, PIL.Image.Image) and loaded.mode == "RGB":
+        return loaded
+    return _array_image(np.asarray(loaded))
 
 
 def as_tensor(image: PIL.Image.Image | torch.Tensor) -> torch.Tensor:
@@ -219,10 +225,25 @@ def _upright(array: np.ndarray, orientation: int) -> np.ndarray:
     """Undo an EXIF orientation from 1 to 8; other values are treated as 1."""
     # PIL.ImageOps.exif_transpose would copy images that need not be turned, and fail if
     # any other tag of the image cannot be written again.
-    if orientation in (5, 6, 7, 8):
+    if orientation in _TRANSPOSED:
         array = array.swapaxes(0, 1)
-    flips = {2: 1, 3: (0, 1), 4: 0, 6: 1, 7: (0, 1), 8: 0}
-    return np.flip(array, flips[orientation]) if orientation in flips else array
+    flips = _FLIPPED.get(orientation, ())
+    return np.flip(array, flips) if flips else array
+
+
+def _reduced(image, size, box, opened) -> Reduced:
+    """Return a loaded image with its size and its edges before it was reduced."""
+    orientation = _orientation(opened)
+    # The decoder rounds sides up, and adds what is missing at the right and at the end.
+    edges = [[0, box[3], opened.height], [0, box[2], opened.width]]
+    size = size[::-1]
+    if orientation in _TRANSPOSED:
+        edges, size = edges[::-1], size[::-1]
+    for axis in _FLIPPED.get(orientation, ()):
+        start, end, length = edges[axis]
+        edges[axis] = [length - end, length - start, length]
+    (upper, lower, _), (left, right, _) = edges
+    return Reduced(image, size, (left, upper, right, lower))
 
 
 def _array_image(array: np.ndarray) -> PIL.Image.Image | torch.Tensor:

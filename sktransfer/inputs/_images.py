@@ -8,7 +8,6 @@ from typing import ClassVar
 import numpy as np
 import PIL.Image
 import torch
-from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
 from sktransfer.inputs._augment import resolve_augment
@@ -17,14 +16,12 @@ from sktransfer.inputs._content import image_content
 from sktransfer.inputs._decoding import as_tensor, decode
 from sktransfer.inputs._image_tables import table_images
 from sktransfer.inputs._reader import Reader, Samples
+from sktransfer.inputs._resizing import GAP, Reduced, centre_of, resize, size_of
 
 # Beyond this aspect ratio, the ends of an image are cropped before it is resized; the
 # centre crop would remove them anyway. An image of 1 x 60,000 pixels would otherwise be
 # resized to 224 x 13.4 M.
 MAX_ASPECT = 16
-# By how much an image that is decoded fast exceeds the size that it is resized to. From
-# three times that size on, Pillow calls the result close to that of full resampling.
-_GAP = 3
 # Side of the images of which the pixels are features of a linear model: as in CIFAR-10,
 # large enough to tell things apart, small enough for a linear model.
 _PLAIN_SIDE = 32
@@ -173,7 +170,7 @@ class ImageReader(Reader):
         return as_tensor(self.cut(self._resized(self._decoded(content))))
 
     def _decoded(self, content):
-        return decode(content, _GAP * self.resize if self.decoding == "fast" else None)
+        return decode(content, GAP * self.resize if self.decoding == "fast" else None)
 
     def _resized(self, image):
         # Images of 8 bits are resized by Pillow, as in the preset. Tensors are resized
@@ -181,6 +178,8 @@ class ImageReader(Reader):
         # MobileNetV2 by 3e-5 (cosine distance).
         if isinstance(image, torch.Tensor) and image.dtype == torch.uint8:
             image = PIL.Image.fromarray(image.permute(1, 2, 0).numpy())
+        if self.decoding == "fast" and isinstance(image, PIL.Image.Image):
+            image = Reduced.whole(image)
         return self.to_size(image, self.interpolation)
 
     def fits(self, height: int, width: int) -> bool:
@@ -189,22 +188,14 @@ class ImageReader(Reader):
 
     def to_size(self, image, interpolation: str):
         """Resize an image by its shorter side."""
-        height, width = F.get_size(image)
+        height, width = size_of(image)
         most = MAX_ASPECT * min(height, width)
         if max(height, width) > most:
-            image = F.center_crop(image, [min(height, most), min(width, most)])
-        shorter, longer = sorted(F.get_size(image))
+            image = centre_of(image, (min(height, most), min(width, most)))
+        shorter, longer = sorted(size_of(image))
         sides = self.resize, int(self.resize * longer / shorter)
         size = sides if height < width else sides[::-1]
-        return self.to_sides(image, size, interpolation)
-
-    def to_sides(self, image, size: tuple[int, int], interpolation: str):
-        """Resize an image to a height and a width."""
-        if self.decoding == "fast" and isinstance(image, PIL.Image.Image):
-            resample = PIL.Image.Resampling[interpolation.upper()]
-            return image.resize(size[::-1], resample, reducing_gap=_GAP)
-        mode = InterpolationMode(interpolation)
-        return F.resize(image, size, interpolation=mode, antialias=True)
+        return resize(image, size, interpolation)
 
     def cut(self, image):
         """Cut out the centre."""

@@ -8,6 +8,7 @@ import torch
 from torchvision.transforms.v2 import functional as F
 
 from sktransfer.inputs._images import ImageReader
+from sktransfer.inputs._resizing import resize
 
 # By Pillow's numbers.
 _FILTERS = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")
@@ -74,7 +75,7 @@ class ProcessorReader(ImageReader):
             interpolation = _FOR_FLOAT.get(interpolation, "bicubic")
         if not self.squash:
             return super().to_size(image, interpolation)
-        return self.to_sides(image, (self.resize, self.resize), interpolation)
+        return resize(image, (self.resize, self.resize), interpolation)
 
     def cut(self, image):
         """Cut out the centre, half a pixel towards the first row and column."""

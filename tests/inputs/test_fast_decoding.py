@@ -69,22 +69,57 @@ def test_fast_pixels_are_nearly_the_exact_ones(kind, mode, options):
 
 @pytest.mark.parametrize(
     ("height", "width", "decoded"),
-    [(300, 400, (150, 200)), (800, 900, (100, 113)), (180, 900, (180, 900))],
+    [(300, 400, (150, 200)), (800, 900, (100, 113)), (769, 1001, (97, 126))],
 )
 def test_jpegs_are_decoded_to_three_times_the_input_at_least(height, width, decoded):
-    image = _decoding.decode(photo(height=height, width=width), least=3 * 32)
-    assert image.size[::-1] == decoded
+    reduced = _decoding.decode(photo(height=height, width=width), least=3 * 32)
+    assert reduced.size == (height, width)
+    assert reduced.image.size[::-1] == decoded
     assert min(decoded) >= 3 * 32
+    # A photo of which nothing can be left out is an image like any other.
+    small = _decoding.decode(photo(height=180, width=900), least=3 * 32)
+    assert small.size == (900, 180)
 
 
-def test_fast_photos_are_upright():
-    upright = PIL.Image.open(io.BytesIO(photo()))
+def ramps(height, width):
+    """An image whose first two channels are the row and the column of each pixel."""
+    rows, columns = np.mgrid[:height, :width]
+    pixels = np.zeros((height, width, 3))
+    pixels[..., 0], pixels[..., 1] = 255 * rows / height, 255 * columns / width
+    return PIL.Image.fromarray(pixels.round().astype(np.uint8))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("size", [(769, 1025), (1025, 769)])
+def test_fast_photos_stay_where_they_are(orientation, size):
+    # The decoder leaves 97 or 129 pixels, each of eight but for the last, which is of
+    # one. Were that one taken for a whole one, the others would move by 1.2 of 255.
+    exif = PIL.Image.Exif()
+    exif[0x0112] = orientation
+    options = {"quality": 98, "subsampling": 0, "exif": exif}
+    content = saved(ramps(*size), "JPEG", **options)
+    for exact in (EXACT, ProcessorReader(resize=32, crop=32, squash=True)):
+        fast = exact.decoded("fast")
+        moved = fast.read(content).float() - exact.read(content).float()
+        assert moved.mean((1, 2)).abs().max() < 0.5
+        assert moved.abs().max() <= 1
+
+
+def test_fast_photos_keep_their_orientation():
+    upright = photo()
     exif = PIL.Image.Exif()
     exif[0x0112] = 6
-    turned = saved(upright.rotate(90, expand=True), "JPEG", exif=exif, quality=95)
-    assert distance(turned) < 1
-    pixels = [FAST.read(content).float() for content in (turned, photo())]
+    image = PIL.Image.open(io.BytesIO(upright)).rotate(90, expand=True)
+    turned = saved(image, "JPEG", exif=exif, quality=95)
+    pixels = [FAST.read(content).float() for content in (turned, upright)]
     assert (pixels[0] - pixels[1]).abs().mean() < 2
+
+
+def test_the_ends_of_long_photos_are_cropped_fast():
+    content = saved(ramps(776, 13001), "JPEG", quality=98, subsampling=0)
+    moved = FAST.draft(content).float() - EXACT.draft(content).float()
+    assert moved.shape == (3, 32, 16 * 32)
+    assert moved.abs().max() <= 1
 
 
 def test_images_are_squashed_fast():
