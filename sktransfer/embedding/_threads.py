@@ -16,7 +16,8 @@ _READ = 4
 
 
 @functools.cache
-def _openmp() -> ThreadpoolController:
+def thread_libraries() -> ThreadpoolController:
+    """Return what limits the threads of OpenMP and BLAS."""
     # Kept, as finding the libraries of the process takes far longer than limiting them.
     return ThreadpoolController()
 
@@ -31,7 +32,7 @@ def keep_freed_memory() -> None:
 
 
 def _one_thread():
-    return _openmp().limit(limits=1, user_api="openmp")
+    return thread_libraries().limit(limits=1, user_api="openmp")
 
 
 def _is_cpu(device: str) -> bool:

@@ -11,8 +11,9 @@ from scipy.special import log_softmax, logsumexp
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression, Ridge, RidgeCV
 from sklearn.model_selection import GroupKFold, StratifiedGroupKFold, StratifiedKFold
-from threadpoolctl import threadpool_limits
 from torch import nn
+
+from sktransfer.embedding._threads import thread_libraries
 
 # The values of C, as exponents of half powers of ten. On embeddings of some hundred
 # samples, 0.01 to 1 is best for most tasks, so the search starts there, at 0.1.
@@ -98,7 +99,7 @@ def solve_head(targets, head: nn.Sequential, embeddings, examples, penalty=None)
     # 15 times as long as one.
     with (
         parallel_config(backend="sequential"),
-        threadpool_limits(1, user_api="blas"),
+        thread_libraries().limit(limits=1, user_api="blas"),
     ):
         found = targets.solve(rotated, examples, penalty)
     losses = targets.row_losses(found.scores(rotated), examples.targets)

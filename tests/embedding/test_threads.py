@@ -25,7 +25,7 @@ def test_lanes_work_side_by_side_and_take_each_batch_once(two_cores):
 
 def test_a_lane_has_one_openmp_thread():
     def threads(batch):
-        info = _threads._openmp().info()
+        info = _threads.thread_libraries().info()
         yield ([lib["num_threads"] for lib in info if lib["user_api"] == "openmp"],)
 
     found = []
