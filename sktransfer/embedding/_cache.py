@@ -16,7 +16,8 @@ from typing import NamedTuple
 import numpy as np
 
 from sktransfer._tables import Table
-from sktransfer.embedding._shards import DTYPES, KEY_BYTES, ShardStore
+from sktransfer.embedding._key_index import KEY_BYTES
+from sktransfer.embedding._shards import DTYPES, ShardStore
 
 __all__ = ["CacheInfo", "EmbeddingCache"]
 

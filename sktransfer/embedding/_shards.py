@@ -15,11 +15,12 @@ import time
 import uuid
 import warnings
 from collections import defaultdict
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
-KEY_BYTES = 32
+from sktransfer.embedding._key_index import KEY_BYTES, KeyIndex
+
 # Little-endian, so that a shard can be read on every machine.
 DTYPES = ("<f4", "<f2", "|u1")
 
@@ -51,22 +52,32 @@ class _Shard:
     path: str
     size: int
     kind: tuple | None = None
-    keys: list[bytes] = field(default_factory=list)
-    sums: list[bytes] = field(default_factory=list)
+    key_bytes: bytes = b""
+    sum_bytes: bytes = b""
     row_bytes: int = 0
     touched: bool = False
+
+    @property
+    def n_rows(self):
+        return len(self.key_bytes) // KEY_BYTES
+
+    @property
+    def keys(self):
+        starts = range(0, len(self.key_bytes), KEY_BYTES)
+        return [self.key_bytes[i : i + KEY_BYTES] for i in starts]
 
     def read(self, rows):
         """Yield (key, array) for each (key, position) whose checksum is correct."""
         dtype, shape = self.kind
-        start = self.size - len(self.keys) * self.row_bytes
+        start = self.size - self.n_rows * self.row_bytes
         # Not mapped into memory: if another process truncated the file, SIGBUS would
         # kill this one. Unbuffered, as single rows are read from anywhere in the file.
         with open(self.path, "rb", buffering=0) as file:
             for key, position in rows:
                 file.seek(start + position * self.row_bytes)
                 data = file.read(self.row_bytes)
-                if _row_sum(key, data) == self.sums[position]:
+                sum_at = position * _SUM_BYTES
+                if _row_sum(key, data) == self.sum_bytes[sum_at : sum_at + _SUM_BYTES]:
                     yield key, np.ndarray(shape, dtype, buffer=data)
 
     def touch(self):
@@ -124,8 +135,7 @@ def _read_header(file, path, size):
     if size != len(header) + n_rows * row_bytes:
         raise ValueError("cut short")
     sums_at = len(body) - n_rows * _SUM_BYTES
-    keys = _split(body[_HEAD.size + n_about : sums_at], KEY_BYTES)
-    sums = _split(body[sums_at:], _SUM_BYTES)
+    keys, sums = body[_HEAD.size + n_about : sums_at], body[sums_at:]
     return _Shard(path, size, (dtype, tuple(shape)), keys, sums, row_bytes)
 
 
@@ -141,7 +151,7 @@ def _fault_of(entry):
     try:
         with open(entry.path, "rb") as file:
             shard = _read_header(file, entry.path, stat.st_size)
-        rows = zip(shard.keys, range(len(shard.keys)), strict=True)
+        rows = zip(shard.keys, range(shard.n_rows), strict=True)
         n_right = sum(1 for _ in shard.read(rows))
     except FileNotFoundError:
         raise
@@ -150,20 +160,14 @@ def _fault_of(entry):
     except (ValueError, TypeError, struct.error) as error:
         known = type(error) is ValueError
         return (str(error) if known else "damaged header"), _DELETE
-    n_bad = len(shard.keys) - n_right
-    return (
-        (f"{n_bad} of {len(shard.keys)} rows are damaged", _DELETE) if n_bad else None
-    )
+    n_bad = shard.n_rows - n_right
+    return (f"{n_bad} of {shard.n_rows} rows are damaged", _DELETE) if n_bad else None
 
 
 def _row_bytes(dtype, shape):
     if dtype not in DTYPES or any(type(n) is not int or n < 0 for n in shape):
         raise ValueError(f"no rows are of dtype {dtype} and shape {shape}")
     return np.dtype(dtype).itemsize * math.prod(shape)
-
-
-def _split(data, width):
-    return [data[i : i + width] for i in range(0, len(data), width)]
 
 
 def _remove(path):
@@ -200,13 +204,13 @@ class ShardStore:
         self.folder = folder
         self.max_bytes = max_bytes
         self._shards = {}  # path -> _Shard
-        self._rows = {}  # key -> (_Shard, position)
+        self._index = KeyIndex()  # of the shards
         self._temporary_bytes = 0
         self._warned = False
 
     def info(self):
         self._refresh()
-        return len(self._rows), self._total_bytes(), self.folder
+        return len(self._index), self._total_bytes(), self.folder
 
     def verify(self):
         faults = {}
@@ -236,9 +240,9 @@ class ShardStore:
 
     def put_many(self, rows):
         self._refresh()
-        kinds = defaultdict(dict)
+        kinds, known = defaultdict(dict), self._index.find(rows)
         for key, row in rows.items():
-            if key not in self._rows:
+            if key not in known:
                 kinds[row.dtype.str, row.shape][key] = row
         try:
             for kind, some in kinds.items():
@@ -279,37 +283,38 @@ class ShardStore:
                     new.append(entry)
         for path in known.keys() - seen:
             self._forget(known[path])
-        # A list, as `any` of a generator would stop at the first new shard.
-        found = [self._discover(entry) for entry in new]
-        return any(found)
+        found = [shard for entry in new if (shard := self._discover(entry))]
+        self._add(found)
+        return bool(found)
 
     def _discover(self, entry):
-        """Add a file that was not known yet and return whether it is a shard."""
+        """Return the shard in a file that was not known yet, if it is one."""
         with contextlib.suppress(OSError):
             stat = entry.stat()
             if entry.name.endswith(_SUFFIX):
-                self._add(_parse_shard(entry.path, stat.st_size))
-                return True
+                return _parse_shard(entry.path, stat.st_size)
             if time.time() - stat.st_mtime > _TEMPORARY_SECONDS:
                 os.unlink(entry.path)
             else:
                 self._temporary_bytes += stat.st_size
-        return False
+        return None
 
     def _total_bytes(self):
         sizes = (shard.size for shard in self._shards.values())
         return self._temporary_bytes + sum(sizes)
 
-    def _add(self, shard):
-        self._shards[shard.path] = shard
-        self._rows.update((key, (shard, i)) for i, key in enumerate(shard.keys))
+    def _add(self, shards):
+        for shard in shards:
+            # A shard of the same rows has the same path.
+            if shard.path in self._shards:
+                self._forget(self._shards[shard.path])
+            self._shards[shard.path] = shard
+        self._index.add(shards)
 
     def _forget(self, shard):
-        self._shards.pop(shard.path, None)
-        for key in shard.keys:
-            # Another shard may contain the same row.
-            if self._rows.get(key, (None,))[0] is shard:
-                del self._rows[key]
+        if self._shards.get(shard.path) is shard:
+            del self._shards[shard.path]
+            self._index.remove(shard)
 
     def _drop(self, shard):
         gone = _remove(shard.path)
@@ -319,10 +324,8 @@ class ShardStore:
 
     def _read(self, keys):
         wanted = defaultdict(list)
-        for key in keys:
-            if key in self._rows:
-                shard, position = self._rows[key]
-                wanted[shard].append((key, position))
+        for key, (shard, position) in self._index.find(keys).items():
+            wanted[shard].append((key, position))
         found = {}
         for shard, rows in wanted.items():
             found.update(self._read_shard(shard, rows))
@@ -358,20 +361,20 @@ class ShardStore:
                 file.writelines(rows.values())
             shard = _parse_shard(temporary, os.stat(temporary).st_size)
             # Only a file that can be read again gets its final name.
-            if not shard.keys:
+            if not shard.n_rows:
                 raise OSError("the file that was written cannot be read")
             os.replace(temporary, path)
         finally:
             _remove(temporary)
         shard.path = path
-        self._add(shard)
+        self._add([shard])
         return shard
 
     def _merge(self):
         small = min(self.SMALL_BYTES, self.max_bytes // 512)
         kinds = defaultdict(list)
         for shard in self._shards.values():
-            if shard.keys and shard.size < small:
+            if shard.n_rows and shard.size < small:
                 kinds[shard.kind].append(shard)
         for kind, shards in kinds.items():
             if len(shards) > self.MAX_SMALL:
@@ -383,8 +386,8 @@ class ShardStore:
         for shard in shards:
             # Only rows that are looked up in this shard. Rows stored twice, for example
             # by two merges at the same time, thus become one again.
-            own = [(key, self._rows.get(key)) for key in shard.keys]
-            own = [(key, at[1]) for key, at in own if at and at[0] is shard]
+            found = self._index.find(shard.keys).items()
+            own = [(key, row) for key, (where, row) in found if where is shard]
             rows.update(self._read_shard(shard, own))
         merged = self._write(kind, rows)
         # A merged shard of the same rows has the same name, and must not be removed.

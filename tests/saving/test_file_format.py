@@ -8,7 +8,7 @@ import pytest
 from safetensors import safe_open
 
 from sktransfer import FineTuneClassifier, load, save
-from sktransfer.embedding import _shards
+from sktransfer.embedding import _key_index, _shards
 from sktransfer.saving import _codec, _file, _names
 from sktransfer.saving._simple import SIMPLE
 
@@ -107,7 +107,11 @@ def test_the_parts_of_a_file_of_a_cache_are_those_of_the_page():
     sizes = [row[0] for row in tables()["bytes content"]]
     assert sizes == ["8", "4", "8", "any", "32 *n*", "8 *n*", "16", "any"]
     assert _shards._HEAD.size == 8 + 4 + 8
-    assert (_shards.KEY_BYTES, _shards._SUM_BYTES, _shards._DIGEST_BYTES) == (32, 8, 16)
+    assert (_key_index.KEY_BYTES, _shards._SUM_BYTES, _shards._DIGEST_BYTES) == (
+        32,
+        8,
+        16,
+    )
     assert _shards._MAGIC == b"sktrows\x01"
     for dtype in _shards.DTYPES:
         assert f"``{dtype}``" in PAGE
