@@ -2,9 +2,10 @@
 
 import copy
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
-from sklearn.base import clone, is_classifier
+import numpy as np
+from sklearn.base import BaseEstimator, clone, is_classifier
 from sklearn.model_selection import (
     GridSearchCV,
     ParameterGrid,
@@ -19,6 +20,7 @@ from sklearn.model_selection._search_successive_halving import (
 from sklearn.utils import check_random_state
 
 from sktransfer.choosing._halving import iterations_of, resources_of
+from sktransfer.choosing._search_time import Seconds, search_seconds, time_candidates
 from sktransfer.finetuning._base import BaseFineTune
 from sktransfer.finetuning._parts import find_source
 
@@ -62,6 +64,12 @@ class SearchCost:
         candidates survive one, so that these are counted as the costliest.
     refit : bool, default=False
         Whether the best parameters are fitted to all samples at the end.
+    seconds : float or None, default=None
+        An estimate of the time that the search takes in one process, in seconds, or
+        None if nothing was timed. The refit, and what survives an iteration, counts as
+        the costliest.
+    min_seconds : float or None, default=None
+        The same if these are the cheapest of the candidates.
     """
 
     n_candidates: int
@@ -74,6 +82,8 @@ class SearchCost:
     kind: str
     n_iterations: int = 1
     refit: bool = False
+    seconds: float | None = None
+    min_seconds: float | None = None
 
     def __str__(self):
         augmented = (
@@ -88,15 +98,29 @@ class SearchCost:
             f"Source network: {_count(self.n_passes, 'pass', 'passes')} over "
             f"{_count(self.n_images, self.kind)}.\n"
             f"Trained stages: {_count(self.n_steps, self.kind)}, over all epochs of "
-            f"all fits.{augmented if self.n_augmented else ''}"
+            f"all fits.{augmented if self.n_augmented else ''}{self._time()}"
         )
+
+    def _time(self) -> str:
+        if self.seconds is None:
+            return ""
+        unit, size = "seconds", 1
+        if self.seconds >= 120:
+            unit, size = ("hours", 3600) if self.seconds >= 7200 else ("minutes", 60)
+        times = [_rounded(one / size) for one in (self.min_seconds, self.seconds)]
+        span = " to ".join(dict.fromkeys(times))
+        return f"\nTime: about {span} {unit}, in one process."
+
+
+def _rounded(number) -> str:
+    return f"{number:.0f}" if number >= 10 else f"{number:.1f}"
 
 
 def _count(number, one, many=None) -> str:
     return f"{number:,} {one if number == 1 else many or one + 's'}"
 
 
-def search_cost(search, X, y=None, groups=None):
+def search_cost(search, X, y=None, groups=None, *, n_timed=None):
     """Predict what a search over a pretrained network will compute, without running it.
 
     The search and the random generators stay as they are, so that a search that is run
@@ -108,11 +132,16 @@ def search_cost(search, X, y=None, groups=None):
         The search, over an estimator that contains one `FineTuneClassifier`,
         `FineTuneRegressor` or `PretrainedFeatureExtractor`.
     X : sequence of samples, or array-like of shape (n_samples, n_pixels)
-        The samples to search with. None of them is read.
+        The samples to search with. None of them is read unless `n_timed` is set.
     y : array-like, optional
         The targets, for splitters that need them.
     groups : array-like, optional
         The group labels of the samples, for splitters that need them.
+    n_timed : int or None, default=None
+        The number of samples by which to estimate how many seconds the search takes,
+        such as 64. It is rounded up to whole batches. Clones of the candidates are
+        fitted to these samples and predict them. The cache of the search is neither
+        read nor filled. If None, nothing is fitted.
 
     Returns
     -------
@@ -125,6 +154,19 @@ def search_cost(search, X, y=None, groups=None):
         If the search is of another kind, does not contain exactly one such estimator,
         or its ``cv`` is an iterator, which can be consumed only once.
 
+    Notes
+    -----
+    The estimate of seconds assumes one process, on a machine that is as busy then as
+    now, and an empty cache. A pass of the source network takes time in proportion to
+    the distinct samples, and is told from the rest as what a second fit saves; the rest
+    of a fit takes time in proportion to its training samples, and a prediction in
+    proportion to those that are predicted. A head that is solved takes as long as on
+    the few samples, since the more samples it has, the fewer folds it needs to choose
+    its penalty. With ``early_stopping``, fits to many samples may take more or fewer
+    epochs than those to a few. To time takes about the part
+    ``n_timed / (n_images * (n_splits - 1))`` of the search, and more if few fits follow
+    each pass.
+
     Examples
     --------
     >>> from sklearn.datasets import load_digits
@@ -136,18 +178,24 @@ def search_cost(search, X, y=None, groups=None):
     7 fits: 2 candidates in 3 folds, and the best once more, counted as the costliest.
     Source network: 1 pass over 90 images. Trained stages: 2,700 images, over all
     epochs of all fits.
+    >>> search_cost(search, X[:90], y[:90], n_timed=32).seconds > 0
+    True
     """
     _check(search)
     generator = check_random_state(None)
     before = generator.get_state()
     try:
         rungs = _rungs(search, X, y, groups)
+        least = most = None
+        if n_timed is not None:
+            _time(rungs, X, y, n_timed)
+            least, most = search_seconds(rungs, len(X), search)
     finally:
         # random_state=None stands for the global generator of NumPy, which drawing the
         # candidates and folds has advanced.
         generator.set_state(before)
     first, last = rungs[0], rungs[-1]
-    n_splits, refit = len(first.sizes), bool(search.refit)
+    n_splits, refit = len(first.train_sizes), bool(search.refit)
     own = sum(rung.total("own") for rung in rungs)
     return SearchCost(
         n_candidates=len(first.works),
@@ -156,13 +204,15 @@ def search_cost(search, X, y=None, groups=None):
         n_images=len(X),
         # The refit is not scored, so that it makes at most one pass of its own.
         n_passes=_n_shared(first.works) + own * n_splits + refit * (own > 0),
-        n_steps=sum(rung.total("epochs") * sum(rung.sizes) for rung in rungs)
+        n_steps=sum(rung.total("epochs") * sum(rung.train_sizes) for rung in rungs)
         + refit * last.most("epochs") * len(X),
         n_augmented=sum(rung.total("augmented") for rung in rungs) * n_splits
         + refit * last.most("augmented"),
         kind=first.works[0].kind,
         n_iterations=len(rungs),
         refit=refit,
+        min_seconds=least,
+        seconds=most,
     )
 
 
@@ -173,7 +223,7 @@ class _Work:
     `needs` are the outputs of source networks that all fits share, and `gives` are
     those that are known once these have been computed. `own` is the number of passes
     that each fit makes for itself, including those for its scores. `kind` is what the
-    samples are.
+    samples are, and `estimator` the candidate, not fitted.
     """
 
     needs: set
@@ -182,19 +232,42 @@ class _Work:
     augmented: bool = False
     own: int = 0
     kind: str = "image"
+    estimator: BaseEstimator | None = None
 
 
 @dataclass
 class _Rung:
     """An iteration of a search: what its candidates compute, in each of the folds.
 
-    `count` of the candidates are in this iteration, and `sizes` are the numbers of
-    training samples of the folds.
+    `count` of the candidates are in this iteration. Of the samples, `n_seen` are in any
+    of the folds. `seconds` are what the candidates were measured to take.
     """
 
-    works: list[_Work]
     count: int
-    sizes: list[int]
+    train_sizes: list[int]
+    test_sizes: list[int]
+    n_seen: int
+    works: list[_Work] = field(default_factory=list)
+    seconds: list[Seconds] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, folds, count: int) -> "_Rung":
+        train_sizes, test_sizes = (
+            [len(rows) for rows in one] for one in zip(*folds, strict=True)
+        )
+        seen = np.unique(np.concatenate([rows for fold in folds for rows in fold]))
+        return cls(count, train_sizes, test_sizes, len(seen))
+
+    def reduced(self, count: int, share: float) -> "_Rung":
+        """Return the iteration of fewer candidates on a share of the samples."""
+        train_sizes, test_sizes = (
+            [int(share * size) for size in sizes]
+            for sizes in (self.train_sizes, self.test_sizes)
+        )
+        # Each sample is in each of the folds, and may be drawn for any of them.
+        n_seen = round(self.n_seen * (1 - (1 - share) ** len(train_sizes)))
+        sizes = {"train_sizes": train_sizes, "test_sizes": test_sizes}
+        return replace(self, count=count, n_seen=n_seen, **sizes)
 
     def total(self, name: str) -> int:
         """Return the sum of an attribute, over the candidates that have most of it."""
@@ -221,7 +294,7 @@ def _work_of(search, parameters) -> _Work:
         used = backbone.cause(backbone.depth(part.stage), part.precision)
         found = {(*key, used, part.pooling)}
         work, again = _Work(found, found), True
-    work.kind = backbone.reader.kind
+    work.kind, work.estimator = backbone.reader.kind, estimator
     if part.cache is None or (part.weights is None and part.random_state is None):
         # Without a cache, the training images are embedded once more for their scores.
         again = again and part.cache is None and search.return_train_score
@@ -269,18 +342,31 @@ def _rungs(search, X, y, groups) -> list[_Rung]:
         n_splits = cv.get_n_splits(X, y, groups)
         resources = resources_of(search, y, len(X), n_splits)
     candidates = list(_candidates(search, random_state, resources))
-    sizes = [len(train) for train, _ in cv.split(X, y, groups)]
+    whole = _Rung.of(list(cv.split(X, y, groups)), len(candidates))
+
+    def works(**given):
+        return [_work_of(search, parameters | given) for parameters in candidates]
+
     if not halves:
-        works = [_work_of(search, parameters) for parameters in candidates]
-        return [_Rung(works, len(works), sizes)]
-    rungs = []
-    for count, amount in iterations_of(search, len(candidates), *resources):
-        given, kept = {search.resource: amount}, sizes
-        if search.resource == "n_samples":
-            given, kept = {}, [int(amount / len(X) * size) for size in sizes]
-        works = [_work_of(search, parameters | given) for parameters in candidates]
-        rungs.append(_Rung(works, count, kept))
-    return rungs
+        return [replace(whole, works=works())]
+    iterations = iterations_of(search, len(candidates), *resources)
+    if search.resource != "n_samples":
+        return [
+            replace(whole, count=count, works=works(**{search.resource: amount}))
+            for count, amount in iterations
+        ]
+    whole.works = works()
+    return [whole.reduced(count, amount / len(X)) for count, amount in iterations]
+
+
+def _time(rungs, X, y, n_timed) -> None:
+    """Time the candidates of each iteration, in which they may differ."""
+    n_train = max(rungs[-1].train_sizes)
+    every = {id(work): work for rung in rungs for work in rung.works}
+    found = time_candidates(list(every.values()), X, y, n_timed, n_train)
+    seconds = dict(zip(every, found, strict=True))
+    for rung in rungs:
+        rung.seconds = [seconds[id(work)] for work in rung.works]
 
 
 def _candidates(search, random_state, resources):
