@@ -51,6 +51,13 @@ from sktransfer.inputs._validate import as_samples, check_samples, on_host
 # The fitted attributes that `fit` with a warm start keeps, so that scikit-learn checks
 # the columns of the new table against those of the first.
 _COLUMNS = ("n_features_in_", "feature_names_in_")
+# All that a fit of either estimator sets, and no attribute of a subclass.
+_FITTED = (
+    *("backbone_", "head_", "net_", "source_", "freeze_depth_", "train_only_"),
+    *("history_", "n_iter_", "n_images_", "seen_", "value_range_", "C_", "alpha_"),
+    *("classes_", "class_count_", "multilabel_", "multi_output_"),
+    *("target_mean_", "target_scale_", "target_variance_", *_COLUMNS),
+)
 _SKIP = "on_error='skip' leaves it out of the fit."
 
 
@@ -106,9 +113,8 @@ class BaseFineTune(
         kept = _COLUMNS if start is not None else ()
         # Attributes that this fit does not set, such as `C_` of a head that was solved
         # before, must not remain, and a fit that fails must leave no model at all.
-        for name in [name for name in vars(self) if name.endswith("_")]:
-            if name not in kept:
-                delattr(self, name)
+        for name in set(_FITTED) - set(kept):
+            vars(self).pop(name, None)
         with advising(_SKIP), self._task("fit", X, y, sample_weight) as task:
             job = _Job(self.max_epochs, task, groups=groups)
             vars(self).update(self._fitted(X, y, sample_weight, start, job))

@@ -521,6 +521,48 @@ def test_the_tools_of_scikit_learn(task):
         assert meta.fit(X, y).predict(X).shape == y.shape
 
 
+class Noting(FineTuneClassifier):
+    """Notes something before it is fitted, as subclasses of scikit-learn's may."""
+
+    def fit(self, X, y):
+        self.kinds_ = sorted(set(y))
+        return super().fit(X, y)
+
+
+def test_a_fit_keeps_what_a_subclass_has_noted(task):
+    X, y = task
+    noting = Noting(small_backbone(), freeze="all", random_state=0)
+    assert noting.fit(X, y).kinds_ == ["ant", "bee", "wasp"]
+    assert isinstance(noting.C_, float)
+    # Of its own it keeps nothing: this head is not solved, but trained.
+    noting.set_params(solve_head=False, max_epochs=1).fit(X[:8], y[:8])
+    assert noting.kinds_ == sorted(set(y[:8]))
+    assert not hasattr(noting, "C_")
+
+
+@pytest.mark.parametrize("freeze", ["all", 2])
+@pytest.mark.parametrize(
+    ("kind", "targets"),
+    [
+        (FineTuneClassifier, [0, 1]),
+        (FineTuneClassifier, [[0, 1], [1, 1]]),
+        (FineTuneRegressor, [0.5, 1.5]),
+        (FineTuneRegressor, [[0.5, 1], [1.5, 2]]),
+    ],
+)
+def test_all_that_a_fit_sets_is_forgotten_by_the_next(kind, targets, freeze):
+    X = np.arange(24 * 48, dtype=np.uint8).reshape(24, 48)
+    y = np.array(targets * 12)
+    fitted = kind(small_backbone(), freeze=freeze, max_epochs=1, image_shape=(4, 4, 3))
+    before = set(vars(fitted))
+    fitted.fit(X, y)
+    assert set(vars(fitted)) - before
+    with pytest.raises(ValueError, match="NaN"):
+        fitted.fit(X, np.full(len(y), np.nan))
+    # Only what is known of the columns of the new X.
+    assert set(vars(fitted)) - before <= {"n_features_in_"}
+
+
 class Interrupt(Callback):
     def on_epoch_end(self, net, **kwargs):
         raise KeyboardInterrupt
