@@ -9,10 +9,11 @@ from sklearn.utils._param_validation import Interval, StrOptions
 from sktransfer.finetuning._base import BaseFineTune
 from sktransfer.finetuning._parameters import POSITIVE, shared_parameters
 from sktransfer.finetuning._predictions import marked
-from sktransfer.finetuning._targets import fitted_targets, label_targets
+from sktransfer.finetuning._probabilities import Probabilities
+from sktransfer.finetuning._targets import label_targets
 
 
-class FineTuneClassifier(ClassifierMixin, BaseFineTune):
+class FineTuneClassifier(ClassifierMixin, Probabilities, BaseFineTune):
     """Classify images, texts or sounds with a pretrained network that is fine-tuned.
 
     The last layer of the network is replaced by a new head, which is trained on the
@@ -391,58 +392,6 @@ class FineTuneClassifier(ClassifierMixin, BaseFineTune):
             of those whose labels are all predicted.
         """
         return self._score(accuracy_score, X, y, sample_weight)
-
-    def predict_proba(self, X):
-        """Predict the probabilities of the classes.
-
-        Parameters
-        ----------
-        X : sequence of samples, or array-like of shape (n_samples, n_pixels)
-            The samples to classify.
-
-        Returns
-        -------
-        ndarray of shape (n_samples, n_classes), float64
-            The probability of each class, in the order of `classes_`; for multilabel
-            targets, the probability of each label. A tensor where `predict` gives one,
-            also for classes that are strings.
-        """
-        scores, _ = self._outputs(X)
-        return fitted_targets(self).probabilities(scores)
-
-    def predict_log_proba(self, X):
-        """Predict the logarithms of the probabilities of the classes.
-
-        Parameters
-        ----------
-        X : sequence of samples, or array-like of shape (n_samples, n_pixels)
-            The samples to classify.
-
-        Returns
-        -------
-        ndarray of shape (n_samples, n_classes), float64
-            The logarithms of what `predict_proba` returns, computed from the scores, so
-            that they are finite also where a probability is rounded to 0.
-        """
-        scores, _ = self._outputs(X)
-        return fitted_targets(self).log_probabilities(scores)
-
-    def decision_function(self, X):
-        """Compute the scores that the predictions are based on.
-
-        Parameters
-        ----------
-        X : sequence of samples, or array-like of shape (n_samples, n_pixels)
-            The samples to classify.
-
-        Returns
-        -------
-        ndarray of shape (n_samples, n_classes), or (n_samples,) for two classes
-            The logits of the classes; for two classes, the logit of the second one
-            minus that of the first. A tensor where `predict_proba` gives one.
-        """
-        scores, _ = self._outputs(X)
-        return fitted_targets(self).decisions(scores)
 
     def _targets(self, y, weights, classes, before):
         return label_targets(y, weights, classes, before, self.class_weight)
