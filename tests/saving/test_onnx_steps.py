@@ -62,6 +62,12 @@ def outputs(module, rows=Z):
         return module.eval()(torch.from_numpy(rows)).numpy()
 
 
+# Without these, scikit-learn 1.8 and later warn.
+NEW = {"l1_ratios": (0,), "use_legacy_attributes": False}
+if "use_legacy_attributes" not in LogisticRegressionCV().get_params():
+    NEW = {}
+
+
 @pytest.mark.parametrize(
     "step",
     [
@@ -98,9 +104,7 @@ def test_a_transformer_is_a_module(step):
     "model",
     [
         LogisticRegression(),
-        LogisticRegressionCV(
-            cv=2, l1_ratios=(0,), use_legacy_attributes=False, scoring="accuracy"
-        ),
+        LogisticRegressionCV(cv=2, scoring="accuracy", **NEW),
         LinearDiscriminantAnalysis(),
         SGDClassifier(loss="log_loss", random_state=0),
         SGDClassifier(random_state=0),
