@@ -15,6 +15,7 @@ import time
 
 import numpy as np
 import torch
+from matplotlib.text import Text
 
 from benchmarks.side_by_side import print_machine, print_table
 from sktransfer import FineTuneClassifier, FreezeDepthDisplay
@@ -52,6 +53,7 @@ def measured(settings, train, test, options):
 
 def draw(results, depths, file):
     """Draw the accuracy of each depth, and a line for training from scratch."""
+    # The display is made for folds; here, each seed is one.
     scores = np.array([results[depth][0] for depth in depths])
     seconds = np.array([results[depth][1] for depth in depths])
     display = FreezeDepthDisplay(depths, scores, seconds, "test accuracy").plot()
@@ -60,6 +62,11 @@ def draw(results, depths, file):
     display.ax_[0].axhline(scratch, color="grey", linestyle="--")
     place = {"xytext": (0, 4), "textcoords": "offset points", "color": "dimgrey"}
     display.ax_[0].annotate("from scratch", (0, scratch), **place)
+    texts = [
+        text for text in display.figure_.findobj(Text) if text.get_text() == "folds"
+    ]
+    for text in texts:
+        text.set_text("draws of the training images")
     display.figure_.savefig(file)
 
 
