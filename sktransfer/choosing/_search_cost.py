@@ -152,20 +152,20 @@ def search_cost(search, X, y=None, groups=None, *, n_timed=None):
     ------
     ValueError
         If the search is of another kind, does not contain exactly one such estimator,
-        or its ``cv`` is an iterator, which can be consumed only once.
+        or its ``cv`` is an iterator, which can be consumed only once; or if `n_timed`
+        is not a positive int.
 
     Notes
     -----
-    The estimate of seconds assumes one process, on a machine that is as busy then as
-    now, and an empty cache. A pass of the source network takes time in proportion to
-    the distinct samples, and is told from the rest as what a second fit saves; the rest
-    of a fit takes time in proportion to its training samples, and a prediction in
-    proportion to those that are predicted. A head that is solved takes as long as on
-    the few samples, since the more samples it has, the fewer folds it needs to choose
-    its penalty. With ``early_stopping``, fits to many samples may take more or fewer
-    epochs than those to a few. To time takes about the part
-    ``n_timed / (n_images * (n_splits - 1))`` of the search, and more if few fits follow
-    each pass.
+    The seconds are an estimate. It assumes one process, an empty cache, and a machine
+    that is as busy then as now. Passes of the source network, which are what a second
+    fit saves, are taken to last in proportion to the distinct samples; the rest of a
+    fit in proportion to its training samples, besides a constant if `n_timed` is more
+    than a batch; and predictions in proportion to theirs. A head that is solved is
+    taken to last as long as for the few samples: the more it has, the fewer folds it
+    needs to choose its penalty. With ``early_stopping``, fits to many samples may have
+    more or fewer epochs than those to a few. Two to three fits to `n_timed` samples are
+    made for each candidate.
 
     Examples
     --------

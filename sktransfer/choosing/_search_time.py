@@ -70,8 +70,8 @@ def time_candidates(works, X, y, n_timed, n_train: int) -> list[Seconds]:
         # The fits of the search will issue them.
         warnings.simplefilter("ignore")
         _warm_up(works[0].estimator, *many)
-        share, caches = len(many[0]) / n_train, {}
-        return [_seconds(work, *many, caches, share) for work in works]
+        clock = _Clock(*many, batch_size, len(many[0]) / n_train)
+        return [clock.seconds(work) for work in works]
 
 
 def _batch_size(work) -> int:
@@ -103,47 +103,62 @@ def _warm_up(estimator, X, y) -> None:
     _predict(model.fit(X, y), X)
 
 
-def _seconds(work, X, y, caches: dict, share: float) -> Seconds:
-    """Time a candidate; `share` is that of the timed samples in those of a fit."""
-    model = clone(work.estimator)
-    _, part = find_source(model)
-    cache = None
-    if part.cache is not None and not work.own:
-        # The candidates share it, as they share that of the search. It is smaller by as
-        # much as the samples are fewer, so that what fits in one fits in the other.
-        size = max(1, int(share * resolve_cache(part.cache).max_bytes))
-        cache = caches.setdefault(size, EmbeddingCache(max_bytes=size))
-    part.set_params(cache=cache)
-    once, fit = _timed(lambda: model.fit(X, y), cache)
-    # The more samples, the fewer folds does a solved head need to choose its penalty,
-    # which takes about as long for any number of them.
-    solving = _solving(model)
-    also, predict = _timed(lambda: _predict(model, X), cache)
-    fixed, fit = _line(model, X, y, fit - solving, cache)
-    return Seconds((once + also) / len(X), solving + fixed, fit, predict / len(X))
+class _Clock:
+    """Times candidates on samples, which are the part `share` of those of a fit."""
+
+    def __init__(self, X, y, batch_size: int, share: float):
+        self.X, self.y = X, y
+        self.batch_size = batch_size
+        self.share = share
+        self.caches = {}
+
+    def seconds(self, work) -> Seconds:
+        model = clone(work.estimator)
+        _, part = find_source(model)
+        cache = None if work.own else self._cache(part)
+        part.set_params(cache=cache)
+        once, fit = _timed(lambda: model.fit(self.X, self.y), cache)
+        # The more samples, the fewer folds does a solved head need to choose its
+        # penalty, which takes about as long for any number of them.
+        solving = _solving(model)
+        also, predict = _timed(lambda: _predict(model, self.X), cache)
+        fixed, fit = self._line(model, fit - solving, cache)
+        n = len(self.X)
+        return Seconds((once + also) / n, solving + fixed, fit, predict / n)
+
+    def _cache(self, part) -> EmbeddingCache | None:
+        """Return what the candidates share in place of the cache of the search.
+
+        It is smaller by as much as the samples are fewer, so that what fits in one fits
+        in the other.
+        """
+        if part.cache is None:
+            return None
+        size = max(1, int(self.share * resolve_cache(part.cache).max_bytes))
+        return self.caches.setdefault(size, EmbeddingCache(max_bytes=size))
+
+    def _line(self, model, seconds: float, cache) -> tuple[float, float]:
+        """Return the seconds of each fit, and of each of its samples, but for solving.
+
+        `seconds` are those of a fit to all samples.
+        """
+        n, m = len(self.X), self.batch_size
+        slope = seconds / n
+        # Part of a batch would take as many steps as a whole one.
+        if m < n:
+            few = _some_of(self.X, self.y, m)
+            # A fit may refuse so few samples, and is then taken as proportional.
+            with contextlib.suppress(ValueError):
+                _, less = _timed(lambda: model.fit(*few), cache)
+                slope = (seconds - less + _solving(model)) / (n - m)
+        slope = min(max(0.0, slope), seconds / n)
+        return seconds - n * slope, slope
 
 
 def _solving(model) -> float:
     # Pipelines fit their last step itself, and not a clone of it.
     history = getattr(find_source(model)[1], "history_", [])
     return sum(row["seconds"] for row in history if row["phase"] == "solve")
-
-
-def _line(model, X, y, seconds: float, cache) -> tuple[float, float]:
-    """Return the seconds of each fit, and of each of its samples, but for solving.
-
-    `seconds` are those of a fit to all of `X`.
-    """
-    few = _some_of(X, y, max(2, len(X) // 4))
-    n, m = len(X), len(few[0])
-    slope = seconds / n
-    if m < n:
-        # A fit may refuse so few samples, and is then taken as proportional.
-        with contextlib.suppress(ValueError):
-            _, less = _timed(lambda: model.fit(*few), cache)
-            slope = (seconds - less + _solving(model)) / (n - m)
-    slope = min(max(0.0, slope), seconds / n)
-    return seconds - n * slope, slope
 
 
 def _timed(call, cache) -> tuple[float, float]:
