@@ -101,7 +101,23 @@ def resolve_precision(precision: str, device: str) -> str:
 def _has_bfloat16(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
-    return device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
+    if device.type == "cpu":
+        return torch.cpu._is_avx512_bf16_supported()
+    # The first of Apple's GPUs emulate it, and torch does not tell which one it is.
+    return device.type != "mps" and torch.amp.is_autocast_available(device.type)
+
+
+@functools.cache
+def _without_gradients(device: str) -> type:
+    """Return the fastest mode without gradients that a device has."""
+    other = torch.zeros(2, device=device)
+    try:
+        with torch.inference_mode():
+            # XLA has no views, in this mode, of tensors from outside, such as weights.
+            other[:1]
+    except RuntimeError:
+        return torch.no_grad
+    return torch.inference_mode
 
 
 def _roundings(kind: str) -> tuple:
@@ -309,7 +325,8 @@ class Prefix:
         x = batch.to(self.device, non_blocking=True)
         stages = self.backbone.inference_stages(self.device)
         found = {}
-        with torch.inference_mode(), torch.autocast(kind, torch.bfloat16, enabled=low):
+        mode = _without_gradients(self.device)
+        with mode(), torch.autocast(kind, torch.bfloat16, enabled=low):
             if not start and self.depth:
                 x = self.backbone.reader.normalise(x)
             if x.dim() == 4:

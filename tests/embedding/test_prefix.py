@@ -11,6 +11,7 @@ from sktransfer import (
     FineTuneClassifier,
     PretrainedFeatureExtractor,
 )
+from sktransfer.embedding import _prefix
 from sktransfer.embedding._embed import StageOutputs
 from sktransfer.embedding._embed import embed as embed_samples
 from sktransfer.embedding._prefix import Prefix
@@ -121,3 +122,22 @@ def test_a_fit_that_does_not_fit_names_the_batch_size():
         model.fit(IMAGES, np.arange(5) % 2)
     assert not hasattr(model, "backbone_")
     model.set_params(batch_size=2, max_epochs=1).fit(IMAGES, np.arange(5) % 2)
+
+
+def test_a_device_without_views_in_inference_mode_computes_in_another(monkeypatch):
+    class NoViews:
+        def __getitem__(self, place):
+            if torch.is_inference_mode_enabled():
+                raise RuntimeError("Cannot set version_counter for inference tensor")
+
+    assert _prefix._without_gradients("cpu") is torch.inference_mode
+    monkeypatch.setattr(torch, "zeros", lambda *args, **kwargs: NoViews())
+    assert _prefix._without_gradients("cpu:0") is torch.no_grad
+
+
+@pytest.mark.parametrize(("kind", "has"), [("xpu", True), ("mps", False)])
+def test_other_devices_have_bfloat16_if_torch_casts_to_it(monkeypatch, kind, has):
+    monkeypatch.setattr(torch.amp, "is_autocast_available", lambda kind: True)
+    assert _prefix._has_bfloat16(torch.device(kind)) is has
+    monkeypatch.setattr(torch.amp, "is_autocast_available", lambda kind: False)
+    assert not _prefix._has_bfloat16(torch.device(kind))
