@@ -3,6 +3,7 @@
 from collections import OrderedDict
 
 import numpy as np
+import pytest
 import torch
 from torch import nn
 
@@ -99,6 +100,7 @@ WORDS = ["good", "bad", "day", "a", "so", "too", "very", "film"]
 
 def tokenizer_json(words=WORDS):
     """The text of a tokenizer.json for a few words, with a token at either end."""
+    pytest.importorskip("tokenizers")
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
     ends = ["[CLS]", "[SEP]"]

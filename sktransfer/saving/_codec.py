@@ -260,6 +260,9 @@ class Decoder:
             raise ValueError(f"objects of dtype {dtype!r}")
         flat = np.empty(len(items), dtype=dtype)
         for i, item in enumerate(items):
+            # Any other object would be converted to what it is printed as.
+            if flat.dtype.kind == "U" and not isinstance(item, str):
+                raise ValueError(f"a string of type {type(item).__name__}")
             flat[i] = self.decode(item)
         return flat.reshape(shape)
 

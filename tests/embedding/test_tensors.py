@@ -18,6 +18,12 @@ from sktransfer.embedding._prefix import Prefix
 from tests.small_network import small_backbone
 from tests.small_tasks import make_task
 
+try:
+    with config_context(array_api_dispatch=True):
+        pass
+except ImportError as error:
+    pytest.skip(str(error), allow_module_level=True)
+
 gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
 _TO_THE_HOST = ("cpu", "numpy", "tolist", "item", "__array__", "__dlpack__")
 

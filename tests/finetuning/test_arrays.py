@@ -10,6 +10,12 @@ from sktransfer import FineTuneClassifier, FineTuneRegressor
 from tests.small_network import small_backbone
 from tests.small_tasks import make_task
 
+try:
+    with config_context(array_api_dispatch=True):
+        pass
+except ImportError as error:
+    pytest.skip(str(error), allow_module_level=True)
+
 X, LABELS = make_task()
 STACK = torch.from_numpy(np.stack(X)).permute(0, 3, 1, 2)
 CODES = np.arange(24) % 2
