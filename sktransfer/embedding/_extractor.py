@@ -85,7 +85,7 @@ class PretrainedFeatureExtractor(
         out details as long as three times the size of the input is left, and averages
         the pixels of other large files before they are resized: a photo of 12
         megapixels takes less than half of the time, and embeddings move by a cosine
-        distance of less than 1e-3 on average. Use one value in training and prediction.
+        distance of less than 1e-3. Use one value in training and prediction.
     on_error : {"raise", "nan"}, default="raise"
         What to do with a sample that cannot be read. "raise" raises an error that names
         the row and the file; "nan" returns a row of NaN and issues a single warning

@@ -141,7 +141,7 @@ class FineTuneRegressor(RegressorMixin, BaseFineTune):
         out details as long as three times the size of the input is left, and averages
         the pixels of other large files before they are resized: a photo of 12
         megapixels takes less than half of the time, and embeddings move by a cosine
-        distance of less than 1e-3 on average. Use one value in training and prediction.
+        distance of less than 1e-3. Use one value in training and prediction.
     on_error : {"raise", "skip", "nan"}, default="raise"
         What to do with samples that cannot be read.
 
