@@ -34,6 +34,8 @@ from sktransfer.datasets import load_image_folder
 
 NETWORKS = ("resnet50", "vit_b_16", "efficientnet_b0", "mobilenet_v3_small")
 CORE = openvino.Core()
+# torch traces one module at a time.
+TRACING = threading.Lock()
 
 
 class Compiled(nn.Module):
@@ -48,12 +50,11 @@ class Compiled(nn.Module):
             "INFERENCE_PRECISION_HINT": precision,
         }
         self.models, self.requests = {}, threading.local()
-        self.lock = threading.Lock()
 
     def model(self, x):
         """Return the stage for inputs of this shape."""
         key = tuple(x.shape), x.dtype
-        with self.lock, torch.autocast("cpu", enabled=False):
+        with TRACING, torch.autocast("cpu", enabled=False):
             if key not in self.models:
                 found = openvino.convert_model(self.stage[0], example_input=x)
                 found.reshape(list(x.shape))
@@ -139,8 +140,7 @@ def main():
     texts = pd.read_csv(arguments.texts)["text"][: arguments.samples]
     tasks = {name: (name, {"weights": None}, photos) for name in arguments.networks}
     if arguments.encoder:
-        options = {"weights": arguments.encoder}
-        tasks["encoder"] = "hf:all-MiniLM-L6-v2", options, texts
+        tasks["encoder"] = f"hf/{arguments.encoder}", {}, texts
     head = ["OpenVINO: faster by", "with one stage", "distance", "seconds to compile"]
     print_table(["network", "precision", "torch, samples a second", *head], [])
     for name, (network, options, X) in tasks.items():
