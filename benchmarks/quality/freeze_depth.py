@@ -15,7 +15,6 @@ import time
 
 import numpy as np
 import torch
-from matplotlib.text import Text
 
 from benchmarks.side_by_side import print_machine, print_table
 from sktransfer import FineTuneClassifier, FreezeDepthDisplay
@@ -62,11 +61,7 @@ def draw(results, depths, file):
     display.ax_[0].axhline(scratch, color="grey", linestyle="--")
     place = {"xytext": (0, 4), "textcoords": "offset points", "color": "dimgrey"}
     display.ax_[0].annotate("from scratch", (0, scratch), **place)
-    texts = [
-        text for text in display.figure_.findobj(Text) if text.get_text() == "folds"
-    ]
-    for text in texts:
-        text.set_text("draws of the training images")
+    display.ax_[0].get_legend().get_texts()[0].set_text("draws of the training images")
     display.figure_.savefig(file)
 
 

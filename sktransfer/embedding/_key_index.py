@@ -41,10 +41,11 @@ class KeyIndex:
 
     def add(self, blocks: Iterable) -> None:
         """Add the keys of blocks."""
-        runs = [(_NONE, _NONE.astype(int))]
+        runs = [(_NONE, _NONE.astype(np.int64))]
         for block in blocks:
             starts = _starts(block.key_bytes)
-            runs.append((starts, (self._added << _ROW_BITS) + np.arange(len(starts))))
+            rows = np.arange(len(starts), dtype=np.int64)
+            runs.append((starts, (self._added << _ROW_BITS) + rows))
             self._blocks[self._added], self._numbers[block] = block, self._added
             self._added += 1
         self._append(*_sorted(*map(np.concatenate, zip(*runs, strict=True))))

@@ -35,7 +35,7 @@ OPTIMIZERS = {
 }
 # The ratio of the learning rate of the backbone to that of the head, by what is
 # trained: a network in which little can change needs, and bears, larger changes of it.
-# Of 1, 3 and 10, the last one is best for "tiny" but too much for the norms of
+# Of 1, 3 and 10, the last one is mostly best for "tiny", but too much for the norms of
 # MobileNetV2 (benchmarks/quality/train_only.py).
 _RATIOS = {"all": 0.1, "norms": 3.0, "biases": 3.0}
 # Devices for which every supported version of torch has fused optimizers.
