@@ -4,8 +4,8 @@
 
 PHOTOS holds photographs in class folders, TEXTS is a CSV file with a column "text", and
 FOLDER holds an encoder of texts of transformers. All other weights are random. Each
-stage is compiled for batches of the size that it is run in, on the first batch, and
-each lane has a request of its own, with one thread. The second way has the network in a
+stage is compiled for batches of the size that it is run in, on the first batch, once
+for each lane, with one thread. The second way has the network in a
 single stage: what an engine would gain at most, as nothing is copied between stages.
 """
 
@@ -35,7 +35,7 @@ from sktransfer.datasets import load_image_folder
 NETWORKS = ("resnet50", "vit_b_16", "efficientnet_b0", "mobilenet_v3_small")
 CORE = openvino.Core()
 # torch traces one module at a time.
-TRACING = threading.Lock()
+COMPILING = threading.Lock()
 
 
 class Compiled(nn.Module):
@@ -45,30 +45,36 @@ class Compiled(nn.Module):
         super().__init__()
         self.stage = [stage]  # not a child
         self.options = {
-            "INFERENCE_NUM_THREADS": torch.get_num_threads(),
-            "NUM_STREAMS": torch.get_num_threads(),
+            "INFERENCE_NUM_THREADS": 1,
+            "NUM_STREAMS": 1,
+            "ENABLE_CPU_PINNING": False,
             "INFERENCE_PRECISION_HINT": precision,
         }
-        self.models, self.requests = {}, threading.local()
+        self.models, self.free = {}, {}
 
-    def model(self, x):
-        """Return the stage for inputs of this shape."""
-        key = tuple(x.shape), x.dtype
-        with TRACING, torch.autocast("cpu", enabled=False):
+    def request(self, key, x):
+        """Return a request that no lane is using, of a stage for inputs of this shape.
+
+        Lanes would wait for each other in the streams of a single compiled model.
+        """
+        with COMPILING, torch.autocast("cpu", enabled=False):
+            free = self.free.setdefault(key, [])
+            if free:
+                return free.pop()
             if key not in self.models:
                 found = openvino.convert_model(self.stage[0], example_input=x)
                 found.reshape(list(x.shape))
-                self.models[key] = CORE.compile_model(found, "CPU", self.options)
-        return key, self.models[key]
+                self.models[key] = found
+            compiled = CORE.compile_model(self.models[key], "CPU", self.options)
+            return compiled.create_infer_request()
 
     def forward(self, x):
-        key, model = self.model(x)
-        requests = vars(self.requests)
-        if key not in requests:
-            requests[key] = model.create_infer_request()
+        key = tuple(x.shape), x.dtype
+        request = self.request(key, x)
         # The array of a channels-last batch is copied to the layout of the model.
         given = np.ascontiguousarray(x.numpy())
-        found = requests[key].infer([given], share_inputs=True)
+        found = request.infer([given], share_inputs=True)
+        self.free[key].append(request)
         return torch.from_numpy(next(iter(found.values())))
 
 
@@ -117,11 +123,12 @@ def compared(backbone, X, precision, rounds):
     found = {name: torch.from_numpy(run()) for name, run in variants.items()}
     once = time.perf_counter() - start
     seconds = measure(variants, rounds)
-    away = 1 - torch.cosine_similarity(found["torch"], found["stages"])
+    # Random weights let the values of some networks nearly vanish.
+    away = (found["torch"] - found["stages"]).abs().max() / found["torch"].abs().max()
     gains = [ratio(seconds["torch"], seconds[name]) for name in ("stages", "whole")]
     speed = f"{len(X) / np.median(seconds['torch']):.1f}"
     once -= sum(np.median(times) for times in seconds.values())
-    return speed, *gains, f"{away.max():.0e}", f"{once:.0f}"
+    return speed, *gains, f"{away:.0e}", f"{once:.0f}"
 
 
 def main():
@@ -141,7 +148,7 @@ def main():
     tasks = {name: (name, {"weights": None}, photos) for name in arguments.networks}
     if arguments.encoder:
         tasks["encoder"] = f"hf/{arguments.encoder}", {}, texts
-    head = ["OpenVINO: faster by", "with one stage", "distance", "seconds to compile"]
+    head = ["OpenVINO: faster by", "with one stage", "difference", "seconds to compile"]
     print_table(["network", "precision", "torch, samples a second", *head], [])
     for name, (network, options, X) in tasks.items():
         backbone = load_backbone(network, random_state=0, **options)
