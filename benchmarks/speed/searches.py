@@ -132,6 +132,8 @@ def head_grid(files, y, rounds):
     }
     path = make_pipeline(StandardScaler(), path)
     variants["LogisticRegressionCV"] = functools.partial(path.fit, embeddings, y)
+    # By default, C is chosen in the fit.
+    variants["FineTuneClassifier, C=None"] = functools.partial(ours.fit, files, y)
     with warnings.catch_warnings():
         # scikit-learn's own, of parameters whose meaning will change.
         warnings.simplefilter("ignore", FutureWarning)

@@ -1,6 +1,7 @@
 """Reading of samples in threads, and the treatment of those that cannot be read."""
 
 import contextlib
+import itertools
 import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -157,7 +158,8 @@ def sample_digests(
         return [refusals.read(row, content_digest) or b"" for row in chunk]
 
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-        return sum(pool.map(some, range(0, len(rows), _DIGESTS)), [])
+        found = pool.map(some, range(0, len(rows), _DIGESTS))
+        return list(itertools.chain.from_iterable(found))
 
 
 def read_samples(samples: Samples, rows, step) -> list:
