@@ -105,9 +105,16 @@ def test_without_dispatch_or_with_anything_else_it_gives_arrays(pictures):
     assert isinstance(frame, pd.DataFrame)
 
 
-def test_the_embeddings_never_reach_the_host(pictures, dispatch, nothing_to_the_host):
-    rows = extractor(cache=None).transform(stack(pictures))
+def test_the_embeddings_never_reach_the_host(
+    pictures, dispatch, nothing_to_the_host, monkeypatch
+):
+    copied, cpu = [], torch.Tensor.cpu
+    # Of a tensor that is on a CPU, a copy to it is the tensor itself.
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.Tensor, "cpu", lambda x: copied.append(x.shape) or cpu(x))
+        rows = extractor(cache=None).transform(stack(pictures))
     assert isinstance(rows, OnDevice)
+    assert rows.shape not in copied
     with pytest.raises(AssertionError, match="copies to the host"):
         rows.cpu()
     # A cache gets copies, and what is computed stays where it is.
