@@ -1,6 +1,6 @@
 """What runs on a device, run on a second one and on the CPU: where they differ.
 
-    PJRT_DEVICE=CPU python -m benchmarks.second_device [DEVICE] [--only WORD]
+    PJRT_DEVICE=CPU python -m benchmarks.second_device [DEVICE] [--only WORD ...]
 
 A tensor on the wrong device is an error wherever there are two devices. The device
 "xla" of torch_xla is one that computes on a CPU, so that no GPU is needed. Prints the
@@ -312,7 +312,9 @@ def compare(case, device) -> float:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("device", nargs="?", default="xla")
-    parser.add_argument("--only", default="", help="cases whose name contains this")
+    parser.add_argument(
+        "--only", nargs="+", default=[""], help="cases whose name contains one of these"
+    )
     options = parser.parse_args()
     if torch.device(options.device).type == "xla":
         # torch knows the device, but only this makes it one that computes.
@@ -322,7 +324,7 @@ def main() -> int:
     print_machine(options.device)
     rows, failed = [], 0
     for name, (case, bound) in cases().items():
-        if options.only not in name:
+        if not any(word in name for word in options.only):
             continue
         begin = time.perf_counter()
         try:

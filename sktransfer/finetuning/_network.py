@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import math
 
 import numpy as np
 import torch
@@ -141,7 +142,7 @@ class Network(nn.Module):
         self.prefix = prefix
         self.precision = precision
         self.train_only = train_only
-        self._largest = [_largest_convolution(stage) for stage in suffix]
+        self._fewest = [_fewest_channels_last(stage) for stage in suffix]
         suffix.requires_grad_(False)
         self.rest(0)
 
@@ -152,8 +153,8 @@ class Network(nn.Module):
         kind, low = x.device.type, self.precision == "bfloat16"
         exempt = _DepthwiseInFloat32() if low and kind == "cpu" else _NOTHING
         with torch.autocast(kind, torch.bfloat16, enabled=low), exempt:
-            for stage, size in zip(self.suffix, self._largest, strict=True):
-                x = stage(_laid_out(x, size))
+            for stage, fewest in zip(self.suffix, self._fewest, strict=True):
+                x = stage(_laid_out(x, fewest))
             # As in prediction; what is flat already stays as it is.
             x = self.head(pool(x, "avg", self.padded))
         return x.float()
@@ -199,29 +200,34 @@ def fitted_so_far(known: dict, prefix: Prefix, network: Network, whole=False) ->
 
 
 _NOTHING = contextlib.nullcontext()
+# Before torch 2.14, the backward pass of a group norm in channels last ends the process
+# if its input needs no gradient, as after frozen layers.
+_NEVER_CHANNELS_LAST = (nn.GroupNorm,) if torch.__version__ < (2, 14) else ()
 
 
-def _laid_out(x: torch.Tensor, size: int) -> torch.Tensor:
-    """Return feature maps in the memory layout in which a CPU trains the stage fastest.
-
-    This is channels last, if the feature maps have at least as many numbers as the
-    largest convolution of the stage. Otherwise it is cheaper to reorder the feature
-    maps in each layer than the weights. The weights keep their layout, which the
-    optimizer needs.
-    """
+def _laid_out(x: torch.Tensor, fewest: float) -> torch.Tensor:
+    """Return feature maps of a CPU in channels last, if they have enough numbers."""
     if x.ndim != 4 or x.device.type != "cpu":
         return x
-    last = x.numel() >= size
+    last = x.numel() >= fewest
     layout = torch.channels_last if last else torch.contiguous_format
     return x.contiguous(memory_format=layout)
 
 
-def _largest_convolution(stage: nn.Module) -> int:
-    """Return the number of weights of the largest convolution that needs reordering."""
+def _fewest_channels_last(stage: nn.Module) -> float:
+    """Return the size of feature maps from which channels last is the faster layout.
+
+    It is the number of weights of the largest convolution of the stage. Of smaller
+    feature maps, it is cheaper to reorder these in each layer than the weights, which
+    keep their layout, as the optimizer needs it.
+    """
+    modules = list(stage.modules())
+    if any(isinstance(module, _NEVER_CHANNELS_LAST) for module in modules):
+        return math.inf
     # Convolutions of size 1 are matrix products, whose weights need no reordering.
     sizes = [
         module.weight.numel()
-        for module in stage.modules()
+        for module in modules
         if isinstance(module, nn.Conv2d)
         and module.groups == 1
         and module.kernel_size != (1, 1)

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from sktransfer import Backbone, FineTuneClassifier
+from sktransfer.finetuning import _network
 from sktransfer.finetuning._network import Network, Standardise, make_head
 from sktransfer.inputs._images import ImageReader
 from tests.small_tasks import make_task
@@ -56,10 +57,40 @@ def test_feature_maps_are_laid_out_as_each_stage_is_fastest():
 def test_the_layout_changes_what_is_learnt_by_rounding_only():
     network = make_network(narrow(), wide())
     found = gradients(network, PICTURES)
-    network._largest = [10**9] * 3
+    network._fewest = [10**9] * 3
     for ours, plain in zip(found, gradients(network, PICTURES), strict=True):
         np.testing.assert_allclose(ours, plain, rtol=1e-4, atol=1e-4)
     assert all(parameter.is_contiguous() for parameter in network.parameters())
+
+
+def grouped():
+    """Its norm, the first layer that is trained, has inputs without a gradient."""
+    return nn.Sequential(nn.Conv2d(3, 8, 3), nn.GroupNorm(2, 8))
+
+
+def test_group_norms_on_frozen_layers_do_not_end_the_process():
+    torch.manual_seed(0)
+    head = make_head(Standardise.nothing(8), (), 0.0, np.zeros(2))
+    suffix = nn.Sequential(grouped(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    network = Network(suffix, head, train_only="norms")
+    network(PICTURES.repeat(8, 1, 1, 1)).square().sum().backward()
+    assert network.suffix[0][0].weight.grad is None
+    assert network.suffix[0][1].weight.grad is not None
+
+
+@pytest.mark.parametrize(
+    ("never", "contiguous"), [((), False), ((nn.GroupNorm,), True)]
+)
+def test_group_norms_have_no_channels_last_where_torch_fails_in_it(
+    monkeypatch, never, contiguous
+):
+    monkeypatch.setattr(_network, "_NEVER_CHANNELS_LAST", never)
+    network, layouts = make_network(grouped()), []
+    network.suffix[0][1].register_forward_pre_hook(
+        lambda norm, inputs: layouts.append(inputs[0].is_contiguous())
+    )
+    network(PICTURES)
+    assert layouts == [contiguous]
 
 
 def test_tokens_have_no_layout():
