@@ -40,7 +40,8 @@ def load_image_folder(folder, *, return_X_y=False, as_names=False):
     The images are not opened. Hidden files and folders are ignored, and so are files
     without the suffix of an image format. Images may be stored in subfolders of the
     folder of their class. Links to folders are followed, and each folder is visited
-    once. Class folders without images are left out, and a warning is issued.
+    once. Class folders without images are left out, and so are images that are in no
+    class folder; a warning names them.
 
     Parameters
     ----------
@@ -320,6 +321,7 @@ def _load(folder, kind: _Kind, as_names: bool) -> Bunch:
             f"{advice}, or {kind.unlabelled}."
         )
     _warn_of_empty(root, sorted(found.keys() - classes), kind)
+    _warn_of_loose(root, kind)
     data = np.array([path for name in classes for path in found[name]], dtype=object)
     target = np.repeat(np.arange(len(classes)), [len(found[name]) for name in classes])
     names = np.array(classes)
@@ -375,13 +377,35 @@ def _warn_of_empty(root, empty, kind) -> None:
         kinds = "; ".join(f"{name}: {_contents(root / name)}" for name in empty[:5])
         more = f"; and {len(empty) - 5} more" if len(empty) > 5 else ""
         warnings.warn(
-            f"{len(empty)} of the folders in {str(root)!r} contain no {kind.name} and "
-            f"were not listed as classes ({kinds}{more}). If they are classes, add "
+            f"Folders in {str(root)!r} that contain no {kind.name} were not listed as "
+            f"classes: {len(empty)} ({kinds}{more}). If they are classes, add "
             f"{kind.name}s to them; if not, move them elsewhere.",
             UserWarning,
             # From here through `_load` and `load_image_folder` up to its caller.
             stacklevel=4,
         )
+
+
+def _warn_of_loose(root, kind) -> None:
+    names = sorted(
+        entry.name
+        for entry in root.iterdir()
+        if entry.is_file() and _is_listed(entry.name, kind.suffixes())
+    )
+    if names:
+        warnings.warn(
+            f"Files in {str(root)!r} that are in no class folder were not listed: "
+            f"{len(names)} ({', '.join(names[:5])}{', ...' if names[5:] else ''}). "
+            "Move each into the folder of its class, or elsewhere.",
+            UserWarning,
+            # As above.
+            stacklevel=4,
+        )
+
+
+def _is_listed(name: str, suffixes) -> bool:
+    suffix = os.path.splitext(name)[1].lower()
+    return suffix in suffixes and not name.startswith(".")
 
 
 def _contents(folder: Path) -> str:
@@ -409,9 +433,6 @@ def _files_below(folder: Path, kind: _Kind) -> list[str]:
         seen.add(real)
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         found += [
-            os.path.join(parent, name)
-            for name in names
-            if not name.startswith(".")
-            and os.path.splitext(name)[1].lower() in suffixes
+            os.path.join(parent, name) for name in names if _is_listed(name, suffixes)
         ]
     return sorted(found)

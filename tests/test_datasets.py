@@ -92,11 +92,19 @@ def test_a_class_without_images_is_named(tmp_path):
     (tmp_path / "cow").mkdir()
     (tmp_path / ".git").mkdir()
     with pytest.warns(
-        UserWarning, match=r"2 of the folders.*bee.*heif2.*cow"
+        UserWarning, match=r"Folders in.*no image.*: 2 \(bee.*heif2.*cow"
     ) as caught:
         photos = load_image_folder(tmp_path)
     assert caught[0].filename == __file__
     assert photos.target_names.tolist() == ["ant"]
+
+
+def test_images_in_no_class_folder_are_named(tmp_path):
+    make_files(tmp_path, ["ant/1.png", "7.JPG", "8.png", "._8.png", "readme.txt"])
+    with pytest.warns(UserWarning, match=r"not listed: 2 \(7.JPG, 8.png\)") as caught:
+        photos = load_image_folder(tmp_path)
+    assert caught[0].filename == __file__
+    assert len(photos.data) == 1
 
 
 def test_images_without_a_class_are_listed(tmp_path):
@@ -136,7 +144,7 @@ def test_messages_speak_of_sounds(tmp_path):
     with pytest.raises(ValueError, match=r"with sounds.*list_sounds\(folder\)"):
         load_sound_folder(tmp_path / "images")
     make_files(tmp_path, ["one/a/1.wav", "one/b/1.png"])
-    with pytest.warns(UserWarning, match="1 of the folders.*no sound.*b: it has files"):
+    with pytest.warns(UserWarning, match=r"no sound were not.*: 1 \(b: it has files"):
         load_sound_folder(tmp_path / "one")
 
 

@@ -80,12 +80,13 @@ class PretrainedFeatureExtractor(
         The number of values per second of sounds that are arrays without a rate.
         Files, and pairs ``(rate, array)``, have their own.
     decoding : {"exact", "fast"}, default="exact"
-        For images: how files of photographs larger than the input are decoded. "exact"
-        decodes and resizes all their pixels. "fast" lets the decoder of a JPEG leave
-        out details as long as three times the size of the input is left, and averages
-        the pixels of other large files before they are resized: a photo of 12
-        megapixels takes less than half of the time, and embeddings move by a cosine
-        distance of less than 1e-3. Use one value in training and prediction.
+        For images: how photographs larger than the input are decoded and resized.
+        "exact" decodes and resizes all their pixels. "fast" lets the decoder of a JPEG
+        leave out details as long as three times the size of the input is left: a file
+        of 12 megapixels takes less than half of the time, and embeddings move by a
+        cosine distance of less than 1e-3. Other large files, and images that are
+        decoded already, are only resized in two steps, which saves less and moves them
+        as much. Use one value, and one form of images, in training and prediction.
     on_error : {"raise", "nan"}, default="raise"
         What to do with a sample that cannot be read. "raise" raises an error that names
         the row and the file; "nan" returns a row of NaN and issues a single warning

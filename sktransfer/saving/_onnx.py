@@ -75,7 +75,8 @@ def export_onnx(estimator, path):
     The graph resizes with antialiasing as Pillow does, up to rounding: pixel values
     differ by one level of 255, and occasionally by two. The differences are larger at
     sharp edges of images that are more than twice as high as wide, whose height Pillow
-    resizes first since version 13.
+    resizes first since version 13. It does so in one step, as with
+    ``decoding="exact"``; a warning says so of a model that decodes fast.
 
     Examples
     --------
@@ -91,6 +92,15 @@ def export_onnx(estimator, path):
         raise ValueError(
             f"export_onnx expects a model of images, got one of {reader.kind}s. "
             "Nothing was written."
+        )
+    if reader.decoding != "exact":
+        warnings.warn(
+            "The graph resizes images in one step, as decoding='exact' does, but this "
+            f"model has decoding={reader.decoding!r}: for large images, its outputs "
+            "may differ by some thousandths. Fit it with decoding='exact' for a graph "
+            "that agrees up to rounding.",
+            UserWarning,
+            stacklevel=2,
         )
     # Opened first, so that a bad path is an error before the export, not after it.
     with whole_file(path) as partial:

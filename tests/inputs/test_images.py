@@ -423,6 +423,8 @@ def test_errors_name_row_and_file(tmp_path):
     assert images.describe(2) == "row 1 (bytes)"
     long = "/photos/" + 300 * "x" + "/the_end.png"
     assert images.take([0]).describe(0) == "row 2"
+    names = Samples(np.array(["x.png"]), ImageReader())
+    assert names.describe(0) == "row 0 ('x.png')"
     assert re.fullmatch(
         r"row 0 \('/photos/x+\.\.\.x+/the_end\.png'\)",
         Samples([long], ImageReader()).describe(0),

@@ -141,6 +141,21 @@ def test_the_graph_computes_what_the_estimator_does(kind, task, tmp_path):
         assert json.loads(properties["classes"]) == ["ants", "bees", "wasps"]
 
 
+def test_a_graph_of_a_model_that_decodes_fast_is_announced(monkeypatch, tmp_path):
+    # What comes after the warning is not tested here.
+    monkeypatch.setattr(_onnx, "_network_graph", lambda *_: 1 / 0)
+    fast = PretrainedFeatureExtractor(small_backbone(), decoding="fast")
+    with (
+        pytest.warns(UserWarning, match="decoding='fast'.*thousandths") as caught,
+        pytest.raises(ZeroDivisionError),
+    ):
+        export_onnx(fast, tmp_path / "model.onnx")
+    assert caught[0].filename == __file__
+    # Here, a warning would be an error of another kind.
+    with pytest.raises(ZeroDivisionError):
+        export_onnx(fast.set_params(decoding="exact"), tmp_path / "model.onnx")
+
+
 @pytest.mark.skipif(torch.__version__ < "2.9", reason="its exporter is not enough")
 def test_what_cannot_be_exported(task, tmp_path, monkeypatch):
     path = tmp_path / "model.onnx"
