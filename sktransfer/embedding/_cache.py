@@ -38,6 +38,7 @@ class CacheInfo(NamedTuple):
 
     ``rows`` and ``bytes`` describe what is currently stored, including keys and
     headers; ``hits`` and ``misses`` count the look-ups of this object in this process.
+    A sample that is new is looked up once for each stage that it could start from.
     """
 
     rows: int
