@@ -16,6 +16,7 @@ from PIL import Image
 from benchmarks.side_by_side import (
     busy_core,
     measure,
+    precisions,
     print_machine,
     print_table,
     ratio,
@@ -110,7 +111,7 @@ def distances(files, weights):
         batches = torch.stack(pictures).split(BATCH)
         expected = torch.cat([backbone.stages(batch) for batch in batches]).double()
     rows = []
-    for precision in ("float32", "bfloat16"):
+    for precision in precisions("cpu"):
         extractor = PretrainedFeatureExtractor(
             "mobilenet_v2", cache=None, precision=precision, **given
         )
