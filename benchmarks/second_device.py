@@ -45,11 +45,11 @@ from sktransfer import (
 from sktransfer.datasets import find_duplicates
 from sktransfer.inputs._images import ImageReader
 
-# Of the largest value, where nothing is trained.
+# All are parts of what the rows differ by. Where nothing is trained:
 COMPUTED = 1e-5
 # Of predictions after training: optimizers divide by gradients, and thereby enlarge the
-# rounding errors of small ones.
-TRAINED = 1e-2
+# rounding errors of small ones. Found on XLA: up to 2e-3, 1e-2 if trained twice.
+TRAINED = 3e-2
 # In bfloat16, which has 8 bits, beside float32 on the CPU.
 COMPUTED_LOW, TRAINED_LOW = 0.03, 0.15
 # Of the accuracy, where devices draw different random numbers, as for dropout.
@@ -96,10 +96,10 @@ def small_network(norm):
 SMALL = small_network(partial(nn.GroupNorm, 2))
 TRAINING = {
     "backbone": SMALL,
-    "max_epochs": 8,
+    "max_epochs": 3,
     "batch_size": 18,
-    "lr": 0.003,
-    # XLA compiles each step again whose learning rate is another one.
+    "lr": 0.02,
+    # XLA compiles each step again, of Adam and of another learning rate.
     "lr_schedule": "constant",
     "random_state": 0,
     "cache": None,
@@ -215,7 +215,8 @@ def fit_regressor(device, **params):
 
 def save_and_load(device):
     """Predict on the CPU with a saved model, and on the device after that."""
-    model = train(device, backbone="tiny", freeze=4)
+    # "tiny" has batch norms, which torch_xla cannot train.
+    model = train(device, backbone="tiny", freeze="all", hidden_layer_sizes=(8,))
     with tempfile.TemporaryDirectory() as folder:
         save(model, Path(folder, "model"))
         loaded = load(Path(folder, "model"))
@@ -236,7 +237,7 @@ def cases() -> dict:
     """Return the cases by name: a function of the device, and its bound."""
     low = {"precision": "bfloat16"}
     rare = {"class_weight": {"blue": 3.0, "green": 1.0, "red": 0.5}}
-    stop = {"early_stopping": True, "validation_fraction": 0.3, "max_epochs": 6}
+    stop = {"early_stopping": True, "validation_fraction": 0.3, "max_epochs": 4}
     computed = {
         "extract: tiny": extract,
         "extract: a middle stage, avgmax": partial(
