@@ -40,6 +40,8 @@ OPTIMIZERS = {
 _RATIOS = {"all": 0.1, "norms": 3.0, "biases": 3.0}
 # Devices for which every supported version of torch has fused optimizers.
 _FUSED = ("cpu", "cuda")
+# Devices whose nets can be opened by skorch from a pickle, also where there is none.
+_OPENED = ("cpu", "cuda", "mps")
 # Arguments in `net_params` that are combined with those of the estimator.
 _OURS = ("callbacks", "criterion")
 
@@ -200,8 +202,21 @@ def _tidy(net, plan) -> None:
         # The state of AdamW is twice as large as the network. Only a further call of
         # `partial_fit` continues with it.
         net.optimizer_.state.clear()
+    if torch.device(plan.device).type not in _OPENED:
+        _move_to_host(net)
     if isinstance(net, SpreadNet):
         net.let_go()
+
+
+def _move_to_host(net) -> None:
+    """Move a net to the CPU, with the state of its optimizer."""
+    state = net.optimizer_.state_dict()
+    net.device = "cpu"
+    # For some devices, this makes other parameters, which the optimizer has to take.
+    net.module_.to("cpu")
+    net.criterion_.to("cpu")
+    net.initialize_optimizer()
+    net.optimizer_.load_state_dict(state)
 
 
 def _take_over_state(optimizer, before) -> None:

@@ -7,6 +7,7 @@ import torch
 from skorch.callbacks import Callback
 
 from sktransfer import FineTuneClassifier, FineTuneRegressor
+from sktransfer.finetuning import _train
 from tests.small_network import small_backbone
 
 RNG = np.random.default_rng(0)
@@ -96,6 +97,27 @@ def test_a_call_that_is_interrupted_leaves_the_optimizer_as_it_was():
     for model in (one, other):
         model.partial_fit(X, LABELS)
     np.testing.assert_array_equal(one.predict_proba(X), other.predict_proba(X))
+
+
+def test_calls_go_on_if_the_net_was_moved_to_the_host_in_between(monkeypatch):
+    expected = classifier().partial_fit(X, LABELS, classes=[0, 1, 2])
+    expected.partial_fit(X, LABELS)
+    # As for devices whose pickles skorch cannot open, where a move makes other
+    # parameters.
+    monkeypatch.setattr(_train, "_OPENED", ())
+    torch.__future__.set_overwrite_module_params_on_conversion(True)
+    try:
+        model = classifier().partial_fit(X, LABELS, classes=[0, 1, 2])
+        net = model.net_
+        ours = {id(parameter) for parameter in net.module_.parameters()}
+        held = sum((group["params"] for group in net.optimizer_.param_groups), [])
+        assert {id(parameter) for parameter in held} <= ours
+        assert net.device == "cpu"
+        assert net.optimizer_.state
+        model = pickle.loads(pickle.dumps(model)).partial_fit(X, LABELS)
+    finally:
+        torch.__future__.set_overwrite_module_params_on_conversion(False)
+    np.testing.assert_array_equal(model.predict_proba(X), expected.predict_proba(X))
 
 
 def test_classes_of_further_calls_are_those_of_the_first():
