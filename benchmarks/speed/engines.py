@@ -5,8 +5,8 @@
 PHOTOS holds photographs in class folders, TEXTS is a CSV file with a column "text", and
 FOLDER holds an encoder of texts of transformers. All other weights are random. Each
 stage is compiled for batches of the size that it is run in, on the first batch, once
-for each lane, with one thread. The second way has the network in a
-single stage: what an engine would gain at most, as nothing is copied between stages.
+for each lane, with one thread. The second way has the network in a single stage: what
+an engine would gain at most, as nothing is copied between stages.
 """
 
 import argparse

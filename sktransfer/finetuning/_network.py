@@ -219,7 +219,8 @@ def _fewest_channels_last(stage: nn.Module) -> float:
 
     It is the number of weights of the largest convolution of the stage. Of smaller
     feature maps, it is cheaper to reorder these in each layer than the weights, which
-    keep their layout, as the optimizer needs it.
+    keep their layout, as the optimizer needs it. It is infinite if torch fails in
+    channels last.
     """
     modules = list(stage.modules())
     if any(isinstance(module, _NEVER_CHANNELS_LAST) for module in modules):

@@ -40,8 +40,8 @@ OPTIMIZERS = {
 _RATIOS = {"all": 0.1, "norms": 3.0, "biases": 3.0}
 # Devices for which every supported version of torch has fused optimizers.
 _FUSED = ("cpu", "cuda")
-# Devices whose nets can be opened by skorch from a pickle, also where there is none.
-_OPENED = ("cpu", "cuda", "mps")
+# Devices from which skorch opens the pickle of a net everywhere.
+_OPENED = ("cpu", "cuda")
 # Arguments in `net_params` that are combined with those of the estimator.
 _OURS = ("callbacks", "criterion")
 
@@ -202,10 +202,10 @@ def _tidy(net, plan) -> None:
         # The state of AdamW is twice as large as the network. Only a further call of
         # `partial_fit` continues with it.
         net.optimizer_.state.clear()
-    if torch.device(plan.device).type not in _OPENED:
-        _move_to_host(net)
     if isinstance(net, SpreadNet):
         net.let_go()
+    elif torch.device(plan.device).type not in _OPENED:
+        _move_to_host(net)
 
 
 def _move_to_host(net) -> None:

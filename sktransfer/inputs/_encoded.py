@@ -62,7 +62,7 @@ def file_name(sample) -> str | None:
     if isinstance(sample, Mapping):
         sample = sample.get("path")
     if is_local_path(sample):
-        # An element of an array of strings is no str that is shown as one.
+        # A string of NumPy is shown as np.str_('...').
         name = str(os.fspath(sample))
         return None if is_base64(name) else name
     if hasattr(sample, "read_bytes") and type(sample).__str__ is not object.__str__:

@@ -75,8 +75,8 @@ def export_onnx(estimator, path):
     The graph resizes with antialiasing as Pillow does, up to rounding: pixel values
     differ by one level of 255, and occasionally by two. The differences are larger at
     sharp edges of images that are more than twice as high as wide, whose height Pillow
-    resizes first since version 13. It does so in one step, as with
-    ``decoding="exact"``; a warning says so of a model that decodes fast.
+    resizes first since version 13. The graph resizes in one step, as with
+    ``decoding="exact"``; a model with ``decoding="fast"`` is exported with a warning.
 
     Examples
     --------
