@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+import time
 import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +16,9 @@ from sktransfer.inputs._reader import Reader, Samples, content_digest
 
 # The number of samples that a thread reads and hashes at a time.
 _DIGESTS = 16
+# The seconds in which samples are read and hashed before threads are started, which
+# get in each other's way where files are small.
+_MOMENT = 0.02
 # In a search, nothing here knows which rows of the user a fold is made of.
 _NUMBERING = "Rows are numbered within this X, in cross-validation a fold of yours."
 
@@ -147,19 +151,23 @@ def sample_digests(
 ) -> list[bytes]:
     """Return the digest of the content of each sample.
 
-    Threads are used, as reading and hashing release the global interpreter lock. The
-    digest of a refused sample is empty.
+    Threads are used for what takes longer than a moment, as reading and hashing release
+    the global interpreter lock. The digest of a refused sample is empty.
     """
     refusals = refusals or Refusals(samples, strict=True)
     rows = rows or range(len(samples))
+    digests, begin = [], time.perf_counter()
 
-    def some(first):
-        chunk = rows[first : first + _DIGESTS]
-        return [refusals.read(row, content_digest) or b"" for row in chunk]
+    def digest(row):
+        return refusals.read(row, content_digest) or b""
 
+    while len(digests) < len(rows) and time.perf_counter() - begin < _MOMENT:
+        digests.append(digest(rows[len(digests)]))
+    rest = rows[len(digests) :]
+    chunks = [rest[i : i + _DIGESTS] for i in range(0, len(rest), _DIGESTS)]
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-        found = pool.map(some, range(0, len(rows), _DIGESTS))
-        return list(itertools.chain.from_iterable(found))
+        found = pool.map(lambda chunk: [digest(row) for row in chunk], chunks)
+        return digests + list(itertools.chain.from_iterable(found))
 
 
 def read_samples(samples: Samples, rows, step) -> list:

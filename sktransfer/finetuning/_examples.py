@@ -277,11 +277,20 @@ def embed_tuned(
     for first in range(0, len(samples), _CHUNK):
         rows = range(first, min(first + _CHUNK, len(samples)))
         chunk = Refusals(samples.take(rows), refusals.strict)
-        if depth:
+        if 0 < depth < whole.depth:
             rest = _embed_from(chunk, whole, depth, cache, on_device)
         else:
             # Only this model has the tuned stages, so their outputs are not cached.
-            (rest,) = embed(chunk.samples, [whole], refusals=chunk, on_device=on_device)
+            kept = cache if depth else None
+            taps = taps_of(whole, len(chunk.samples), kept)
+            (rest,) = embed(
+                chunk.samples,
+                [whole],
+                cache=kept,
+                taps=taps,
+                refusals=chunk,
+                on_device=on_device,
+            )
         embeddings.append(torch.as_tensor(rest))
         refusals.include(chunk.found(), rows)
     return torch.cat(embeddings)

@@ -8,6 +8,8 @@ from sktransfer.inputs._file_kinds import text_kind
 
 # Larger files are refused, as all of a file is read into memory.
 MAX_FILE_BYTES = 2**29
+# The bytes that are read at a time of a file whose size is not known.
+_PART = 2**20
 # The words that a path hardly has, while most texts do.
 _WORDS = 8
 _IS_FOLDER = (
@@ -29,11 +31,23 @@ def read_file(path: str | os.PathLike, kind: str) -> bytes:
     except (OSError, ValueError) as error:
         raise ValueError(_why_not_opened(path, kind, error)) from error
     try:
-        _check_file(os.fstat(descriptor), kind)
-        with open(descriptor, "rb", closefd=False) as file:
-            return file.read()
+        status = os.fstat(descriptor)
+        _check_file(status, kind)
+        return _read_all(descriptor, status.st_size)
     finally:
         os.close(descriptor)
+
+
+def _read_all(descriptor: int, expected: int) -> bytes:
+    """Return what an open file holds, which is mostly of the expected size."""
+    # A file object would take longer to make than most files take to be read.
+    parts = [os.read(descriptor, expected + 1)]
+    if len(parts[0]) == expected:
+        return parts[0]
+    # The size has changed, or is not told, as that of the files of /proc.
+    while parts[-1]:
+        parts.append(os.read(descriptor, _PART))
+    return b"".join(parts)
 
 
 def _why_not_opened(path, kind: str, error: Exception) -> str:
