@@ -90,6 +90,7 @@ def solve_head(targets, head: nn.Sequential, embeddings, examples, penalty=None)
     order = sorted(range(len(embeddings)), key=lambda row: embeddings[row].tobytes())
     embeddings, examples = embeddings[order], examples.take(order)
     standardise, output = head[0], head[-1]
+    # The threads of OpenMP would go on spinning beside those of BLAS, which come next.
     with torch.inference_mode(), thread_libraries().limit(limits=1, user_api="openmp"):
         Z = standardise(torch.from_numpy(embeddings).double()).numpy()
     rotated, back = _fewer_columns(Z)
