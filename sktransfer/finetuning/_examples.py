@@ -280,7 +280,7 @@ def embed_tuned(
         if 0 < depth < whole.depth:
             rest = _embed_from(chunk, whole, depth, cache, on_device)
         else:
-            # Only this model has the tuned stages, so their outputs are not cached.
+            # Outputs of tuned stages, which only this model has, are not cached.
             kept = cache if depth else None
             taps = taps_of(whole, len(chunk.samples), kept)
             (rest,) = embed(
